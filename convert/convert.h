@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_CONVERT_H
+#define MOEC_CONVERT_H
+
+/*
+ * What this is: a plan executed into files, and back.
+ * Threads: one call, one output directory; the calls block.
+ * Errors: ARG (output exists and no force), LOCKED, IO, FORMAT, MAPPING,
+ *   INTEGRITY, CANCELLED (OUT.partial stays), DURABILITY (the output is
+ *   there, its last fsync failed).
+ */
+
+#include <signal.h>
+#include <stdbool.h>
+
+#include <moec/mapping.h>
+#include <moec/validate.h>
+
+typedef struct moec_convert_opts {
+    uint32_t n_threads;      /* 0: chosen */
+    uint64_t memory_bytes;   /* cap on buffers; 0: the default */
+    uint64_t max_part_bytes; /* 0: the default */
+    bool force;              /* replace an existing output */
+    bool no_direct;          /* never use O_DIRECT */
+    const char *family_text; /* description given with --family, or NULL */
+    const char *command;     /* command line for provenance.json, or NULL */
+    moec_progress_fn progress; /* bytes written and to write */
+    void *progress_ctx;
+    volatile sig_atomic_t *stop; /* non-zero: stop soon; may be NULL */
+} moec_convert_opts;
+
+typedef struct moec_convert_stats {
+    uint64_t bytes_read;    /* from source files */
+    uint64_t bytes_written; /* into data files */
+    double seconds;
+    uint32_t n_threads;
+    uint32_t n_files;
+    bool durability_uncertain;
+} moec_convert_stats;
+
+/* Buffer memory that a conversion takes, for `plan --json` and --memory. */
+uint64_t moec_convert_memory(const moec_plan *plan,
+                             const moec_convert_opts *opts);
+
+/* Write the converted checkpoint `out_dir`. `layout` is proved first. */
+moec_status moec_convert(const moec_layout *layout, const char *out_dir,
+                         const moec_convert_opts *opts,
+                         moec_convert_stats *stats, moec_error *err);
+
+/* Give the source's files back: converted checkpoint `dir` into the new
+ * directory `out_dir`. */
+moec_status moec_unconvert(const char *dir, const char *out_dir,
+                           const moec_convert_opts *opts,
+                           moec_convert_stats *stats, moec_error *err);
+
+#endif

@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_MAPPING_H
+#define MOEC_MAPPING_H
+
+/*
+ * What this is: from logical experts to physical slots. Families (names and
+ *   orientation as data), the model's facts, placements, the plan (slot
+ *   tensors and moves) and the layout of the converted files. Pure: nothing
+ *   here opens a data file.
+ * Lifetime: _create/_open give an object that the caller destroys; pointers
+ *   returned from it are borrowed and die with it. A model retains nothing of
+ *   the registry it was made with, but borrows the ckpt; a plan borrows its
+ *   model and copies its placement; a layout borrows its plan.
+ * Threads: all objects are immutable once made: share freely. A registry is
+ *   used by one thread at a time while families are added.
+ * Errors: FORMAT (config, family or placement file; rule C.. or P01..P04),
+ *   MAPPING (P05.., T1..T5), MIXED (C12), UNSUPPORTED, NOMEM.
+ */
+
+#include <moec/error.h>
+#include <moec/loader.h>
+#include <moec/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ----------------------------------------------------------- families */
+
+typedef struct moec_families moec_families;
+
+/* Make a registry with the built-in families. */
+MOEC_API moec_status moec_families_create(moec_families **out,
+                                          moec_error *err);
+MOEC_API void moec_families_destroy(moec_families *families);
+
+/* Add the family description in `text` (`n` bytes of JSON, schema
+ * moec.family/1: mapping/families/schema.json). It goes before the built-in
+ * ones, so that it wins where both list a model_type. `name` is for messages. */
+MOEC_API moec_status moec_families_add(moec_families *families,
+                                       const char *name, const char *text,
+                                       size_t n, moec_error *err);
+
+MOEC_API size_t moec_families_count(const moec_families *families);
+/* Name of family `i` ("deepseek_v3"). */
+MOEC_API const char *moec_families_name(const moec_families *families,
+                                        size_t i);
+
+/* -------------------------------------------------------------- model */
+
+typedef struct moec_model moec_model;
+
+/* How the layer's shared expert is weighted: for kernels and for users. */
+typedef enum moec_shared_kind {
+    MOEC_SHARED_NONE = 0,    /* the family has none */
+    MOEC_SHARED_PLAIN = 1,   /* weight by rsf alone */
+    MOEC_SHARED_SIGMOID = 2, /* times sigmoid(x . shared_gate) */
+    MOEC_SHARED_ROUTER = 3   /* weighted by columns of the router */
+} moec_shared_kind;
+
+/* Facts of a model, from config.json and confirmed by the shard headers. */
+typedef struct moec_facts {
+    const char *family;     /* id of families.json */
+    const char *model_type; /* as config.json spells it */
+    const char *activation; /* "silu", ... */
+    const char *score;      /* router's score function: "softmax", ... */
+    uint32_t n_experts;     /* E, routed */
+    uint32_t top_k;         /* K */
+    uint32_t n_shared;      /* shared experts as the config counts them */
+    uint32_t shared_slots;  /* slots the fused shared expert takes; 0 where it
+                               cannot fuse, `no_fuse_why` says why */
+    uint64_t hidden;        /* H */
+    uint64_t inter;         /* I, width of a routed expert */
+    uint64_t shared_width;  /* width of the one shared MLP, 0 without */
+    uint32_t n_layers;      /* decoder layers, MTP not counted */
+    uint32_t n_group, topk_group; /* 0 where the family has none */
+    double routed_scale;    /* rsf; 1 where the config has 0, null or none */
+    int norm_topk;          /* 0, 1; -1 where neither family nor config say */
+    moec_shared_kind shared_kind;
+    moec_dtype expert_dtype; /* of the routed weights (first MoE layer) */
+    uint8_t gated;          /* experts have a gate projection */
+    const char *no_fuse_why; /* NULL where shared experts fuse or are absent */
+} moec_facts;
+
+/* What a source tensor is. */
+typedef enum moec_role {
+    MOEC_ROLE_COMMON = 0, /* outside the family's expert name spaces */
+    MOEC_ROLE_ROUTED = 1,
+    MOEC_ROLE_SHARED = 2,
+    MOEC_ROLE_ROUTER = 3, /* router weight and what belongs to it */
+    MOEC_ROLE_SHARED_GATE = 4
+} moec_role;
+
+/* One MoE layer of the model. */
+typedef struct moec_moe_layer {
+    moec_layer_key key;
+    uint32_t source_number;     /* the number in the tensors' names */
+    const char *experts_prefix; /* "model.layers.3.mlp.experts" */
+} moec_moe_layer;
+
+#define MOEC_NO_LAYER UINT32_MAX
+#define MOEC_NO_EXPERT UINT32_MAX
+
+/* Where a source tensor belongs. */
+typedef struct moec_tensor_use {
+    moec_role role;
+    uint32_t layer;  /* index of moec_model_layer, or MOEC_NO_LAYER */
+    uint32_t expert; /* logical expert, MOEC_NO_EXPERT where stacked or none */
+} moec_tensor_use;
+
+/* Read facts from `config` (text of config.json, `n` bytes) and classify every
+ * tensor of `ckpt`. Refuses what does not agree: see rules C01..C12 and T1. */
+MOEC_API moec_status moec_model_create(moec_model **out, const moec_ckpt *ckpt,
+                                       const moec_families *families,
+                                       const char *config, size_t n,
+                                       moec_error *err);
+/* The same with config.json read from the checkpoint's directory. */
+MOEC_API moec_status moec_model_open(moec_model **out, const moec_ckpt *ckpt,
+                                     const moec_families *families,
+                                     moec_error *err);
+MOEC_API void moec_model_destroy(moec_model *model);
+
+MOEC_API const moec_facts *moec_model_facts(const moec_model *model);
+MOEC_API const moec_ckpt *moec_model_ckpt(const moec_model *model);
+/* MoE layers: main ones ascending, then MTP ones ascending. */
+MOEC_API size_t moec_model_n_layers(const moec_model *model);
+MOEC_API const moec_moe_layer *moec_model_layer(const moec_model *model,
+                                                size_t i);
+/* Index of the layer with this key, or MOEC_NO_LAYER. */
+MOEC_API uint32_t moec_model_find_layer(const moec_model *model,
+                                        moec_layer_key key);
+MOEC_API moec_tensor_use moec_model_use(const moec_model *model,
+                                        size_t tensor);
+
+/* ---------------------------------------------------------- placement */
+
+typedef struct moec_placement moec_placement;
+
+#define MOEC_EMPTY_SLOT (-1)
+
+/* Make the trivial placement: physical i holds logical i % E, redundant slots
+ * at the end. `n_layers` rows (one per MoE layer), E + R slots each. */
+MOEC_API moec_status moec_placement_trivial(moec_placement **out,
+                                            uint32_t n_layers,
+                                            uint32_t n_experts,
+                                            uint32_t n_redundant,
+                                            moec_error *err);
+
+/* Read a placement from the text of a file. Recognised by content:
+ *   {"physical_to_logical_map": [layers][P]}   SGLang: one row per decoder
+ *       layer (dense layers' rows are ignored), MTP layers behind them
+ *   [moe_layers][P]                            EPLB, vLLM: MoE layers only,
+ *       MTP layers behind the main ones
+ * MTP layers without a row get the trivial map. `name` is for messages. */
+MOEC_API moec_status moec_placement_parse(moec_placement **out,
+                                          const moec_model *model,
+                                          const char *name, const char *text,
+                                          size_t n, moec_error *err);
+
+/* Make a placement from arrays: p2l[layer * n_physical + p], a logical id or
+ * MOEC_EMPTY_SLOT. Checked like a file. */
+MOEC_API moec_status moec_placement_from_rows(moec_placement **out,
+                                              uint32_t n_layers,
+                                              uint32_t n_experts,
+                                              uint32_t n_physical,
+                                              const int32_t *p2l,
+                                              moec_error *err);
+MOEC_API void moec_placement_destroy(moec_placement *placement);
+
+MOEC_API uint32_t moec_placement_n_layers(const moec_placement *p);
+MOEC_API uint32_t moec_placement_n_experts(const moec_placement *p);
+MOEC_API uint32_t moec_placement_n_physical(const moec_placement *p);
+MOEC_API int moec_placement_is_trivial(const moec_placement *p);
+/* physical_to_logical of MoE layer `layer`: P entries. */
+MOEC_API const int32_t *moec_placement_row(const moec_placement *p,
+                                           uint32_t layer);
+/* SHA-256 over the decimal text "E P\n" and one line per layer of the ids
+ * separated by spaces: what files' __metadata__ and the manifest carry. */
+MOEC_API moec_status moec_placement_digest(const moec_placement *p,
+                                           uint8_t out[32], moec_error *err);
+
+/* --------------------------------------------------------------- plan */
+
+typedef struct moec_plan moec_plan;
+
+typedef enum moec_shared_mode {
+    MOEC_SHARED_SLOTS_AUTO = 0, /* per-rank where the family allows */
+    MOEC_SHARED_SLOTS_PER_RANK = 1,
+    MOEC_SHARED_SLOTS_GLOBAL = 2,
+    MOEC_SHARED_SLOTS_OFF = 3 /* kept as common tensors */
+} moec_shared_mode;
+
+typedef enum moec_w13_order {
+    MOEC_W13_GATE_UP = 0,
+    MOEC_W13_UP_GATE = 1
+} moec_w13_order;
+
+typedef struct moec_plan_opts {
+    uint32_t struct_bytes; /* sizeof(moec_plan_opts) */
+    uint32_t n_ranks;      /* W; ignored where by_expert */
+    uint32_t n_redundant;  /* R, without a placement */
+    moec_shared_mode shared;
+    moec_w13_order w13_order;
+    uint8_t allow_empty;         /* pad with empty slots to a multiple of W */
+    uint8_t shared_store_common; /* shared experts once, in their own file */
+    uint8_t no_mtp;              /* leave MTP layers out */
+    uint8_t by_expert;           /* expert store: rows are logical experts */
+    const moec_placement *placement; /* NULL: trivial with n_redundant */
+} moec_plan_opts;
+#define MOEC_PLAN_OPTS_INIT \
+    {sizeof(moec_plan_opts), 1, 0, MOEC_SHARED_SLOTS_AUTO, MOEC_W13_GATE_UP, \
+     0, 0, 0, 0, NULL}
+
+/* One stacked tensor of a layer, the same on every rank. Row j of it is one
+ * block of slot_bytes; moves are relative to a block. */
+typedef struct moec_slot_tensor {
+    const char *name;     /* "model.layers.3.mlp.experts.w13_weight" */
+    moec_dtype dtype;
+    uint32_t rank;        /* dimensions, shape[0] = rows L + S */
+    uint64_t shape[MOEC_RANK_MAX];
+    uint64_t slot_bytes;
+    uint8_t is_w2;        /* 0: w13, 1: w2 */
+    uint8_t op;           /* moec_op that the routed moves use */
+} moec_slot_tensor;
+
+/* What a source tensor becomes. */
+typedef enum moec_fate {
+    MOEC_FATE_MOVED = 0,   /* into slots */
+    MOEC_FATE_COMMON = 1,  /* a common file, unchanged */
+    MOEC_FATE_SHARED = 2,  /* the shared file (shared_store_common) */
+    MOEC_FATE_SKIPPED = 3  /* left out: no_mtp */
+} moec_fate;
+
+/* Unit: what fills one slot. 0..E-1 routed experts, E..E+S-1 shared parts. */
+#define MOEC_UNIT_EMPTY UINT32_MAX
+
+/* Most moves that one block of one slot tensor can have. */
+#define MOEC_BLOCK_MOVES_MAX 4
+
+/* Decide everything: topology, slot tensors, moves, fate of each tensor. */
+MOEC_API moec_status moec_plan_create(moec_plan **out, const moec_model *model,
+                                      const moec_plan_opts *opts,
+                                      moec_error *err);
+MOEC_API void moec_plan_destroy(moec_plan *plan);
+
+MOEC_API const moec_model *moec_plan_model(const moec_plan *plan);
+MOEC_API const moec_plan_opts *moec_plan_options(const moec_plan *plan);
+MOEC_API const moec_placement *moec_plan_placement(const moec_plan *plan);
+MOEC_API moec_topology moec_plan_topology(const moec_plan *plan);
+/* Shared rows that every rank's tensors have: S, or 0 with a common store. */
+MOEC_API uint32_t moec_plan_shared_rows(const moec_plan *plan);
+/* Warnings (P09, ...). */
+MOEC_API size_t moec_plan_n_notes(const moec_plan *plan);
+MOEC_API const moec_note *moec_plan_note(const moec_plan *plan, size_t i);
+
+/* Planned layers: those of the model, less MTP ones with no_mtp. */
+MOEC_API size_t moec_plan_n_layers(const moec_plan *plan);
+/* Index of planned layer `i` among the model's layers. */
+MOEC_API size_t moec_plan_model_layer(const moec_plan *plan, size_t i);
+MOEC_API size_t moec_plan_n_slot_tensors(const moec_plan *plan, size_t layer);
+MOEC_API const moec_slot_tensor *
+moec_plan_slot_tensor(const moec_plan *plan, size_t layer, size_t t);
+
+/* Unit in local row `row` of rank `rank`: a logical expert, E + shared part,
+ * or MOEC_UNIT_EMPTY. */
+MOEC_API uint32_t moec_plan_unit(const moec_plan *plan, size_t layer,
+                                 uint32_t rank, moec_local_row row);
+
+/* Write the moves that fill one block of slot tensor `t` with `unit` into
+ * out[MOEC_BLOCK_MOVES_MAX] and return how many. Moves do not depend on the
+ * rank: replicas are the same block. */
+MOEC_API size_t moec_plan_block_moves(const moec_plan *plan, size_t layer,
+                                      size_t t, uint32_t unit,
+                                      moec_move *out);
+
+MOEC_API moec_fate moec_plan_fate(const moec_plan *plan, size_t tensor);
+
+/* Figures of one rank. */
+typedef struct moec_rank_figures {
+    uint64_t bytes_read;    /* distinct source bytes that its moves name */
+    uint64_t bytes_written; /* of its expert files, headers and pads too */
+    uint64_t n_moves;
+} moec_rank_figures;
+
+/* ------------------------------------------------------------- layout */
+
+typedef struct moec_layout moec_layout;
+
+typedef enum moec_out_kind {
+    MOEC_OUT_SLOTS = 0,  /* a slot tensor: layer, t */
+    MOEC_OUT_COMMON = 1, /* a source tensor, unchanged: source */
+    MOEC_OUT_PAD = 2     /* zeros */
+} moec_out_kind;
+
+typedef struct moec_out_tensor {
+    moec_out_kind kind;
+    uint32_t layer;  /* planned layer */
+    uint32_t t;      /* slot tensor of that layer */
+    uint64_t source; /* source tensor of a common one; number of a pad */
+    uint64_t off;    /* bytes, from the begin of the file */
+    uint64_t bytes;
+} moec_out_tensor;
+
+typedef enum moec_out_file_kind {
+    MOEC_FILE_RANK = 0,   /* experts-rank-..., of `rank` */
+    MOEC_FILE_COMMON = 1, /* common-... */
+    MOEC_FILE_SHARED = 2, /* shared-... */
+    MOEC_FILE_STORE = 3   /* experts-... of an expert store */
+} moec_out_file_kind;
+
+typedef struct moec_out_file {
+    moec_out_file_kind kind;
+    uint32_t rank;         /* of a rank file, else 0 */
+    const char *name;
+    uint64_t bytes;
+    uint64_t header_bytes; /* 8 + N, a multiple of 4096 */
+    size_t n_tensors;
+    const moec_out_tensor *tensors; /* by offset */
+} moec_out_file;
+
+#define MOEC_ALIGN 4096u
+#define MOEC_MAX_PART_BYTES_DEFAULT (UINT64_C(4) << 30)
+
+/* Lay the plan out in files: parts of about max_part_bytes (0: the default),
+ * a layer never split, every tensor of a rank file at a multiple of 4096. */
+MOEC_API moec_status moec_layout_create(moec_layout **out,
+                                        const moec_plan *plan,
+                                        uint64_t max_part_bytes,
+                                        moec_error *err);
+MOEC_API void moec_layout_destroy(moec_layout *layout);
+MOEC_API const moec_plan *moec_layout_plan(const moec_layout *layout);
+MOEC_API uint64_t moec_layout_max_part_bytes(const moec_layout *layout);
+/* Files: rank (or store) files by (rank, part), shared ones, common ones. */
+MOEC_API size_t moec_layout_n_files(const moec_layout *layout);
+MOEC_API const moec_out_file *moec_layout_file(const moec_layout *layout,
+                                               size_t i);
+/* File and offset of slot tensor `t` of planned layer `layer` on `rank`. */
+MOEC_API void moec_layout_find_slots(const moec_layout *layout, uint32_t rank,
+                                     size_t layer, size_t t, size_t *file_out,
+                                     uint64_t *off_out);
+/* File and offset of a common or shared source tensor; 0 where it has none. */
+MOEC_API int moec_layout_find_common(const moec_layout *layout, size_t source,
+                                     size_t *file_out, uint64_t *off_out);
+/* Name of an out tensor: the slot tensor's, the source's, or "__pad.N" into
+ * `buf` (at least 32 bytes). */
+MOEC_API const char *moec_layout_name(const moec_layout *layout,
+                                      const moec_out_tensor *t, char *buf);
+/* The first 8 + N bytes of file `i`, to be freed with free(3). */
+MOEC_API moec_status moec_layout_header(const moec_layout *layout, size_t i,
+                                        void **out, uint64_t *bytes_out,
+                                        moec_error *err);
+/* Figures of rank `rank`. */
+MOEC_API moec_rank_figures moec_layout_figures(const moec_layout *layout,
+                                               uint32_t rank);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_H
+#define MOEC_H
+
+/*
+ * What this is: the umbrella over libmoec's public headers.
+ * Lifetime, threads, errors: see each header.
+ */
+
+#include <moec/error.h>
+#include <moec/loader.h>
+#include <moec/mapping.h>
+#include <moec/types.h>
+#include <moec/validate.h>
+#include <moec/version.h>
+
+#endif

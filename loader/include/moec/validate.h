@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_VALIDATE_H
+#define MOEC_VALIDATE_H
+
+/*
+ * What this is: what is proved about a plan or a converted checkpoint, and
+ *   the report of it. Theorems: T1 all used, T2 written once, T3 same bytes,
+ *   T4 map total, T5 types agree, T6 invertible.
+ * Lifetime: a report owns its findings and their texts.
+ * Threads: a report is immutable once returned: share freely.
+ * Errors: a failed proof is NOT an error: the call returns MOEC_OK and the
+ *   report has findings. Errors are IO, NOMEM, FORMAT (unreadable manifest,
+ *   slots.bin or source), CANCELLED.
+ */
+
+#include <moec/error.h>
+#include <moec/loader.h>
+#include <moec/mapping.h>
+#include <moec/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct moec_report moec_report;
+
+typedef enum moec_severity {
+    MOEC_SEVERITY_NOTE = 0,
+    MOEC_SEVERITY_WARNING = 1,
+    MOEC_SEVERITY_ERROR = 2
+} moec_severity;
+
+/* Bits of moec_finding.has: which fields apply. */
+enum {
+    MOEC_HAS_FILE = 1,
+    MOEC_HAS_TENSOR = 2,
+    MOEC_HAS_OFFSET = 4,
+    MOEC_HAS_LAYER = 8,
+    MOEC_HAS_RANK = 16,
+    MOEC_HAS_SLOT = 32, /* local row */
+    MOEC_HAS_EXPERT = 64,
+    MOEC_HAS_EXPECTED = 128,
+    MOEC_HAS_FOUND = 256
+};
+
+typedef struct moec_finding {
+    moec_rule rule;
+    moec_severity severity;
+    uint32_t has;
+    uint32_t rank, slot, expert;
+    moec_layer_key layer;
+    uint64_t offset; /* bytes, from the begin of `file` */
+    const char *message;
+    const char *file, *tensor;
+    const char *expected, *found;
+} moec_finding;
+
+typedef struct moec_theorem {
+    moec_rule rule;   /* MOEC_RULE_T1 .. MOEC_RULE_T6 */
+    uint8_t ok;
+    uint8_t ran;      /* 0: not checked at this level */
+    uint64_t checked; /* things looked at: tensors, bytes or slots */
+    const char *note; /* what it did not prove, or NULL */
+} moec_theorem;
+
+MOEC_API void moec_report_destroy(moec_report *report);
+/* 1 where no finding is an error. */
+MOEC_API int moec_report_ok(const moec_report *report);
+MOEC_API size_t moec_report_n_findings(const moec_report *report);
+/* Findings sorted by rule, layer, rank, slot, file, offset. */
+MOEC_API const moec_finding *moec_report_finding(const moec_report *report,
+                                                 size_t i);
+/* The six theorems, T1 first. i < 6. */
+MOEC_API const moec_theorem *moec_report_theorem(const moec_report *report,
+                                                 size_t i);
+
+/* Level 1: prove T1, T2, T4, T5 over a plan's moves; no weight is read. */
+MOEC_API moec_status moec_plan_prove(moec_report **out, const moec_plan *plan,
+                                     moec_error *err);
+
+/* Called now and then with bytes done and in all; non-zero cancels. One
+ * thread at a time. */
+typedef int (*moec_progress_fn)(void *ctx, uint64_t done, uint64_t total);
+
+typedef struct moec_verify_opts {
+    uint32_t struct_bytes; /* sizeof(moec_verify_opts) */
+    uint32_t n_threads;    /* 0: one per CPU allowed */
+    const moec_ckpt *source; /* compare with the source too; may be NULL */
+    const moec_families *families; /* NULL: the built-in ones */
+    moec_progress_fn progress;
+    void *progress_ctx;
+} moec_verify_opts;
+#define MOEC_VERIFY_OPTS_INIT {sizeof(moec_verify_opts), 0, NULL, NULL, NULL, NULL}
+
+/* Levels 1 and 2 over the converted checkpoint in directory `dir`. FORMAT
+ * where manifest.json or slots.bin cannot be read; damage elsewhere is a
+ * finding. */
+MOEC_API moec_status moec_verify(moec_report **out, const char *dir,
+                                 const moec_verify_opts *opts,
+                                 moec_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
