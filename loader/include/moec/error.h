@@ -40,7 +40,7 @@ typedef enum moec_status {
 /*
  * Rules that input can break. The id ("MOE-H07") and the short name
  * ("duplicate-key") are stable; texts are not. 0 means "no rule".
- * The list is in loader/base/rules.def.
+ * The list is in rules.def beside this header.
  */
 typedef enum moec_rule {
     MOEC_RULE_NONE = 0,

@@ -106,6 +106,9 @@ typedef struct moec_tensor_use {
     moec_role role;
     uint32_t layer;  /* index of moec_model_layer, or MOEC_NO_LAYER */
     uint32_t expert; /* logical expert, MOEC_NO_EXPERT where stacked or none */
+    uint8_t is_mtp;  /* 1: belongs to an MTP layer or module, whatever its
+                        role: everything below a layer prefix of the mtp
+                        space, and below "mtp." */
 } moec_tensor_use;
 
 /* Read facts from `config` (text of config.json, `n` bytes) and classify every

@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The moving part of a conversion.
+ *
+ * Work is cut into items: a range, a multiple of the digest leaf, of one
+ * block (layer, slot tensor, unit) or of one common tensor. A worker reads
+ * the range's source bytes, digests the leaves and writes the range to every
+ * rank that holds the unit: redundant copies and shared parts cost writes,
+ * never reads. Items are independent and stand in source order, so that the
+ * disk sees long runs; which worker does which item changes nothing in the
+ * output. Workers block in system calls, so there are more of them than CPUs.
+ *
+ * Memory: a few buffers a worker, whatever the model's size.
+ */
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ckpt.h"
+#include "execute.h"
+#include "io.h"
+#include "pipeline.h"
+
+/* One piece of work of plain copies: large enough for the disk (8 MiB reads
+ * reach its full speed with two in flight), small enough for the caches. */
+#define COPY_RANGE_BYTES (UINT64_C(8) << 20)
+/* Transposed and interleaved blocks: a range takes a stripe of every source
+ * row, so it should be as wide as memory allows. */
+#define TURN_RANGE_BYTES (UINT64_C(64) << 20)
+/* Least range under a tight --memory. */
+#define LEAST_RANGE_BYTES MOEC_LEAF_BYTES
+
+#define NO_BLOCK UINT32_MAX
+
+typedef struct item {
+    uint64_t src_off;  /* sort key: first source byte */
+    uint32_t src_file;
+    uint32_t layer, t; /* planned layer and slot tensor; NO_BLOCK: common */
+    uint32_t unit;     /* unit, or index of the common tensor */
+    uint64_t from, to; /* range of the block or tensor */
+} item;
+
+typedef struct worker {
+    unsigned char *buf;
+    moec_scratch scratch;
+    moec_io_buf io;
+    struct run *run;
+} worker;
+
+/* Places of a unit within one planned layer: physical ids by unit. */
+typedef struct places {
+    uint32_t *first; /* n_experts + 1 */
+    uint32_t *slots; /* physical ids */
+    uint32_t *empty; /* physical ids of empty slots */
+    uint32_t n_empty;
+} places;
+
+typedef struct run {
+    const moec_layout *layout;
+    const moec_plan *plan;
+    const moec_ckpt *ckpt;
+    moec_writer *w;
+    moec_digests *d;
+    const moec_convert_opts *opts;
+    moec_workers size;
+    size_t n_items, cap_items;
+    item *items;
+    size_t n_files;
+    moec_io_file *files;
+    worker *workers;
+    places *places; /* by planned layer */
+    uint64_t total_bytes;
+    _Atomic uint64_t done_bytes;
+    pthread_mutex_t progress_lock;
+} run;
+
+/* ------------------------------------------------------------- workers */
+
+static bool is_plain(const moec_slot_tensor *t)
+{
+    return t->op == MOEC_OP_COPY;
+}
+
+/* Longest range that any block wants. */
+static uint64_t wanted_range(const moec_plan *p)
+{
+    uint64_t most = COPY_RANGE_BYTES;
+
+    for (size_t i = 0; i < moec_plan_n_layers(p); i++)
+        for (size_t t = 0; t < moec_plan_n_slot_tensors(p, i); t++) {
+            const moec_slot_tensor *s = moec_plan_slot_tensor(p, i, t);
+            if (!is_plain(s))
+                most = moec_max_u64(
+                    most, moec_min_u64(s->slot_bytes, TURN_RANGE_BYTES));
+        }
+    return (most + MOEC_LEAF_BYTES - 1) / MOEC_LEAF_BYTES * MOEC_LEAF_BYTES;
+}
+
+static uint64_t worker_bytes(uint64_t range)
+{
+    return range + MOEC_IO_REQUEST_BYTES + 2 * MOEC_ALIGN +
+           MOEC_SCRATCH_BYTES_MAX;
+}
+
+moec_status moec_workers_choose(const moec_plan *plan,
+                                const moec_convert_opts *opts,
+                                moec_workers *out, moec_error *err)
+{
+    uint32_t n = opts->n_threads;
+    uint64_t range = wanted_range(plan), cap = opts->memory_bytes;
+
+    if (n == 0)
+        n = (uint32_t)moec_max_u64(4, 2 * (uint64_t)moec_cpu_count());
+    if (cap != 0) {
+        while (n > 1 && n * worker_bytes(range) > cap)
+            n--;
+        while (range > LEAST_RANGE_BYTES && worker_bytes(range) > cap)
+            range -= MOEC_LEAF_BYTES;
+        if (worker_bytes(range) > cap)
+            return moec_fail(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                             "--memory %llu is too little: one thread needs "
+                             "%llu bytes of buffers",
+                             (unsigned long long)cap,
+                             (unsigned long long)worker_bytes(range));
+    }
+    out->n = n;
+    out->range_bytes = range;
+    out->bytes = n * worker_bytes(range);
+    return MOEC_OK;
+}
+
+uint64_t moec_convert_memory(const moec_plan *plan,
+                             const moec_convert_opts *opts)
+{
+    moec_workers w = {0};
+    uint64_t leaves = 0;
+    const moec_ckpt *ck = moec_model_ckpt(moec_plan_model(plan));
+
+    if (moec_workers_choose(plan, opts, &w, NULL) != MOEC_OK)
+        w.bytes = worker_bytes(LEAST_RANGE_BYTES);
+    for (size_t i = 0; i < moec_ckpt_n_tensors(ck); i++)
+        leaves += moec_n_leaves(moec_ckpt_tensor(ck, i)->bytes);
+    return w.bytes + leaves * sizeof(moec_leaf);
+}
+
+static moec_status make_workers(run *r, moec_error *err)
+{
+    r->workers = moec_calloc(r->size.n, sizeof(*r->workers));
+    if (r->workers == NULL)
+        return moec_fail_nomem(err, "workers");
+    for (uint32_t i = 0; i < r->size.n; i++) {
+        worker *k = &r->workers[i];
+        k->run = r;
+        k->buf = moec_alloc_aligned((size_t)r->size.range_bytes, MOEC_ALIGN);
+        if (k->buf == NULL)
+            return moec_fail_nomem(err, "buffers of a worker");
+    }
+    return MOEC_OK;
+}
+
+static void free_run(run *r)
+{
+    for (uint32_t i = 0; r->workers != NULL && i < r->size.n; i++) {
+        moec_free_aligned(r->workers[i].buf);
+        moec_scratch_fini(&r->workers[i].scratch);
+        moec_io_buf_fini(&r->workers[i].io);
+    }
+    for (size_t i = 0; r->files != NULL && i < r->n_files; i++)
+        moec_io_close(&r->files[i]);
+    for (size_t i = 0; r->places != NULL && i < moec_plan_n_layers(r->plan);
+         i++) {
+        moec_free(r->places[i].first);
+        moec_free(r->places[i].slots);
+        moec_free(r->places[i].empty);
+    }
+    moec_free(r->places);
+    moec_free(r->workers);
+    moec_free(r->files);
+    moec_free(r->items);
+    pthread_mutex_destroy(&r->progress_lock);
+}
+
+static moec_status open_sources(run *r, moec_error *err)
+{
+    r->n_files = moec_ckpt_n_files(r->ckpt);
+    r->files = moec_calloc(r->n_files + 1, sizeof(*r->files));
+    if (r->files == NULL)
+        return moec_fail_nomem(err, "source files");
+    for (size_t i = 0; i < r->n_files; i++)
+        moec_io_open(&r->files[i], moec_ckpt_path(r->ckpt, i),
+                     moec_ckpt_path(r->ckpt, i), moec_ckpt_fd(r->ckpt, i),
+                     moec_ckpt_file(r->ckpt, i)->bytes, r->opts->no_direct);
+    return MOEC_OK;
+}
+
+/* -------------------------------------------------------------- places */
+
+static moec_status place_layer(run *r, size_t layer, places *pl,
+                               moec_error *err)
+{
+    moec_topology topo = moec_plan_topology(r->plan);
+    uint32_t n = moec_model_facts(moec_plan_model(r->plan))->n_experts;
+    uint32_t at = 0;
+
+    pl->first = moec_calloc(n + 2u, sizeof(*pl->first));
+    pl->slots = moec_calloc(topo.n_physical + 1u, sizeof(*pl->slots));
+    pl->empty = moec_calloc(topo.n_physical + 1u, sizeof(*pl->empty));
+    if (pl->first == NULL || pl->slots == NULL || pl->empty == NULL)
+        return moec_fail_nomem(err, "slots of a layer");
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t p = 0; p < topo.n_physical; p++) {
+            moec_physical_id id = {p};
+            uint32_t u = moec_plan_unit(r->plan, layer,
+                                        moec_physical_rank(topo, id),
+                                        moec_physical_local(topo, id));
+            if (u == MOEC_UNIT_EMPTY && pass == 0)
+                pl->empty[pl->n_empty++] = p;
+            else if (u != MOEC_UNIT_EMPTY && pass == 0)
+                pl->first[u + 1]++;
+            else if (u != MOEC_UNIT_EMPTY)
+                pl->slots[pl->first[u]++] = p;
+        }
+        for (uint32_t e = 0; pass == 0 && e <= n; e++) {
+            at += pl->first[e];
+            pl->first[e] = at;
+        }
+    }
+    /* the second pass moved each begin to the next one's */
+    memmove(pl->first + 1, pl->first, n * sizeof(*pl->first));
+    pl->first[0] = 0;
+    return MOEC_OK;
+}
+
+static moec_status place_all(run *r, moec_error *err)
+{
+    size_t n = moec_plan_n_layers(r->plan);
+
+    r->places = moec_calloc(n + 1, sizeof(*r->places));
+    if (r->places == NULL)
+        return moec_fail_nomem(err, "slots of all layers");
+    for (size_t i = 0; i < n; i++)
+        MOEC_TRY(place_layer(r, i, &r->places[i], err));
+    return MOEC_OK;
+}
+
+/* --------------------------------------------------------------- items */
+
+static moec_status add_item(run *r, const item *it, moec_error *err)
+{
+    if (r->n_items == r->cap_items) {
+        size_t cap = r->cap_items ? 2 * r->cap_items : 1024;
+        item *p = moec_realloc_array(r->items, cap, sizeof(*p));
+        if (p == NULL)
+            return moec_fail_nomem(err, "list of work");
+        r->items = p;
+        r->cap_items = cap;
+    }
+    r->items[r->n_items++] = *it;
+    return MOEC_OK;
+}
+
+static moec_status add_ranges(run *r, item it, uint64_t bytes, uint64_t range,
+                              bool advances, moec_error *err)
+{
+    uint64_t src_off = it.src_off;
+
+    for (it.from = 0; it.from < bytes; it.from = it.to) {
+        it.to = it.from + moec_min_u64(range, bytes - it.from);
+        if (advances)
+            it.src_off = src_off + it.from;
+        MOEC_TRY(add_item(r, &it, err));
+    }
+    return MOEC_OK;
+}
+
+/* Items of one block. A zero block needs its digests too. */
+static moec_status add_block(run *r, uint32_t layer, uint32_t t, uint32_t unit,
+                             moec_error *err)
+{
+    const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, layer, t);
+    moec_move moves[MOEC_BLOCK_MOVES_MAX];
+    item it = {.layer = layer, .t = t, .unit = unit};
+    uint64_t range = r->size.range_bytes;
+
+    moec_plan_block_moves(r->plan, layer, t, unit, moves);
+    if (moves[0].tensor != UINT32_MAX) {
+        const moec_tensor *src = moec_ckpt_tensor(r->ckpt, moves[0].tensor);
+        it.src_file = src->file;
+        it.src_off = src->off + moves[0].src_off;
+    }
+    if (is_plain(s))
+        range = moec_min_u64(range, COPY_RANGE_BYTES);
+    return add_ranges(r, it, s->slot_bytes, range, is_plain(s), err);
+}
+
+static moec_status add_layer(run *r, uint32_t layer, moec_error *err)
+{
+    uint32_t n = moec_model_facts(moec_plan_model(r->plan))->n_experts +
+                 moec_plan_shared_rows(r->plan);
+    size_t n_tensors = moec_plan_n_slot_tensors(r->plan, layer);
+
+    for (uint32_t t = 0; t < n_tensors; t++) {
+        for (uint32_t u = 0; u < n; u++)
+            MOEC_TRY(add_block(r, layer, t, u, err));
+        if (r->places[layer].n_empty > 0)
+            MOEC_TRY(add_block(r, layer, t, MOEC_UNIT_EMPTY, err));
+    }
+    return MOEC_OK;
+}
+
+static moec_status add_common(run *r, moec_error *err)
+{
+    for (size_t i = 0; i < moec_ckpt_n_tensors(r->ckpt); i++) {
+        const moec_tensor *src = moec_ckpt_tensor(r->ckpt, i);
+        moec_fate fate = moec_plan_fate(r->plan, i);
+        item it = {.layer = NO_BLOCK, .unit = (uint32_t)i};
+
+        if (fate != MOEC_FATE_COMMON && fate != MOEC_FATE_SHARED)
+            continue;
+        it.src_file = src->file;
+        it.src_off = src->off;
+        MOEC_TRY(add_ranges(r, it, src->bytes,
+                            moec_min_u64(r->size.range_bytes,
+                                         COPY_RANGE_BYTES),
+                            true, err));
+    }
+    return MOEC_OK;
+}
+
+static int item_order(const void *pa, const void *pb)
+{
+    const item *a = pa, *b = pb;
+
+    if (a->src_file != b->src_file)
+        return a->src_file < b->src_file ? -1 : 1;
+    if (a->src_off != b->src_off)
+        return a->src_off < b->src_off ? -1 : 1;
+    if (a->from != b->from)
+        return a->from < b->from ? -1 : 1;
+    return a->unit < b->unit ? -1 : a->unit > b->unit;
+}
+
+static moec_status make_items(run *r, moec_error *err)
+{
+    size_t n = moec_plan_n_layers(r->plan);
+
+    for (size_t i = 0; i < n; i++)
+        MOEC_TRY(add_layer(r, (uint32_t)i, err));
+    MOEC_TRY(add_common(r, err));
+    qsort(r->items, r->n_items, sizeof(*r->items), item_order);
+    for (size_t i = 0; i < moec_layout_n_files(r->layout); i++)
+        r->total_bytes += moec_layout_file(r->layout, i)->bytes;
+    return MOEC_OK;
+}
+
+/* ----------------------------------------------------------- execution */
+
+static moec_status read_source(void *ctx, uint32_t tensor, uint64_t off,
+                               void *buf, size_t n, moec_error *err)
+{
+    worker *k = ctx;
+    const moec_tensor *t = moec_ckpt_tensor(k->run->ckpt, tensor);
+    moec_status st = moec_io_read(&k->run->files[t->file], &k->io,
+                                  t->off + off, buf, n, err);
+
+    if (st != MOEC_OK)
+        moec_error_prefix(err, "tensor '%s'", t->name);
+    return st;
+}
+
+static moec_status report_progress(run *r, uint64_t bytes, moec_error *err)
+{
+    uint64_t done = atomic_fetch_add(&r->done_bytes, bytes) + bytes;
+    bool stop = r->opts->stop != NULL && *r->opts->stop != 0;
+
+    if (!stop && r->opts->progress != NULL &&
+        pthread_mutex_trylock(&r->progress_lock) == 0) {
+        stop = r->opts->progress(r->opts->progress_ctx, done,
+                                 r->total_bytes) != 0;
+        pthread_mutex_unlock(&r->progress_lock);
+    }
+    if (stop)
+        return moec_fail(err, MOEC_E_CANCELLED, MOEC_RULE_NONE,
+                         "interrupted after %llu bytes",
+                         (unsigned long long)done);
+    return MOEC_OK;
+}
+
+/* Write the range to row `row` of rank `rank`. */
+static moec_status write_row(worker *k, const item *it, uint32_t rank,
+                             uint32_t row, moec_error *err)
+{
+    run *r = k->run;
+    const moec_slot_tensor *s =
+        moec_plan_slot_tensor(r->plan, it->layer, it->t);
+    size_t file, n = (size_t)(it->to - it->from);
+    uint64_t off;
+
+    moec_layout_find_slots(r->layout, rank, it->layer, it->t, &file, &off);
+    MOEC_TRY(moec_writer_write(r->w, file,
+                               off + row * s->slot_bytes + it->from, k->buf, n,
+                               err));
+    return report_progress(r, n, err);
+}
+
+static moec_status write_block(worker *k, const item *it, moec_error *err)
+{
+    run *r = k->run;
+    moec_topology topo = moec_plan_topology(r->plan);
+    const places *pl = &r->places[it->layer];
+    uint32_t n_experts = moec_model_facts(moec_plan_model(r->plan))->n_experts;
+
+    if (it->unit == MOEC_UNIT_EMPTY)
+        return MOEC_OK; /* new files are zeros */
+    if (it->unit >= n_experts) {
+        uint32_t row = topo.n_local + it->unit - n_experts;
+        for (uint32_t rank = 0; rank < topo.n_ranks; rank++)
+            MOEC_TRY(write_row(k, it, rank, row, err));
+        return MOEC_OK;
+    }
+    for (uint32_t i = pl->first[it->unit]; i < pl->first[it->unit + 1]; i++) {
+        moec_physical_id p = {pl->slots[i]};
+        MOEC_TRY(write_row(k, it, moec_physical_rank(topo, p),
+                           moec_physical_local(topo, p).v, err));
+    }
+    return MOEC_OK;
+}
+
+static moec_status do_block(worker *k, const item *it, moec_error *err)
+{
+    run *r = k->run;
+    moec_move moves[MOEC_BLOCK_MOVES_MAX];
+    size_t n = moec_plan_block_moves(r->plan, it->layer, it->t, it->unit,
+                                     moves);
+
+    MOEC_TRY(moec_block_read(moves, n, it->from, it->to, k->buf, read_source,
+                             k, &k->scratch, err));
+    MOEC_TRY(moec_digests_leaves(
+        r->d, moec_digests_block(r->d, it->layer, it->t, it->unit), it->from,
+        k->buf, (size_t)(it->to - it->from), err));
+    return write_block(k, it, err);
+}
+
+static moec_status do_common(worker *k, const item *it, moec_error *err)
+{
+    run *r = k->run;
+    size_t file, n = (size_t)(it->to - it->from);
+    uint64_t off;
+
+    MOEC_TRY(read_source(k, it->unit, it->from, k->buf, n, err));
+    MOEC_TRY(moec_digests_leaves(r->d, r->d->common_base[it->unit], it->from,
+                                 k->buf, n, err));
+    if (!moec_layout_find_common(r->layout, it->unit, &file, &off))
+        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_T1,
+                         "tensor '%s' is common and in no file",
+                         moec_ckpt_tensor(r->ckpt, it->unit)->name);
+    MOEC_TRY(moec_writer_write(r->w, file, off + it->from, k->buf, n, err));
+    return report_progress(r, n, err);
+}
+
+static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
+                           moec_error *err)
+{
+    run *r = ctx;
+    const item *it = &r->items[i];
+    worker *k = &r->workers[worker_index];
+
+    return it->layer == NO_BLOCK ? do_common(k, it, err)
+                                 : do_block(k, it, err);
+}
+
+static moec_status prepare(run *r, moec_error *err)
+{
+    MOEC_TRY(moec_workers_choose(r->plan, r->opts, &r->size, err));
+    MOEC_TRY(place_all(r, err));
+    MOEC_TRY(make_items(r, err));
+    MOEC_TRY(open_sources(r, err));
+    return make_workers(r, err);
+}
+
+moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
+                              moec_digests *d, const moec_convert_opts *opts,
+                              moec_convert_stats *stats, moec_error *err)
+{
+    const moec_plan *plan = moec_layout_plan(layout);
+    run r = {.layout = layout, .plan = plan, .w = w, .d = d, .opts = opts,
+             .ckpt = moec_model_ckpt(moec_plan_model(plan))};
+
+    pthread_mutex_init(&r.progress_lock, NULL);
+    moec_status st = prepare(&r, err);
+    if (st == MOEC_OK)
+        st = moec_parallel(r.size.n, r.n_items, do_item, &r, err);
+    if (st == MOEC_OK)
+        st = moec_ckpt_check_unchanged(r.ckpt, err);
+    stats->n_threads = r.size.n;
+    stats->bytes_written += atomic_load(&r.done_bytes);
+    for (uint32_t i = 0; r.workers != NULL && i < r.size.n; i++)
+        stats->bytes_read += r.workers[i].io.n_bytes_read;
+    free_run(&r);
+    return st;
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_PIPELINE_H
+#define MOEC_PIPELINE_H
+
+/*
+ * What this is: the moving part of a conversion: every source byte is read
+ *   once, digested once and written to each place that needs it.
+ */
+
+#include "convert.h"
+#include "digests.h"
+#include "writer.h"
+
+/* Execute all moves of `layout` into the files of `w` (file i of the writer is
+ * file i of the layout), filling `d`. Adds to stats. */
+moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
+                              moec_digests *d, const moec_convert_opts *opts,
+                              moec_convert_stats *stats, moec_error *err);
+
+/* Everything besides the data files: common index, copied files, slots.bin,
+ * sources.bin, provenance.json, and manifest.json LAST. finish.c. */
+struct moec_output;
+moec_status moec_finish_write(const moec_layout *layout, const moec_digests *d,
+                              const moec_sha256 *header_sha256,
+                              struct moec_output *out,
+                              const moec_convert_opts *opts,
+                              const moec_convert_stats *stats,
+                              moec_error *err);
+
+/* Threads and buffers that the options allow. */
+typedef struct moec_workers {
+    uint32_t n;
+    uint64_t range_bytes; /* most bytes of one piece of work */
+    uint64_t bytes;       /* of all workers' buffers */
+} moec_workers;
+moec_status moec_workers_choose(const moec_plan *plan,
+                                const moec_convert_opts *opts,
+                                moec_workers *out, moec_error *err);
+
+#endif

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Data files written in any order. See writer.h.
+ *
+ * A small cache of descriptors: a write pins its file, opening it if need be;
+ * when too many are open the unpinned one used longest ago is closed. Closing
+ * is harmless: fsync acts on the inode, whichever descriptor asks.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "writer.h"
+
+/* Descriptors kept open: two a file (buffered and direct). Low enough for the
+ * usual soft limit of 1024 inside a server. */
+#define OPEN_FILES_MAX 48u
+
+#define DIRECT_ALIGN 4096u
+
+typedef struct wfile {
+    char *name;
+    uint64_t bytes;
+    int fd, direct_fd; /* -1: not open */
+    uint32_t pins;
+    uint64_t used; /* clock of the last pin */
+} wfile;
+
+struct moec_writer {
+    int dirfd;
+    size_t n_files;
+    wfile *files;
+    bool no_direct; /* also set when the file system refuses O_DIRECT */
+    pthread_mutex_t lock;
+    uint64_t clock;
+    size_t n_open;
+};
+
+moec_status moec_writer_create(moec_writer **out, int dirfd, size_t n_files,
+                               bool no_direct, moec_error *err)
+{
+    moec_writer *w = moec_calloc(1, sizeof(*w));
+
+    if (w == NULL)
+        return moec_fail_nomem(err, "a writer");
+    w->files = moec_calloc(n_files + 1, sizeof(*w->files));
+    if (w->files == NULL) {
+        moec_free(w);
+        return moec_fail_nomem(err, "files of a writer");
+    }
+    for (size_t i = 0; i < n_files; i++)
+        w->files[i].fd = w->files[i].direct_fd = -1;
+    w->dirfd = dirfd;
+    w->n_files = n_files;
+    w->no_direct = no_direct;
+    pthread_mutex_init(&w->lock, NULL);
+    *out = w;
+    return MOEC_OK;
+}
+
+static void close_file(moec_writer *w, wfile *f)
+{
+    if (f->fd >= 0)
+        close(f->fd);
+    if (f->direct_fd >= 0)
+        close(f->direct_fd);
+    if (f->fd >= 0)
+        w->n_open--;
+    f->fd = f->direct_fd = -1;
+}
+
+static void close_oldest(moec_writer *w)
+{
+    wfile *oldest = NULL;
+
+    for (size_t i = 0; i < w->n_files; i++) {
+        wfile *f = &w->files[i];
+        if (f->fd < 0 || f->pins > 0)
+            continue;
+        if (oldest == NULL || f->used < oldest->used)
+            oldest = f;
+    }
+    if (oldest != NULL)
+        close_file(w, oldest);
+}
+
+static moec_status open_file(moec_writer *w, wfile *f, int extra,
+                             moec_error *err)
+{
+    int fd;
+
+    if (w->n_open >= OPEN_FILES_MAX)
+        close_oldest(w);
+    fd = openat(w->dirfd, f->name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | extra,
+                0666);
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+        close_oldest(w);
+        fd = openat(w->dirfd, f->name,
+                    O_WRONLY | O_CLOEXEC | O_NOFOLLOW | extra, 0666);
+    }
+    if (fd < 0)
+        return moec_fail_os(err, errno, "%s: cannot open for writing",
+                            f->name);
+    f->fd = fd;
+    w->n_open++;
+    if (!w->no_direct) {
+        f->direct_fd = openat(w->dirfd, f->name,
+                              O_WRONLY | O_CLOEXEC | O_NOFOLLOW | O_DIRECT);
+        if (f->direct_fd < 0 && errno == EINVAL)
+            w->no_direct = true; /* tmpfs and others: say so once */
+    }
+    return MOEC_OK;
+}
+
+/* Take the file's space now. Where the file system cannot, at least give it
+ * its size. */
+static moec_status take_space(const wfile *f, moec_error *err)
+{
+    int rc;
+
+    if (f->bytes == 0)
+        return MOEC_OK;
+    do {
+        rc = fallocate(f->fd, 0, 0, (off_t)f->bytes);
+    } while (rc != 0 && errno == EINTR);
+    if (rc == 0)
+        return MOEC_OK;
+    if (errno != EOPNOTSUPP && errno != ENOSYS)
+        return moec_fail_os(err, errno,
+                            "%s: cannot take %llu bytes of disk space",
+                            f->name, (unsigned long long)f->bytes);
+    if (ftruncate(f->fd, (off_t)f->bytes) != 0)
+        return moec_fail_os(err, errno, "%s: cannot set the size to %llu",
+                            f->name, (unsigned long long)f->bytes);
+    return MOEC_OK;
+}
+
+moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
+                            uint64_t bytes, moec_error *err)
+{
+    wfile *f = &w->files[i];
+    size_t n = strlen(name) + 1;
+
+    f->name = moec_alloc(n);
+    if (f->name == NULL)
+        return moec_fail_nomem(err, "name of a file");
+    memcpy(f->name, name, n);
+    f->bytes = bytes;
+    MOEC_TRY(open_file(w, f, O_CREAT | O_EXCL, err));
+    return take_space(f, err);
+}
+
+static moec_status pin(moec_writer *w, wfile *f, moec_error *err)
+{
+    moec_status st = MOEC_OK;
+
+    pthread_mutex_lock(&w->lock);
+    if (f->fd < 0)
+        st = open_file(w, f, 0, err);
+    if (st == MOEC_OK) {
+        f->pins++;
+        f->used = ++w->clock;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return st;
+}
+
+static void unpin(moec_writer *w, wfile *f)
+{
+    pthread_mutex_lock(&w->lock);
+    f->pins--;
+    pthread_mutex_unlock(&w->lock);
+}
+
+/* Some file systems take O_DIRECT at open and refuse it at the first write:
+ * then the buffered descriptor does the rest. */
+static moec_status write_pinned(wfile *f, uint64_t off, const void *buf,
+                                size_t n, moec_error *err)
+{
+    bool aligned = off % DIRECT_ALIGN == 0 && n % DIRECT_ALIGN == 0 &&
+                   (uintptr_t)buf % DIRECT_ALIGN == 0;
+    size_t done = 0;
+
+    while (aligned && f->direct_fd >= 0 && done < n) {
+        ssize_t k = pwrite(f->direct_fd, (const char *)buf + done, n - done,
+                           (off_t)(off + done));
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k < 0 && errno != EINVAL)
+            return moec_fail_os(err, errno, "%s: cannot write %zu bytes at "
+                                            "%llu",
+                                f->name, n, (unsigned long long)off);
+        if (k <= 0)
+            break;
+        done += (size_t)k;
+        aligned = (size_t)k % DIRECT_ALIGN == 0;
+    }
+    if (done == n)
+        return MOEC_OK;
+    return moec_pwrite_full(f->fd, f->name, (const char *)buf + done, n - done,
+                            off + done, err);
+}
+
+moec_status moec_writer_write(moec_writer *w, size_t i, uint64_t off,
+                              const void *buf, size_t n, moec_error *err)
+{
+    wfile *f = &w->files[i];
+
+    if (n == 0)
+        return MOEC_OK;
+    MOEC_TRY(pin(w, f, err));
+    moec_status st = write_pinned(f, off, buf, n, err);
+    unpin(w, f);
+    return st;
+}
+
+static moec_status sync_one(void *ctx, size_t i, uint32_t worker,
+                            moec_error *err)
+{
+    moec_writer *w = ctx;
+    wfile *f = &w->files[i];
+    moec_status st = MOEC_OK;
+
+    (void)worker;
+    MOEC_TRY(pin(w, f, err));
+    if (fsync(f->fd) != 0)
+        st = moec_fail_os(err, errno, "%s: fsync failed", f->name);
+    unpin(w, f);
+    return st;
+}
+
+moec_status moec_writer_sync(moec_writer *w, uint32_t n_threads,
+                             moec_error *err)
+{
+    return moec_parallel(n_threads, w->n_files, sync_one, w, err);
+}
+
+void moec_writer_destroy(moec_writer *w)
+{
+    if (w == NULL)
+        return;
+    for (size_t i = 0; i < w->n_files; i++) {
+        close_file(w, &w->files[i]);
+        moec_free(w->files[i].name);
+    }
+    pthread_mutex_destroy(&w->lock);
+    moec_free(w->files);
+    moec_free(w);
+}
