@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "crew.h"
 #include "output.h"
 #include "pipeline.h"
 
@@ -122,12 +123,13 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
                          moec_convert_stats *stats, moec_error *err)
 {
     moec_output out = {0};
-    moec_workers size;
+    moec_crew crew = {0};
     double begin = seconds_now();
     moec_convert_stats none = {0};
 
     *stats = none;
-    MOEC_TRY(moec_workers_choose(moec_layout_plan(layout), opts, &size, err));
+    MOEC_TRY(moec_crew_choose(
+        &crew, moec_crew_range(moec_layout_plan(layout)), opts, err));
     MOEC_TRY(prove(moec_layout_plan(layout), err));
     MOEC_TRY(moec_output_begin(&out, out_dir, opts->force, err));
     moec_status st = convert_into(layout, &out, opts, stats, err);

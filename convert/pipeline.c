@@ -14,24 +14,12 @@
  * Memory: a few buffers a worker, whatever the model's size.
  */
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ckpt.h"
-#include "execute.h"
-#include "io.h"
+#include "crew.h"
 #include "pipeline.h"
-
-/* One piece of work of plain copies: large enough for the disk (8 MiB reads
- * reach its full speed with two in flight), small enough for the caches. */
-#define COPY_RANGE_BYTES (UINT64_C(8) << 20)
-/* Transposed and interleaved blocks: a range takes a stripe of every source
- * row, so it should be as wide as memory allows. */
-#define TURN_RANGE_BYTES (UINT64_C(64) << 20)
-/* Least range under a tight --memory. */
-#define LEAST_RANGE_BYTES MOEC_LEAF_BYTES
 
 #define NO_BLOCK UINT32_MAX
 
@@ -42,13 +30,6 @@ typedef struct item {
     uint32_t unit;     /* unit, or index of the common tensor */
     uint64_t from, to; /* range of the block or tensor */
 } item;
-
-typedef struct worker {
-    unsigned char *buf;
-    moec_scratch scratch;
-    moec_io_buf io;
-    struct run *run;
-} worker;
 
 /* Places of a unit within one planned layer: physical ids by unit. */
 typedef struct places {
@@ -65,109 +46,37 @@ typedef struct run {
     moec_writer *w;
     moec_digests *d;
     const moec_convert_opts *opts;
-    moec_workers size;
+    moec_crew crew;
     size_t n_items, cap_items;
     item *items;
     size_t n_files;
     moec_io_file *files;
-    worker *workers;
     places *places; /* by planned layer */
-    uint64_t total_bytes;
-    _Atomic uint64_t done_bytes;
-    pthread_mutex_t progress_lock;
 } run;
 
-/* ------------------------------------------------------------- workers */
-
-static bool is_plain(const moec_slot_tensor *t)
-{
-    return t->op == MOEC_OP_COPY;
-}
-
-/* Longest range that any block wants. */
-static uint64_t wanted_range(const moec_plan *p)
-{
-    uint64_t most = COPY_RANGE_BYTES;
-
-    for (size_t i = 0; i < moec_plan_n_layers(p); i++)
-        for (size_t t = 0; t < moec_plan_n_slot_tensors(p, i); t++) {
-            const moec_slot_tensor *s = moec_plan_slot_tensor(p, i, t);
-            if (!is_plain(s))
-                most = moec_max_u64(
-                    most, moec_min_u64(s->slot_bytes, TURN_RANGE_BYTES));
-        }
-    return (most + MOEC_LEAF_BYTES - 1) / MOEC_LEAF_BYTES * MOEC_LEAF_BYTES;
-}
-
-static uint64_t worker_bytes(uint64_t range)
-{
-    return range + MOEC_IO_REQUEST_BYTES + 2 * MOEC_ALIGN +
-           MOEC_SCRATCH_BYTES_MAX;
-}
-
-moec_status moec_workers_choose(const moec_plan *plan,
-                                const moec_convert_opts *opts,
-                                moec_workers *out, moec_error *err)
-{
-    uint32_t n = opts->n_threads;
-    uint64_t range = wanted_range(plan), cap = opts->memory_bytes;
-
-    if (n == 0)
-        n = (uint32_t)moec_max_u64(4, 2 * (uint64_t)moec_cpu_count());
-    if (cap != 0) {
-        while (n > 1 && n * worker_bytes(range) > cap)
-            n--;
-        while (range > LEAST_RANGE_BYTES && worker_bytes(range) > cap)
-            range -= MOEC_LEAF_BYTES;
-        if (worker_bytes(range) > cap)
-            return moec_fail(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
-                             "--memory %llu is too little: one thread needs "
-                             "%llu bytes of buffers",
-                             (unsigned long long)cap,
-                             (unsigned long long)worker_bytes(range));
-    }
-    out->n = n;
-    out->range_bytes = range;
-    out->bytes = n * worker_bytes(range);
-    return MOEC_OK;
-}
+/* What a read callback needs to know. */
+typedef struct hand {
+    run *run;
+    moec_worker *worker;
+} hand;
 
 uint64_t moec_convert_memory(const moec_plan *plan,
                              const moec_convert_opts *opts)
 {
-    moec_workers w = {0};
+    moec_crew c = {0};
     uint64_t leaves = 0;
     const moec_ckpt *ck = moec_model_ckpt(moec_plan_model(plan));
 
-    if (moec_workers_choose(plan, opts, &w, NULL) != MOEC_OK)
-        w.bytes = worker_bytes(LEAST_RANGE_BYTES);
+    if (moec_crew_choose(&c, moec_crew_range(plan), opts, NULL) != MOEC_OK)
+        c.bytes = opts->memory_bytes;
     for (size_t i = 0; i < moec_ckpt_n_tensors(ck); i++)
         leaves += moec_n_leaves(moec_ckpt_tensor(ck, i)->bytes);
-    return w.bytes + leaves * sizeof(moec_leaf);
-}
-
-static moec_status make_workers(run *r, moec_error *err)
-{
-    r->workers = moec_calloc(r->size.n, sizeof(*r->workers));
-    if (r->workers == NULL)
-        return moec_fail_nomem(err, "workers");
-    for (uint32_t i = 0; i < r->size.n; i++) {
-        worker *k = &r->workers[i];
-        k->run = r;
-        k->buf = moec_alloc_aligned((size_t)r->size.range_bytes, MOEC_ALIGN);
-        if (k->buf == NULL)
-            return moec_fail_nomem(err, "buffers of a worker");
-    }
-    return MOEC_OK;
+    return c.bytes + leaves * sizeof(moec_leaf);
 }
 
 static void free_run(run *r)
 {
-    for (uint32_t i = 0; r->workers != NULL && i < r->size.n; i++) {
-        moec_free_aligned(r->workers[i].buf);
-        moec_scratch_fini(&r->workers[i].scratch);
-        moec_io_buf_fini(&r->workers[i].io);
-    }
+    moec_crew_fini(&r->crew);
     for (size_t i = 0; r->files != NULL && i < r->n_files; i++)
         moec_io_close(&r->files[i]);
     for (size_t i = 0; r->places != NULL && i < moec_plan_n_layers(r->plan);
@@ -177,10 +86,8 @@ static void free_run(run *r)
         moec_free(r->places[i].empty);
     }
     moec_free(r->places);
-    moec_free(r->workers);
     moec_free(r->files);
     moec_free(r->items);
-    pthread_mutex_destroy(&r->progress_lock);
 }
 
 static moec_status open_sources(run *r, moec_error *err)
@@ -283,7 +190,7 @@ static moec_status add_block(run *r, uint32_t layer, uint32_t t, uint32_t unit,
     const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, layer, t);
     moec_move moves[MOEC_BLOCK_MOVES_MAX];
     item it = {.layer = layer, .t = t, .unit = unit};
-    uint64_t range = r->size.range_bytes;
+    uint64_t range = r->crew.range_bytes;
 
     moec_plan_block_moves(r->plan, layer, t, unit, moves);
     if (moves[0].tensor != UINT32_MAX) {
@@ -291,9 +198,9 @@ static moec_status add_block(run *r, uint32_t layer, uint32_t t, uint32_t unit,
         it.src_file = src->file;
         it.src_off = src->off + moves[0].src_off;
     }
-    if (is_plain(s))
-        range = moec_min_u64(range, COPY_RANGE_BYTES);
-    return add_ranges(r, it, s->slot_bytes, range, is_plain(s), err);
+    if (s->op == MOEC_OP_COPY)
+        range = moec_min_u64(range, MOEC_COPY_RANGE_BYTES);
+    return add_ranges(r, it, s->slot_bytes, range, s->op == MOEC_OP_COPY, err);
 }
 
 static moec_status add_layer(run *r, uint32_t layer, moec_error *err)
@@ -323,8 +230,8 @@ static moec_status add_common(run *r, moec_error *err)
         it.src_file = src->file;
         it.src_off = src->off;
         MOEC_TRY(add_ranges(r, it, src->bytes,
-                            moec_min_u64(r->size.range_bytes,
-                                         COPY_RANGE_BYTES),
+                            moec_min_u64(r->crew.range_bytes,
+                                         MOEC_COPY_RANGE_BYTES),
                             true, err));
     }
     return MOEC_OK;
@@ -352,7 +259,7 @@ static moec_status make_items(run *r, moec_error *err)
     MOEC_TRY(add_common(r, err));
     qsort(r->items, r->n_items, sizeof(*r->items), item_order);
     for (size_t i = 0; i < moec_layout_n_files(r->layout); i++)
-        r->total_bytes += moec_layout_file(r->layout, i)->bytes;
+        r->crew.total_bytes += moec_layout_file(r->layout, i)->bytes;
     return MOEC_OK;
 }
 
@@ -361,9 +268,9 @@ static moec_status make_items(run *r, moec_error *err)
 static moec_status read_source(void *ctx, uint32_t tensor, uint64_t off,
                                void *buf, size_t n, moec_error *err)
 {
-    worker *k = ctx;
-    const moec_tensor *t = moec_ckpt_tensor(k->run->ckpt, tensor);
-    moec_status st = moec_io_read(&k->run->files[t->file], &k->io,
+    hand *h = ctx;
+    const moec_tensor *t = moec_ckpt_tensor(h->run->ckpt, tensor);
+    moec_status st = moec_io_read(&h->run->files[t->file], &h->worker->io,
                                   t->off + off, buf, n, err);
 
     if (st != MOEC_OK)
@@ -371,26 +278,8 @@ static moec_status read_source(void *ctx, uint32_t tensor, uint64_t off,
     return st;
 }
 
-static moec_status report_progress(run *r, uint64_t bytes, moec_error *err)
-{
-    uint64_t done = atomic_fetch_add(&r->done_bytes, bytes) + bytes;
-    bool stop = r->opts->stop != NULL && *r->opts->stop != 0;
-
-    if (!stop && r->opts->progress != NULL &&
-        pthread_mutex_trylock(&r->progress_lock) == 0) {
-        stop = r->opts->progress(r->opts->progress_ctx, done,
-                                 r->total_bytes) != 0;
-        pthread_mutex_unlock(&r->progress_lock);
-    }
-    if (stop)
-        return moec_fail(err, MOEC_E_CANCELLED, MOEC_RULE_NONE,
-                         "interrupted after %llu bytes",
-                         (unsigned long long)done);
-    return MOEC_OK;
-}
-
 /* Write the range to row `row` of rank `rank`. */
-static moec_status write_row(worker *k, const item *it, uint32_t rank,
+static moec_status write_row(hand *k, const item *it, uint32_t rank,
                              uint32_t row, moec_error *err)
 {
     run *r = k->run;
@@ -401,12 +290,12 @@ static moec_status write_row(worker *k, const item *it, uint32_t rank,
 
     moec_layout_find_slots(r->layout, rank, it->layer, it->t, &file, &off);
     MOEC_TRY(moec_writer_write(r->w, file,
-                               off + row * s->slot_bytes + it->from, k->buf, n,
+                               off + row * s->slot_bytes + it->from, k->worker->buf, n,
                                err));
-    return report_progress(r, n, err);
+    return moec_crew_done(&r->crew, n, err);
 }
 
-static moec_status write_block(worker *k, const item *it, moec_error *err)
+static moec_status write_block(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
     moec_topology topo = moec_plan_topology(r->plan);
@@ -429,36 +318,36 @@ static moec_status write_block(worker *k, const item *it, moec_error *err)
     return MOEC_OK;
 }
 
-static moec_status do_block(worker *k, const item *it, moec_error *err)
+static moec_status do_block(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
     moec_move moves[MOEC_BLOCK_MOVES_MAX];
     size_t n = moec_plan_block_moves(r->plan, it->layer, it->t, it->unit,
                                      moves);
 
-    MOEC_TRY(moec_block_read(moves, n, it->from, it->to, k->buf, read_source,
-                             k, &k->scratch, err));
+    MOEC_TRY(moec_block_read(moves, n, it->from, it->to, k->worker->buf, read_source,
+                             k, &k->worker->scratch, err));
     MOEC_TRY(moec_digests_leaves(
         r->d, moec_digests_block(r->d, it->layer, it->t, it->unit), it->from,
-        k->buf, (size_t)(it->to - it->from), err));
+        k->worker->buf, (size_t)(it->to - it->from), err));
     return write_block(k, it, err);
 }
 
-static moec_status do_common(worker *k, const item *it, moec_error *err)
+static moec_status do_common(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
     size_t file, n = (size_t)(it->to - it->from);
     uint64_t off;
 
-    MOEC_TRY(read_source(k, it->unit, it->from, k->buf, n, err));
+    MOEC_TRY(read_source(k, it->unit, it->from, k->worker->buf, n, err));
     MOEC_TRY(moec_digests_leaves(r->d, r->d->common_base[it->unit], it->from,
-                                 k->buf, n, err));
+                                 k->worker->buf, n, err));
     if (!moec_layout_find_common(r->layout, it->unit, &file, &off))
         return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_T1,
                          "tensor '%s' is common and in no file",
                          moec_ckpt_tensor(r->ckpt, it->unit)->name);
-    MOEC_TRY(moec_writer_write(r->w, file, off + it->from, k->buf, n, err));
-    return report_progress(r, n, err);
+    MOEC_TRY(moec_writer_write(r->w, file, off + it->from, k->worker->buf, n, err));
+    return moec_crew_done(&r->crew, n, err);
 }
 
 static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
@@ -466,19 +355,20 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
 {
     run *r = ctx;
     const item *it = &r->items[i];
-    worker *k = &r->workers[worker_index];
+    hand h = {r, &r->crew.workers[worker_index]};
 
-    return it->layer == NO_BLOCK ? do_common(k, it, err)
-                                 : do_block(k, it, err);
+    return it->layer == NO_BLOCK ? do_common(&h, it, err)
+                                 : do_block(&h, it, err);
 }
 
 static moec_status prepare(run *r, moec_error *err)
 {
-    MOEC_TRY(moec_workers_choose(r->plan, r->opts, &r->size, err));
+    MOEC_TRY(moec_crew_choose(&r->crew, moec_crew_range(r->plan), r->opts,
+                              err));
     MOEC_TRY(place_all(r, err));
     MOEC_TRY(make_items(r, err));
     MOEC_TRY(open_sources(r, err));
-    return make_workers(r, err);
+    return moec_crew_hire(&r->crew, err);
 }
 
 moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
@@ -489,16 +379,14 @@ moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
     run r = {.layout = layout, .plan = plan, .w = w, .d = d, .opts = opts,
              .ckpt = moec_model_ckpt(moec_plan_model(plan))};
 
-    pthread_mutex_init(&r.progress_lock, NULL);
     moec_status st = prepare(&r, err);
     if (st == MOEC_OK)
-        st = moec_parallel(r.size.n, r.n_items, do_item, &r, err);
+        st = moec_parallel(r.crew.n, r.n_items, do_item, &r, err);
     if (st == MOEC_OK)
         st = moec_ckpt_check_unchanged(r.ckpt, err);
-    stats->n_threads = r.size.n;
-    stats->bytes_written += atomic_load(&r.done_bytes);
-    for (uint32_t i = 0; r.workers != NULL && i < r.size.n; i++)
-        stats->bytes_read += r.workers[i].io.n_bytes_read;
+    stats->n_threads = r.crew.n;
+    stats->bytes_written += atomic_load(&r.crew.done_bytes);
+    stats->bytes_read += moec_crew_bytes_read(&r.crew);
     free_run(&r);
     return st;
 }

@@ -27,14 +27,4 @@ moec_status moec_finish_write(const moec_layout *layout, const moec_digests *d,
                               const moec_convert_stats *stats,
                               moec_error *err);
 
-/* Threads and buffers that the options allow. */
-typedef struct moec_workers {
-    uint32_t n;
-    uint64_t range_bytes; /* most bytes of one piece of work */
-    uint64_t bytes;       /* of all workers' buffers */
-} moec_workers;
-moec_status moec_workers_choose(const moec_plan *plan,
-                                const moec_convert_opts *opts,
-                                moec_workers *out, moec_error *err);
-
 #endif

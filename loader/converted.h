@@ -18,6 +18,12 @@
 #define MOEC_PROVENANCE_NAME "provenance.json"
 #define MOEC_INDEX_NAME "model.safetensors.index.json"
 #define MOEC_LEAF_BYTES (UINT64_C(1) << 20)
+/* Longest file name: what Linux file systems take. */
+#define MOEC_FILE_NAME_BYTES_MAX 255u
+
+/* True where `s` can name a file in the directory itself and nowhere else:
+ * 1 to 255 bytes of UTF-8 without '/' and NUL, and neither "." nor "..". */
+bool moec_plain_name(const char *s, size_t n);
 
 /* ---------------------------------------------------------- slots.bin
  * Everything little endian, every table at a multiple of 8:
@@ -31,7 +37,14 @@
  *   4. n_slots x 48: i32 logical, u32 n_leaves, u64 first_leaf, 32 sha256
  *   5. n_leaves x 48: 32 sha256, 16 xxh3-128
  *   6. names_bytes of UTF-8, padded with zeros to a multiple of 8
- * and nothing behind. Tensors stand by (file, offset). */
+ * and nothing behind. One table has one encoding:
+ *   - tensors stand by (file, offset) and tile each file from header_bytes to
+ *     its end;
+ *   - slots stand in the order of their tensors, none is left over
+ *     (first_slot of a pad is not used);
+ *   - leaves may be shared: a slot names ceil(slot bytes / 1 MiB) of them;
+ *   - names stand in the order of tables 2 and 3, without gaps, each written
+ *     as often as it is used, without NUL. */
 
 enum {
     MOEC_CT_SLOTS = 0,  /* layer and rank are valid; n_slots rows */
@@ -98,7 +111,8 @@ void moec_slots_fini(moec_slots *s);
  *   2. n_entries x 72: u32 kind, u32 name_bytes, u64 name_off (from the begin
  *      of the file), u64 data_off, u64 data_bytes, u64 file_bytes,
  *      32 sha256 of the data
- *   3. names and data, in entry order, without gaps, to the end of the file */
+ *   3. of each entry its name, then its data, without gaps, to the end of the
+ *      file; file_bytes of other entries than shards is their data_bytes */
 
 enum {
     MOEC_SRC_SHARD = 0, /* data: the shard's first 8 + N bytes; file_bytes:
@@ -112,6 +126,7 @@ typedef struct moec_source_entry {
     const char *name;
     const void *data;
     uint64_t data_bytes, file_bytes;
+    moec_sha256 sha256; /* of the data: set by decode, ignored by encode */
 } moec_source_entry;
 
 typedef struct moec_sources {

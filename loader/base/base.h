@@ -22,12 +22,12 @@
 /* ------------------------------------------------------------- errors */
 
 /* Return from the calling function when `expr` is not MOEC_OK. */
-#define MOEC_TRY(expr)                 \
-    do {                               \
-        moec_status try_st_ = (expr);  \
-        if (try_st_ != MOEC_OK)        \
-            return try_st_;            \
-    } while (0)
+#define MOEC_TRY(expr)                                                         \
+  do {                                                                         \
+    moec_status try_st_ = (expr);                                              \
+    if (try_st_ != MOEC_OK)                                                    \
+      return try_st_;                                                          \
+  } while (0)
 
 /* Write the error unless one is there already, and return `status`. With a
  * rule the text begins with "[MOE-H07 duplicate-key] ". Control characters in
@@ -49,8 +49,7 @@ moec_status moec_fail_os(moec_error *err, int os_errno, const char *fmt, ...)
 moec_status moec_fail_nomem(moec_error *err, const char *what);
 
 /* Put "prefix: " behind the rule of an error that is already there. */
-void moec_error_prefix(moec_error *err, const char *fmt, ...)
-    MOEC_PRINTF(2, 3);
+void moec_error_prefix(moec_error *err, const char *fmt, ...) MOEC_PRINTF(2, 3);
 
 /* --------------------------------------------------- checked arithmetic */
 
@@ -91,8 +90,8 @@ static inline uint64_t moec_ceil_div(uint64_t a, uint64_t b)
 /* --------------------------------------------------------- memory
  * All allocation of the library goes through these four, so that tests can
  * make the n-th one fail (moec_alloc_fail_at). */
-void *moec_alloc(size_t bytes);                /* NULL on failure; 0 -> 1 */
-void *moec_calloc(size_t n, size_t size);      /* overflow checked */
+void *moec_alloc(size_t bytes);           /* NULL on failure; 0 -> 1 */
+void *moec_calloc(size_t n, size_t size); /* overflow checked */
 void *moec_realloc_array(void *p, size_t n, size_t size);
 void moec_free(void *p);
 /* Test hook: fail the n-th allocation from now (1 = the next); 0 = never.
@@ -120,6 +119,9 @@ typedef struct moec_buf {
     size_t len, cap;
     bool oom;
 } moec_buf;
+/* Make room for `more` bytes behind `len`; data is not NULL afterwards, even
+ * for 0. False (and oom) on failure. */
+bool moec_buf_reserve(moec_buf *b, size_t more);
 void moec_buf_append(moec_buf *b, const void *data, size_t n);
 void moec_buf_puts(moec_buf *b, const char *s);
 void moec_buf_printf(moec_buf *b, const char *fmt, ...) MOEC_PRINTF(2, 3);
@@ -209,6 +211,10 @@ moec_status moec_pread_full(int fd, const char *name, void *buf, size_t n,
 /* pwrite until all is written. */
 moec_status moec_pwrite_full(int fd, const char *name, const void *buf,
                              size_t n, uint64_t off, moec_error *err);
+/* Open the regular file `name` below `dirfd` for reading, as moec_read_file
+ * does: *fd_out is the caller's to close. `name` may have several parts. */
+moec_status moec_open_regular(int dirfd, const char *name, int *fd_out,
+                              uint64_t *bytes_out, moec_error *err);
 /* Read a whole regular file below `dirfd` (never following a link out of it:
  * openat2 RESOLVE_BENEATH where the kernel has it) of at most `max` bytes
  * into b. `name` is relative. Absent -> IO with os_errno ENOENT; not regular

@@ -71,12 +71,12 @@ MOEC_API moec_rule moec_rule_find(const char *id_or_name);
 MOEC_API const char *moec_status_name(moec_status status);
 
 #define MOEC_ERROR_TEXT_BYTES 640
-#define MOEC_NO_OFFSET UINT64_MAX
+#define MOEC_NO_OFFSET        UINT64_MAX
 
 typedef struct moec_error {
     moec_status status;
-    int os_errno;      /* 0 unless status is IO, LOCKED or DURABILITY */
-    moec_rule rule;    /* MOEC_RULE_NONE where no rule of input is broken */
+    int os_errno;   /* 0 unless status is IO, LOCKED or DURABILITY */
+    moec_rule rule; /* MOEC_RULE_NONE where no rule of input is broken */
     uint32_t reserved0;
     uint64_t file_off; /* byte in the file that `text` names; valid where
                           `has_off` is not 0 */
@@ -87,11 +87,13 @@ typedef struct moec_error {
     char text[MOEC_ERROR_TEXT_BYTES];
 } moec_error;
 
+/* clang-format off */
 #ifdef __cplusplus
 #  define MOEC_ERROR_INIT {}
 #else
 #  define MOEC_ERROR_INIT {0}
 #endif
+/* clang-format on */
 
 #ifdef __cplusplus
 }

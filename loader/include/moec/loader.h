@@ -24,7 +24,6 @@ typedef struct moec_ckpt moec_ckpt;
 #define MOEC_HEADER_BYTES_MAX UINT64_C(100000000) /* of the format */
 #define MOEC_TENSORS_PER_FILE_MAX 1000000u
 #define MOEC_INDEX_BYTES_MAX (UINT64_C(1) << 30)
-#define MOEC_JSON_BYTES_MAX (UINT64_C(16) << 20)
 
 /* One data file of a checkpoint. */
 typedef struct moec_file {
@@ -90,6 +89,19 @@ MOEC_API const moec_note *moec_ckpt_note(const moec_ckpt *ckpt, size_t i);
 MOEC_API moec_status moec_ckpt_read(const moec_ckpt *ckpt, size_t i,
                                     uint64_t off, void *buf, size_t n,
                                     moec_error *err);
+
+/* Compute the SHA-256 of `bytes` bytes at `off` bytes from the begin of tensor
+ * `tensor`'s data into out[32], by reading them. `out` is untouched on
+ * failure. The same statuses as moec_ckpt_read, and NOMEM. Safe from any
+ * thread. */
+MOEC_API moec_status moec_ckpt_digest(const moec_ckpt *ckpt, size_t tensor,
+                                      uint64_t off, uint64_t bytes,
+                                      uint8_t out[32], moec_error *err);
+
+/* Compute the SHA-256 of `n` bytes of memory into out[32]. NOMEM. Safe from any
+ * thread. */
+MOEC_API moec_status moec_digest_memory(const void *data, size_t n,
+                                        uint8_t out[32], moec_error *err);
 
 #ifdef __cplusplus
 }

@@ -142,6 +142,10 @@ typedef struct moec_layer_key {
     uint32_t number;
 } moec_layer_key;
 
+/* Bytes of a small JSON document we accept: config, family, placement,
+ * manifest. Here, as every layer reads one. */
+#define MOEC_JSON_BYTES_MAX (UINT64_C(16) << 20)
+
 /* ---------------------------------------------------------- tensors */
 
 #define MOEC_RANK_MAX 32       /* dimensions of a tensor we accept */

@@ -82,6 +82,27 @@ MOEC_API moec_status moec_plan_prove(moec_report **out, const moec_plan *plan,
  * thread at a time. */
 typedef int (*moec_progress_fn)(void *ctx, uint64_t done, uint64_t total);
 
+/* A converted checkpoint opened: its source's tensor table, model, plan and
+ * layout, decided again from the files of the directory. */
+typedef struct moec_conversion moec_conversion;
+
+/* Open the converted checkpoint in directory `dir`. Reads manifest.json,
+ * slots.bin, sources.bin and config.json, no data file. `families` may be
+ * NULL (the built-in ones) and is not retained; a description that the
+ * conversion was made with is in the manifest and is used instead. FORMAT:
+ * M01..M04; M01 with the key where the manifest does not say what source,
+ * config and options give. On success `*out` is the caller's to close; on
+ * failure it is untouched. */
+MOEC_API moec_status moec_conversion_open(moec_conversion **out,
+                                          const char *dir,
+                                          const moec_families *families,
+                                          moec_error *err);
+/* Close; NULL is fine. */
+MOEC_API void moec_conversion_close(moec_conversion *c);
+/* Its layout, and through it plan, model and source (headers alone:
+ * moec_ckpt_read is UNSUPPORTED). Borrowed. */
+MOEC_API const moec_layout *moec_conversion_layout(const moec_conversion *c);
+
 typedef struct moec_verify_opts {
     uint32_t struct_bytes; /* sizeof(moec_verify_opts) */
     uint32_t n_threads;    /* 0: one per CPU allowed */

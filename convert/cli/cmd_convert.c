@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moe-convert convert: write the per-rank checkpoint. Everything that can be
+ * refused is refused before the first byte is written.
+ */
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "cli.h"
+#include "print.h"
+#include "session.h"
+#include "written.h"
+
+static const moec_cli_group *const groups[] = {
+    &moec_group_topology, &moec_group_write, &moec_group_common, NULL};
+
+static int dry_run(const moec_cli *cli, const moec_cli_session *s,
+                   const char *out)
+{
+    moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
+    uint64_t memory = moec_convert_memory(s->plan, &opts);
+    struct stat sb;
+    if (!cli->args.force && lstat(out, &sb) == 0)
+        return moec_cli_usage(cli, "%s exists; --force replaces it", out);
+    if (cli->args.json) {
+        moec_cli_json j;
+        moec_cli_json_begin(&j, cli, true);
+        moec_cli_json_bool(&j, "dry_run", true);
+        moec_cli_json_str(&j, "out", out);
+        moec_cli_json_plan(&j, s->layout, memory);
+        moec_cli_json_finish(&j);
+    } else {
+        moec_cli_print_plan(s->layout, memory);
+        moec_cli_line(stdout, "dry run: %s is not written", out);
+    }
+    return MOEC_EXIT_OK;
+}
+
+static int write_out(const moec_cli *cli, const moec_cli_session *s,
+                     const char *out)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_convert_stats stats = {0};
+    moec_cli_progress progress;
+    moec_convert_opts opts = moec_cli_convert_opts(cli, &progress);
+    char *command = moec_cli_command_line(cli);
+    opts.command = command;
+    opts.family_text = s->family_text;
+    moec_cli_progress_begin(&progress, cli);
+    moec_status st = moec_convert(s->layout, out, &opts, &stats, &err);
+    moec_cli_progress_end(&progress);
+    free(command);
+    return moec_cli_report_written(cli, out, &stats, st, &err);
+}
+
+/* A warning under --strict: say so before anything is written. */
+static int refuse_warnings(const moec_cli *cli, const moec_cli_session *s)
+{
+    moec_cli_line(stderr, "moe-convert convert: warnings with --strict: "
+                          "nothing is written");
+    if (cli->args.json) {
+        moec_cli_json j;
+        moec_cli_json_begin(&j, cli, false);
+        moec_cli_json_problems(&j, s->ckpt, s->plan);
+        moec_cli_json_finish(&j);
+    }
+    return MOEC_EXIT_FOUND;
+}
+
+static int convert(moec_cli *cli)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_cli_session s = {0};
+    const char *out = moec_cli_path(cli, 1);
+    const char *wrong = moec_cli_check_topology(cli, true);
+    int code;
+    if (wrong != NULL)
+        return moec_cli_usage(cli, "%s", wrong);
+    moec_status st = moec_cli_open_layout(&s, cli, moec_cli_path(cli, 0), &err);
+    if (st != MOEC_OK) {
+        moec_cli_session_close(&s);
+        return moec_cli_fail(cli, st, &err);
+    }
+    moec_cli_print_problems(cli, s.ckpt, s.plan);
+    if (cli->args.strict && moec_cli_n_warnings(s.ckpt, s.plan) != 0)
+        code = refuse_warnings(cli, &s);
+    else if (cli->args.dry_run)
+        code = dry_run(cli, &s, out);
+    else
+        code = write_out(cli, &s, out);
+    moec_cli_session_close(&s);
+    return code;
+}
+
+const moec_cli_command moec_cmd_convert = {
+    .name = "convert",
+    .fn = convert,
+    .line = "write the per-rank checkpoint",
+    .usage = "convert SRC OUT --ep W [TOPOLOGY]",
+    .about = "Writes OUT: for each expert-parallel rank the experts of its "
+             "physical slots as stacked tensors, everything else once, and a "
+             "manifest. Work happens in OUT.partial, which becomes OUT only "
+             "when it is complete.",
+    .examples = "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --redundant 32\n"
+                "convert ./DeepSeek-V3 ./V3-ep8 --ep 8 --placement eplb.json\n"
+                "convert ./Mixtral ./store --shard-by expert\n"
+                "convert ./Mixtral ./ep4 --ep 4 --dry-run --json",
+    .groups = groups,
+    .min_paths = 2,
+    .max_paths = 2,
+};

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moe-convert plan: what convert and a loader would do. Reads headers only;
+ * refuses what convert would refuse.
+ */
+#include "cli.h"
+#include "print.h"
+#include "session.h"
+#include "written.h"
+
+static const moec_cli_group *const groups[] = {&moec_group_topology,
+                                               &moec_group_common, NULL};
+
+static int plan(moec_cli *cli)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_cli_session s = {0};
+    const char *wrong = moec_cli_check_topology(cli, true);
+    if (wrong != NULL)
+        return moec_cli_usage(cli, "%s", wrong);
+    moec_status st = moec_cli_open_layout(&s, cli, moec_cli_path(cli, 0), &err);
+    if (st != MOEC_OK) {
+        moec_cli_session_close(&s);
+        return moec_cli_fail(cli, st, &err);
+    }
+    moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
+    uint64_t memory = moec_convert_memory(s.plan, &opts);
+    bool ok = !cli->args.strict || moec_cli_n_warnings(s.ckpt, s.plan) == 0;
+    if (cli->args.json) {
+        moec_cli_json j;
+        moec_cli_json_begin(&j, cli, ok);
+        moec_cli_json_plan(&j, s.layout, memory);
+        moec_cli_json_finish(&j);
+    } else {
+        moec_cli_print_plan(s.layout, memory);
+    }
+    moec_cli_print_problems(cli, s.ckpt, s.plan);
+    moec_cli_session_close(&s);
+    return ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
+}
+
+const moec_cli_command moec_cmd_plan = {
+    .name = "plan",
+    .fn = plan,
+    .line = "what convert and a loader would do; reads headers only",
+    .usage = "plan SRC --ep W [TOPOLOGY]",
+    .about = "Says how many slots each rank gets, what is read and written "
+             "for it, which files come out and how much memory the conversion "
+             "takes. No weight is read.",
+    .examples = "plan ./DeepSeek-V3 --ep 32 --redundant 32\n"
+                "plan ./DeepSeek-V3 --ep 8 --placement eplb.json --json",
+    .groups = groups,
+    .min_paths = 1,
+    .max_paths = 1,
+};

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moe-convert unconvert: the source's files back, byte for byte. Refuses
+ * conversions that left tensors out (MOE-M09).
+ */
+#include <inttypes.h>
+
+#include "cli.h"
+#include "print.h"
+#include "written.h"
+
+static const moec_cli_group *const groups[] = {&moec_group_write,
+                                               &moec_group_common, NULL};
+
+static int dry_run(const moec_cli *cli, const char *dir, const char *out)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_conversion *c = NULL;
+    moec_status st = moec_conversion_open(&c, dir, NULL, &err);
+    if (st != MOEC_OK)
+        return moec_cli_fail(cli, st, &err);
+    const moec_plan *plan = moec_layout_plan(moec_conversion_layout(c));
+    const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(plan));
+    size_t n = moec_ckpt_n_files(ckpt);
+    moec_cli_json j;
+    char size[24];
+    if (cli->args.json) {
+        moec_cli_json_begin(&j, cli, true);
+        moec_cli_json_bool(&j, "dry_run", true);
+        moec_cli_json_str(&j, "out", out);
+        moec_cli_json_array(&j, "files");
+        for (size_t i = 0; i < n; i++) {
+            const moec_file *f = moec_ckpt_file(ckpt, i);
+            moec_cli_json_object_row(&j, NULL);
+            moec_cli_json_str(&j, "name", f->name);
+            moec_cli_json_u64(&j, "bytes", f->bytes);
+            moec_cli_json_end(&j);
+        }
+        moec_cli_json_finish(&j);
+    } else {
+        for (size_t i = 0; i < n; i++) {
+            const moec_file *f = moec_ckpt_file(ckpt, i);
+            moec_cli_line(stdout, "%11s  %s", moec_cli_size(size, f->bytes),
+                          f->name);
+        }
+        moec_cli_line(stdout, "dry run: %s is not written", out);
+    }
+    moec_conversion_close(c);
+    return MOEC_EXIT_OK;
+}
+
+static int unconvert(moec_cli *cli)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_convert_stats stats = {0};
+    moec_cli_progress progress;
+    const char *dir = moec_cli_path(cli, 0), *out = moec_cli_path(cli, 1);
+    if (cli->args.dry_run)
+        return dry_run(cli, dir, out);
+    moec_convert_opts opts = moec_cli_convert_opts(cli, &progress);
+    moec_cli_progress_begin(&progress, cli);
+    moec_status st = moec_unconvert(dir, out, &opts, &stats, &err);
+    moec_cli_progress_end(&progress);
+    return moec_cli_report_written(cli, out, &stats, st, &err);
+}
+
+const moec_cli_command moec_cmd_unconvert = {
+    .name = "unconvert",
+    .fn = unconvert,
+    .line = "the source's files back, byte for byte",
+    .usage = "unconvert OUT DIR",
+    .about = "Writes DIR: the files that OUT was converted from, the same "
+             "names and bytes. Refuses a conversion that left tensors out "
+             "(--no-mtp).",
+    .examples = "unconvert ./V3-ep32 ./V3-again\n"
+                "unconvert ./V3-ep32 ./V3-again --dry-run",
+    .groups = groups,
+    .min_paths = 2,
+    .max_paths = 2,
+};

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moe-convert: the table of commands, and what holds for all of them: option
+ * parsing, --help, --version, the streams. A command that is not in the table
+ * does not exist: exit 2.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli.h"
+#include "print.h"
+
+static const moec_cli_command *const commands[] = {
+    &moec_cmd_inspect, &moec_cmd_plan,      &moec_cmd_convert,
+    &moec_cmd_verify,  &moec_cmd_unconvert, &moec_cmd_explain,
+};
+enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
+
+/* A stream closed by the caller leaves its descriptor free, and the next file
+ * opened would take it: data meant for stdout would then land in a weight
+ * file. Fill the three with something that fails in the right direction. */
+static void guard_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) != -1)
+            continue;
+        int got = open("/dev/null", fd == 1 ? O_RDONLY : O_WRONLY);
+        if (got >= 0 && got != fd)
+            (void)close(got);
+    }
+}
+
+static int print_version(void)
+{
+#ifdef MOEC_GIT_ID
+    moec_cli_line(stdout, "moe-convert %s (git %s, format %d)", moec_version(),
+                  MOEC_GIT_ID, MOEC_FORMAT_VERSION);
+#else
+    moec_cli_line(stdout, "moe-convert %s (format %d)", moec_version(),
+                  MOEC_FORMAT_VERSION);
+#endif
+    return MOEC_EXIT_OK;
+}
+
+static void print_commands(FILE *f)
+{
+    (void)fputs("usage: moe-convert COMMAND [options] PATH...\n\n"
+                "Converts mixture-of-experts checkpoints to physical slots, "
+                "proves the\nresult, and takes it back.\n\ncommands:\n",
+                f);
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        (void)fprintf(f, "  %-12s%s\n", commands[i]->name, commands[i]->line);
+    (void)fputs("\nmoe-convert COMMAND --help has its options and examples.\n"
+                "moe-convert --version prints the version.\n",
+                f);
+}
+
+/* Print each line of `text` as a command line, `lead` in front of the first
+ * and as many spaces in front of the others. */
+static void print_lines(FILE *f, const char *lead, const char *text)
+{
+    int indent = (int)strlen(lead);
+    for (bool first = true; *text != '\0'; first = false) {
+        size_t n = strcspn(text, "\n");
+        (void)fprintf(f, "%*smoe-convert %.*s\n", indent, first ? lead : "",
+                      (int)n, text);
+        text += n + (text[n] == '\n');
+    }
+}
+
+static int print_help(const moec_cli_command *cmd)
+{
+    print_lines(stdout, "usage: ", cmd->usage);
+    (void)fputc('\n', stdout);
+    moec_cli_print_folded(stdout, cmd->about, 0, 0);
+    moec_cli_print_options(stdout, cmd->groups);
+    (void)fputs("\nExamples:\n", stdout);
+    print_lines(stdout, "  ", cmd->examples);
+    return MOEC_EXIT_OK;
+}
+
+static int unknown_command(const char *word)
+{
+    const char *nearest = NULL;
+    size_t least = SIZE_MAX;
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        size_t d = moec_cli_distance(word, commands[i]->name);
+        if (d < least) {
+            least = d;
+            nearest = commands[i]->name;
+        }
+    }
+    if (nearest != NULL && moec_cli_is_near(word, least))
+        moec_cli_line(stderr,
+                      "moe-convert: unknown command '%s'; did you mean '%s'?",
+                      word, nearest);
+    else
+        moec_cli_line(stderr, "moe-convert: unknown command '%s'", word);
+    moec_cli_line(stderr, "try: moe-convert --help");
+    return MOEC_EXIT_USAGE;
+}
+
+static int run(const moec_cli_command *cmd, int argc, char **argv)
+{
+    moec_cli cli = {.cmd = cmd, .argc = argc, .argv = argv};
+    char why[MOEC_OPT_WHY_BYTES] = "";
+    int code;
+    if (!moec_cli_parse(&cli.args, cmd->groups, argc - 1, argv + 1, why))
+        code = moec_cli_usage(&cli, "%s", why);
+    else if (cli.args.help)
+        code = print_help(cmd);
+    else if (cli.args.n_paths > cmd->max_paths)
+        code = moec_cli_usage(&cli, "unexpected argument '%s'",
+                              cli.args.paths[cmd->max_paths]);
+    else if (cli.args.n_paths < cmd->min_paths)
+        code = moec_cli_usage(&cli, "an argument is missing: moe-convert %.*s",
+                              (int)strcspn(cmd->usage, "\n"), cmd->usage);
+    else
+        code = cmd->fn(&cli);
+    free(cli.args.paths);
+    return code;
+}
+
+static int dispatch(int argc, char **argv)
+{
+    const char *word = argc > 1 ? argv[1] : NULL;
+    if (word == NULL) {
+        print_commands(stderr);
+        return MOEC_EXIT_USAGE;
+    }
+    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
+        print_commands(stdout);
+        return MOEC_EXIT_OK;
+    }
+    if (strcmp(word, "--version") == 0)
+        return print_version();
+    for (size_t i = 0; i < N_COMMANDS; i++) {
+        if (strcmp(word, commands[i]->name) == 0)
+            return run(commands[i], argc, argv);
+    }
+    if (word[0] == '-') {
+        moec_cli_line(stderr,
+                      "moe-convert: unknown option '%s'; options "
+                      "follow the command",
+                      word);
+        moec_cli_line(stderr, "try: moe-convert --help");
+        return MOEC_EXIT_USAGE;
+    }
+    return unknown_command(word);
+}
+
+int main(int argc, char **argv)
+{
+    guard_streams();
+    /* A reader that goes away is a failed write, not a death. */
+    (void)signal(SIGPIPE, SIG_IGN);
+    return moec_cli_flush(dispatch(argc, argv));
+}

@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From SRC and options to a layout. Refuses, before anything is opened:
+ * topology options that contradict each other. Reads the environment, which
+ * the library never does: HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME, HOME.
+ */
+#include "session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "print.h"
+
+/* -------------------------------------------------------------- files */
+
+static moec_status fail_open(moec_error *err, moec_rule rule, const char *path,
+                             int os_errno)
+{
+    /* Wrong input, not a fault of the system: see moec_cli_exit_of. */
+    bool absent = os_errno == ENOENT || os_errno == ENOTDIR;
+    err->os_errno = os_errno;
+    return moec_cli_error(err, absent ? MOEC_E_FORMAT : MOEC_E_IO,
+                          absent ? rule : MOEC_RULE_NONE,
+                          "%s: cannot be read: %s", path, strerror(os_errno));
+}
+
+static moec_status read_all(int fd, const char *path, size_t bytes, char *buf,
+                            moec_error *err)
+{
+    size_t at = 0;
+    while (at < bytes) {
+        ssize_t n = read(fd, buf + at, bytes - at);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return fail_open(err, MOEC_RULE_NONE, path, errno);
+        if (n == 0)
+            break;
+        at += (size_t)n;
+    }
+    if (at != bytes)
+        return moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_I13,
+                              "%s: %zu bytes, of which %zu could be read", path,
+                              bytes, at);
+    buf[bytes] = '\0';
+    return MOEC_OK;
+}
+
+/* Read a whole file that an option names, NUL-terminated, at most
+ * MOEC_JSON_BYTES_MAX. `rule` is the one that its absence breaks. */
+static moec_status read_option_file(const char *path, moec_rule rule,
+                                    char **out, size_t *bytes_out,
+                                    moec_error *err)
+{
+    moec_status st = MOEC_OK;
+    char *buf = NULL;
+    struct stat sb;
+    /* O_NONBLOCK: a FIFO is refused below, not waited for. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return fail_open(err, rule, path, errno);
+    if (fstat(fd, &sb) != 0) {
+        st = fail_open(err, rule, path, errno);
+    } else if (!S_ISREG(sb.st_mode)) {
+        st = moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_I03,
+                            "%s: not a regular file", path);
+    } else if ((uint64_t)sb.st_size > MOEC_JSON_BYTES_MAX) {
+        st = moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_I04,
+                            "%s: %jd bytes exceed %" PRIu64, path,
+                            (intmax_t)sb.st_size, MOEC_JSON_BYTES_MAX);
+    } else if ((buf = malloc((size_t)sb.st_size + 1)) == NULL) {
+        st = moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                            "no memory for %s", path);
+    } else {
+        st = read_all(fd, path, (size_t)sb.st_size, buf, err);
+    }
+    (void)close(fd);
+    if (st != MOEC_OK) {
+        free(buf);
+        return st;
+    }
+    *out = buf;
+    *bytes_out = (size_t)sb.st_size;
+    return MOEC_OK;
+}
+
+/* Root of the local Hugging Face cache, to be freed; NULL: there is none. The
+ * order is that of huggingface_hub. */
+static char *hf_cache(void)
+{
+    static const struct {
+        const char *variable, *below;
+    } places[] = {{"HF_HUB_CACHE", ""},
+                  {"HF_HOME", "/hub"},
+                  {"XDG_CACHE_HOME", "/huggingface/hub"},
+                  {"HOME", "/.cache/huggingface/hub"}};
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+        const char *value = getenv(places[i].variable);
+        char *path = NULL;
+        if (value == NULL || value[0] == '\0')
+            continue;
+        if (asprintf(&path, "%s%s", value, places[i].below) < 0)
+            return NULL;
+        return path;
+    }
+    return NULL;
+}
+
+/* ------------------------------------------------------------ opening */
+
+moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
+                                 const char *src, moec_error *err)
+{
+    moec_ckpt_opts opts = MOEC_CKPT_OPTS_INIT;
+    char *cache = hf_cache();
+    opts.n_threads = cli->args.threads;
+    opts.hf_cache = cache;
+    moec_status st = moec_ckpt_open(out, src, &opts, err);
+    free(cache);
+    return st;
+}
+
+moec_status moec_cli_open_families(moec_cli_session *s, const moec_cli *cli,
+                                   moec_error *err)
+{
+    size_t bytes = 0;
+    moec_status st = moec_families_create(&s->families, err);
+    if (st != MOEC_OK || cli->args.family == NULL)
+        return st;
+    st = read_option_file(cli->args.family, MOEC_RULE_C09, &s->family_text,
+                          &bytes, err);
+    if (st != MOEC_OK)
+        return st;
+    return moec_families_add(s->families, cli->args.family, s->family_text,
+                             bytes, err);
+}
+
+moec_status moec_cli_open_ckpt(moec_cli_session *s, const moec_cli *cli,
+                               const char *src, moec_error *err)
+{
+    moec_status st = moec_cli_open_families(s, cli, err);
+    if (st != MOEC_OK)
+        return st;
+    return moec_cli_open_source(&s->ckpt, cli, src, err);
+}
+
+moec_status moec_cli_open_model(moec_cli_session *s, const moec_cli *cli,
+                                const char *src, moec_error *err)
+{
+    moec_status st = moec_cli_open_ckpt(s, cli, src, err);
+    if (st != MOEC_OK)
+        return st;
+    return moec_model_open(&s->model, s->ckpt, s->families, err);
+}
+
+static moec_status open_placement(moec_cli_session *s, const moec_cli *cli,
+                                  moec_error *err)
+{
+    const char *path = cli->args.placement;
+    char *text = NULL;
+    size_t bytes = 0;
+    moec_status st = read_option_file(path, MOEC_RULE_P01, &text, &bytes, err);
+    if (st != MOEC_OK)
+        return st;
+    st = moec_placement_parse(&s->placement, s->model, path, text, bytes, err);
+    free(text);
+    if (st != MOEC_OK ||
+        !moec_cli_given(&cli->args, cli->cmd->groups, "redundant"))
+        return st;
+    uint32_t e = moec_placement_n_experts(s->placement);
+    uint32_t p = moec_placement_n_physical(s->placement);
+    if (p - e == cli->args.redundant)
+        return MOEC_OK;
+    return moec_cli_error(err, MOEC_E_MAPPING, MOEC_RULE_P08,
+                          "%s: %" PRIu32 " slots for %" PRIu32
+                          " experts make %" PRIu32
+                          " redundant ones, --redundant says %" PRIu32,
+                          path, p, e, p - e, cli->args.redundant);
+}
+
+static moec_plan_opts plan_opts(const moec_cli_session *s, const moec_cli *cli)
+{
+    const moec_cli_args *a = &cli->args;
+    moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
+    if (moec_cli_given(a, cli->cmd->groups, "ep"))
+        o.n_ranks = a->ep;
+    o.n_redundant = a->redundant;
+    o.placement = s->placement;
+    o.allow_empty = a->allow_empty;
+    o.no_mtp = a->no_mtp;
+    o.shared_store_common = a->shared_store == MOEC_CHOICE_STORE_COMMON;
+    o.by_expert = a->shard_by == MOEC_CHOICE_BY_EXPERT;
+    if (a->w13_order == MOEC_CHOICE_UP_GATE)
+        o.w13_order = MOEC_W13_UP_GATE;
+    if (a->shared_slots == MOEC_CHOICE_PER_RANK)
+        o.shared = MOEC_SHARED_SLOTS_PER_RANK;
+    else if (a->shared_slots == MOEC_CHOICE_GLOBAL)
+        o.shared = MOEC_SHARED_SLOTS_GLOBAL;
+    else if (a->shared_slots == MOEC_CHOICE_NONE)
+        o.shared = MOEC_SHARED_SLOTS_OFF;
+    return o;
+}
+
+moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
+                                 const char *src, moec_error *err)
+{
+    moec_status st = moec_cli_open_model(s, cli, src, err);
+    if (st == MOEC_OK && cli->args.placement != NULL)
+        st = open_placement(s, cli, err);
+    if (st != MOEC_OK)
+        return st;
+    moec_plan_opts opts = plan_opts(s, cli);
+    st = moec_plan_create(&s->plan, s->model, &opts, err);
+    if (st != MOEC_OK)
+        return st;
+    return moec_layout_create(&s->layout, s->plan, cli->args.max_part_bytes,
+                              err);
+}
+
+void moec_cli_session_close(moec_cli_session *s)
+{
+    moec_layout_destroy(s->layout);
+    moec_plan_destroy(s->plan);
+    moec_placement_destroy(s->placement);
+    moec_model_destroy(s->model);
+    moec_ckpt_close(s->ckpt);
+    moec_families_destroy(s->families);
+    free(s->family_text);
+    memset(s, 0, sizeof(*s));
+}
+
+const char *moec_cli_check_topology(const moec_cli *cli, bool need_ep)
+{
+    const moec_cli_group *const *groups = cli->cmd->groups;
+    const moec_cli_args *a = &cli->args;
+    if (a->shard_by == MOEC_CHOICE_BY_EXPERT) {
+        if (a->placement != NULL)
+            return "--placement means nothing with --shard-by expert: the "
+                   "store has no placement";
+        if (a->redundant != 0)
+            return "--redundant means nothing with --shard-by expert: the "
+                   "store holds each expert once";
+        return NULL;
+    }
+    if (need_ep && !moec_cli_given(a, groups, "ep"))
+        return "--ep W is missing: the number of expert-parallel ranks";
+    return NULL;
+}
+
+/* --------------------------------------------------------------- plan */
+
+static const char *kind_name(moec_out_file_kind kind)
+{
+    switch (kind) {
+    case MOEC_FILE_RANK:
+        return "rank";
+    case MOEC_FILE_COMMON:
+        return "common";
+    case MOEC_FILE_SHARED:
+        return "shared";
+    case MOEC_FILE_STORE:
+        return "store";
+    }
+    return "?";
+}
+
+/* Bytes of the files that no rank owns, and of all. */
+static void sum_files(const moec_layout *layout, uint64_t *common,
+                      uint64_t *total)
+{
+    *common = 0;
+    *total = 0;
+    for (size_t i = 0; i < moec_layout_n_files(layout); i++) {
+        const moec_out_file *f = moec_layout_file(layout, i);
+        *total += f->bytes;
+        if (f->kind == MOEC_FILE_COMMON || f->kind == MOEC_FILE_SHARED)
+            *common += f->bytes;
+    }
+}
+
+static void json_topology(moec_cli_json *j, const moec_plan *plan)
+{
+    moec_topology t = moec_plan_topology(plan);
+    const moec_plan_opts *o = moec_plan_options(plan);
+    const moec_facts *facts = moec_model_facts(moec_plan_model(plan));
+    const char *slots = t.n_shared_slots == 0 ? "none"
+                        : t.shared_global     ? "global"
+                                              : "per-rank";
+    moec_cli_json_object(j, "topology");
+    moec_cli_json_u64(j, "n_ranks", t.n_ranks);
+    moec_cli_json_u64(j, "n_experts", facts->n_experts);
+    moec_cli_json_u64(j, "n_physical", t.n_physical);
+    moec_cli_json_u64(j, "n_redundant", t.n_physical - facts->n_experts);
+    moec_cli_json_u64(j, "n_local", t.n_local);
+    moec_cli_json_u64(j, "n_shared_slots", t.n_shared_slots);
+    moec_cli_json_str(j, "shared_slots", slots);
+    moec_cli_json_str(j, "shared_store",
+                      o->shared_store_common ? "common" : "rank");
+    moec_cli_json_str(j, "shard_by", o->by_expert ? "expert" : "rank");
+    moec_cli_json_str(j, "w13_order",
+                      o->w13_order == MOEC_W13_UP_GATE ? "up-gate" : "gate-up");
+    moec_cli_json_bool(j, "mtp", o->no_mtp == 0);
+    moec_cli_json_bool(j, "allow_empty", o->allow_empty != 0);
+    const char *placement = moec_placement_is_trivial(moec_plan_placement(plan))
+                                ? "trivial"
+                                : "file";
+    moec_cli_json_str(j, "placement", placement);
+    moec_cli_json_u64(j, "n_layers", moec_plan_n_layers(plan));
+    moec_cli_json_end(j);
+}
+
+static void json_files(moec_cli_json *j, const moec_layout *layout)
+{
+    moec_cli_json_array(j, "files");
+    for (size_t i = 0; i < moec_layout_n_files(layout); i++) {
+        const moec_out_file *f = moec_layout_file(layout, i);
+        moec_cli_json_object_row(j, NULL);
+        moec_cli_json_str(j, "name", f->name);
+        moec_cli_json_str(j, "kind", kind_name(f->kind));
+        if (f->kind == MOEC_FILE_RANK)
+            moec_cli_json_u64(j, "rank", f->rank);
+        moec_cli_json_u64(j, "bytes", f->bytes);
+        moec_cli_json_u64(j, "n_tensors", f->n_tensors);
+        moec_cli_json_end(j);
+    }
+    moec_cli_json_end(j);
+}
+
+void moec_cli_json_plan(moec_cli_json *j, const moec_layout *layout,
+                        uint64_t memory)
+{
+    const moec_plan *plan = moec_layout_plan(layout);
+    const moec_model *model = moec_plan_model(plan);
+    moec_topology t = moec_plan_topology(plan);
+    uint64_t common, total;
+    sum_files(layout, &common, &total);
+    moec_cli_json_str(j, "family", moec_model_facts(model)->family);
+    json_topology(j, plan);
+    moec_cli_json_array(j, "ranks");
+    for (uint32_t r = 0; r < t.n_ranks; r++) {
+        moec_rank_figures f = moec_layout_figures(layout, r);
+        moec_cli_json_object_row(j, NULL);
+        moec_cli_json_u64(j, "rank", r);
+        moec_cli_json_u64(j, "bytes_read", f.bytes_read);
+        moec_cli_json_u64(j, "bytes_written", f.bytes_written);
+        moec_cli_json_u64(j, "n_moves", f.n_moves);
+        moec_cli_json_end(j);
+    }
+    moec_cli_json_end(j);
+    moec_cli_json_u64(j, "bytes_common", common);
+    moec_cli_json_u64(j, "bytes_total", total);
+    moec_cli_json_u64(j, "peak_memory_bytes", memory);
+    moec_cli_json_u64(j, "n_files", moec_layout_n_files(layout));
+    json_files(j, layout);
+    moec_cli_json_problems(j, moec_model_ckpt(model), plan);
+}
+
+static void print_topology(const moec_plan *plan)
+{
+    moec_topology t = moec_plan_topology(plan);
+    const moec_plan_opts *o = moec_plan_options(plan);
+    const moec_facts *facts = moec_model_facts(moec_plan_model(plan));
+    moec_cli_line(stdout, "family       %s, %zu MoE layers", facts->family,
+                  moec_plan_n_layers(plan));
+    if (o->by_expert)
+        moec_cli_line(stdout,
+                      "store        %" PRIu32 " logical experts a layer",
+                      facts->n_experts);
+    else
+        moec_cli_line(stdout,
+                      "slots        %" PRIu32 " experts + %" PRIu32
+                      " more = %" PRIu32 " over %" PRIu32 " ranks: %" PRIu32
+                      " a rank",
+                      facts->n_experts, t.n_physical - facts->n_experts,
+                      t.n_physical, t.n_ranks, t.n_local);
+    if (t.n_shared_slots != 0)
+        moec_cli_line(stdout, "shared       %" PRIu32 " slot%s%s%s",
+                      t.n_shared_slots, t.n_shared_slots == 1 ? "" : "s",
+                      t.shared_global ? ", numbered once" : " a rank",
+                      o->shared_store_common ? ", stored once" : "");
+    else if (facts->no_fuse_why != NULL)
+        moec_cli_line(stdout, "shared       kept out of the slots: %s",
+                      facts->no_fuse_why);
+    else if (facts->shared_kind != MOEC_SHARED_NONE)
+        moec_cli_line(stdout, "shared       kept out of the slots");
+}
+
+void moec_cli_print_plan(const moec_layout *layout, uint64_t memory)
+{
+    const moec_plan *plan = moec_layout_plan(layout);
+    moec_topology t = moec_plan_topology(plan);
+    uint64_t common, total;
+    char a[24], b[24], c[24];
+    sum_files(layout, &common, &total);
+    print_topology(plan);
+    moec_cli_line(stdout, "rank        reads       writes      moves");
+    for (uint32_t r = 0; r < t.n_ranks; r++) {
+        moec_rank_figures f = moec_layout_figures(layout, r);
+        moec_cli_line(stdout, "%4" PRIu32 "  %11s  %11s  %9" PRIu64, r,
+                      moec_cli_size(a, f.bytes_read),
+                      moec_cli_size(b, f.bytes_written), f.n_moves);
+    }
+    moec_cli_line(stdout, "common %s, in all %s in %zu files",
+                  moec_cli_size(a, common), moec_cli_size(b, total),
+                  moec_layout_n_files(layout));
+    moec_cli_line(stdout, "peak memory  %s of buffers",
+                  moec_cli_size(c, memory));
+}

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_SESSION_H
+#define MOEC_SESSION_H
+
+/*
+ * What this is: from SRC and the topology options to a layout, the road that
+ *   inspect, plan, convert and explain share; and what the command line adds
+ *   to it: files named by options, the place of the Hugging Face cache.
+ * Lifetime: zero-initialise, close once; closing a partly opened one is fine.
+ * Threads: one thread at a time.
+ * Errors: the library's, and FORMAT or IO for files named by options.
+ */
+
+#include "cli.h"
+#include "print.h"
+
+typedef struct moec_cli_session {
+    char *family_text; /* of --family, NUL-terminated, or NULL */
+    moec_families *families;
+    moec_ckpt *ckpt;
+    moec_model *model;
+    moec_placement *placement;
+    moec_plan *plan;
+    moec_layout *layout;
+} moec_cli_session;
+
+/* Read the families and open the checkpoint `src`. */
+moec_status moec_cli_open_ckpt(moec_cli_session *s, const moec_cli *cli,
+                               const char *src, moec_error *err);
+/* Open another checkpoint with the same options (verify --source). */
+moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
+                                 const char *src, moec_error *err);
+/* The registry with --family's description in it. */
+moec_status moec_cli_open_families(moec_cli_session *s, const moec_cli *cli,
+                                   moec_error *err);
+/* open_ckpt, then the model. */
+moec_status moec_cli_open_model(moec_cli_session *s, const moec_cli *cli,
+                                const char *src, moec_error *err);
+/* open_model, then placement, plan and layout by the topology options. */
+moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
+                                 const char *src, moec_error *err);
+void moec_cli_session_close(moec_cli_session *s);
+
+/* Usage rules of the topology options. Returns NULL or the complaint. */
+const char *moec_cli_check_topology(const moec_cli *cli, bool need_ep);
+
+/* The plan as a document's members, and as text on stdout. `memory` is what
+ * the conversion's buffers take. */
+void moec_cli_json_plan(moec_cli_json *j, const moec_layout *layout,
+                        uint64_t memory);
+void moec_cli_print_plan(const moec_layout *layout, uint64_t memory);
+
+#endif

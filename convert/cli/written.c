@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Shared by convert and unconvert. A result whose last fsync failed is neither
+ * success nor nothing done: it is reported with its figures, "durability
+ * uncertain", and exit 4.
+ */
+#include "written.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "print.h"
+
+moec_convert_opts moec_cli_convert_opts(const moec_cli *cli,
+                                        moec_cli_progress *progress)
+{
+    moec_convert_opts o;
+    memset(&o, 0, sizeof(o));
+    o.n_threads = cli->args.threads;
+    o.memory_bytes = cli->args.memory;
+    o.max_part_bytes = cli->args.max_part_bytes;
+    o.force = cli->args.force;
+    o.no_direct = cli->args.no_direct;
+    o.stop = &moec_cli_signal;
+    if (progress != NULL) {
+        o.progress = moec_cli_progress_step;
+        o.progress_ctx = progress;
+    }
+    return o;
+}
+
+static void quote(FILE *f, const char *word)
+{
+    if (word[0] != '\0' &&
+        word[strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                          "0123456789_-./=:,@+%")] == '\0') {
+        (void)fputs(word, f);
+        return;
+    }
+    (void)fputc('\'', f);
+    for (; *word != '\0'; word++) {
+        if (*word == '\'')
+            (void)fputs("'\\''", f);
+        else
+            (void)fputc(*word, f);
+    }
+    (void)fputc('\'', f);
+}
+
+char *moec_cli_command_line(const moec_cli *cli)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&text, &bytes);
+    if (f == NULL)
+        return NULL;
+    (void)fputs("moe-convert", f);
+    for (int i = 1; i < cli->argc; i++) {
+        (void)fputc(' ', f);
+        quote(f, cli->argv[i]);
+    }
+    if (fclose(f) != 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
+static void json_stats(const moec_cli *cli, const char *out,
+                       const moec_convert_stats *stats, moec_status status,
+                       const moec_error *err)
+{
+    bool certain = !stats->durability_uncertain && status == MOEC_OK;
+    moec_cli_json j;
+    moec_cli_json_begin(&j, cli, status == MOEC_OK);
+    moec_cli_json_str(&j, "out", out);
+    moec_cli_json_u64(&j, "bytes_read", stats->bytes_read);
+    moec_cli_json_u64(&j, "bytes_written", stats->bytes_written);
+    moec_cli_json_f64(&j, "seconds", stats->seconds);
+    moec_cli_json_f64(&j, "gb_per_s",
+                      stats->seconds > 0.0
+                          ? (double)stats->bytes_written / 1e9 / stats->seconds
+                          : 0.0);
+    moec_cli_json_u64(&j, "n_files", stats->n_files);
+    moec_cli_json_u64(&j, "n_threads", stats->n_threads);
+    moec_cli_json_str(&j, "durability", certain ? "certain" : "uncertain");
+    if (status != MOEC_OK)
+        moec_cli_json_error(&j, status, err);
+    moec_cli_json_finish(&j);
+}
+
+static void print_stats(const char *out, const moec_convert_stats *stats)
+{
+    char bytes[24];
+    moec_cli_line(stdout,
+                  "%s: %s in %" PRIu32 " files, %.2f s, %.2f GB/s, durability "
+                  "%s",
+                  out, moec_cli_size(bytes, stats->bytes_written),
+                  stats->n_files, stats->seconds,
+                  stats->seconds > 0.0
+                      ? (double)stats->bytes_written / 1e9 / stats->seconds
+                      : 0.0,
+                  stats->durability_uncertain ? "uncertain" : "certain");
+}
+
+int moec_cli_report_written(const moec_cli *cli, const char *out,
+                            const moec_convert_stats *stats, moec_status status,
+                            const moec_error *err)
+{
+    if (status == MOEC_OK || status == MOEC_E_DURABILITY) {
+        if (status != MOEC_OK)
+            moec_cli_line(stderr, "moe-convert %s: %s", cli->cmd->name,
+                          err->text);
+        if (cli->args.json)
+            json_stats(cli, out, stats, status, err);
+        else if (!cli->args.quiet)
+            print_stats(out, stats);
+        return moec_cli_exit_of(status, err);
+    }
+    if (moec_cli_signal != 0) {
+        moec_error stopped = MOEC_ERROR_INIT;
+        (void)moec_cli_error(&stopped, MOEC_E_CANCELLED, MOEC_RULE_NONE,
+                             "interrupted; %s.partial stays: run the same "
+                             "command again",
+                             out);
+        return moec_cli_fail(cli, MOEC_E_CANCELLED, &stopped);
+    }
+    return moec_cli_fail(cli, status, err);
+}

@@ -1,0 +1,634 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The output directory: output.h says what it promises. The order of steps is
+ * the whole of it:
+ *
+ *   begin:  make OUT.partial, lock it, see that the locked one still has that
+ *           name, write the marker, delete what an earlier run left
+ *   commit: fsync files, remove the marker, fsync the directory, rename,
+ *           fsync the parent, delete what was replaced
+ *
+ * A crash between any two leaves OUT absent, or as it was, or complete; and an
+ * OUT.partial that the next begin knows as ours. Refused is everything that
+ * would follow a link, delete what we did not write, or write beside another
+ * writer.
+ */
+
+#include "output.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "converted.h"
+
+/* Another process may commit or discard between our open and our lock; then
+ * there is a new directory to lock. Each round means that one of them made
+ * progress, so a few are plenty. */
+enum { LOCK_TRIES = 16 };
+
+/* How every manifest.json of ours begins, whatever its version. */
+static const char manifest_begin[] = "{\n  \"schema\": \"moec.manifest/";
+
+static moec_status refuse(const moec_output *o, moec_error *err,
+                          const char *which, const char *why)
+{
+    return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE, "%s%s %s", o->path, which,
+                     why);
+}
+
+static moec_status os_failed(const moec_output *o, moec_error *err,
+                             const char *what)
+{
+    int why = errno;
+
+    return moec_fail_os(err, why, "%s%s: cannot %s", o->path,
+                        MOEC_OUTPUT_SUFFIX, what);
+}
+
+/* ------------------------------------------------------------ entries */
+
+static bool is_dots(const char *name)
+{
+    return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
+/* Call fn for each entry of the directory; a stream of its own, so that the
+ * position of dirfd is not shared. */
+typedef moec_status (*entry_fn)(const moec_output *o, int dirfd,
+                                const char *name, size_t *count,
+                                moec_error *err);
+
+static moec_status each_entry(const moec_output *o, int dirfd, entry_fn fn,
+                              size_t *count, moec_error *err)
+{
+    int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    moec_status st = MOEC_OK;
+    const struct dirent *e;
+
+    *count = 0;
+    if (!dir) {
+        st = os_failed(o, err, "list it");
+        if (fd >= 0)
+            close(fd);
+        return st;
+    }
+    errno = 0;
+    while (st == MOEC_OK && (e = readdir(dir))) {
+        if (!is_dots(e->d_name))
+            st = fn(o, dirfd, e->d_name, count, err);
+        errno = 0;
+    }
+    if (st == MOEC_OK && errno != 0)
+        st = os_failed(o, err, "list it");
+    closedir(dir);
+    return st;
+}
+
+/* Which of our two directories a text is about. */
+static const char *suffix(const moec_output *o, int dirfd)
+{
+    return dirfd == o->dirfd ? MOEC_OUTPUT_SUFFIX : "";
+}
+
+/* Only regular files: what we delete is never a tree of somebody's. */
+static moec_status check_entry(const moec_output *o, int dirfd,
+                               const char *name, size_t *count, moec_error *err)
+{
+    struct stat st;
+
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return moec_fail_os(err, errno, "%s%s/%s: cannot look at it", o->path,
+                            suffix(o, dirfd), name);
+    if (!S_ISREG(st.st_mode))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "%s%s would have to be deleted, and holds '%s', which "
+                         "is no regular file: remove it yourself",
+                         o->path, suffix(o, dirfd), name);
+    ++*count;
+    return MOEC_OK;
+}
+
+/* The marker goes with the directory, the manifest after all else: until the
+ * end, what is left is known as ours. */
+static moec_status delete_entry(const moec_output *o, int dirfd,
+                                const char *name, size_t *count,
+                                moec_error *err)
+{
+    if (strcmp(name, MOEC_OUTPUT_MARKER) == 0 ||
+        strcmp(name, MOEC_MANIFEST_NAME) == 0)
+        return MOEC_OK;
+    if (unlinkat(dirfd, name, 0) != 0)
+        return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
+                            suffix(o, dirfd), name);
+    ++*count;
+    return MOEC_OK;
+}
+
+static moec_status sync_entry(const moec_output *o, int dirfd, const char *name,
+                              size_t *count, moec_error *err)
+{
+    int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    int why = 0;
+
+    if (fd < 0 || fsync(fd) != 0)
+        why = errno;
+    if (fd >= 0)
+        close(fd);
+    if (why != 0)
+        return moec_fail_os(err, why, "%s%s/%s: cannot fsync", o->path,
+                            MOEC_OUTPUT_SUFFIX, name);
+    ++*count;
+    return MOEC_OK;
+}
+
+/* Delete all files of a directory that check_entry has passed. A directory
+ * that is read while it shrinks may hide entries: until a pass finds none. */
+static moec_status delete_files(const moec_output *o, int dirfd,
+                                moec_error *err)
+{
+    size_t n;
+
+    do {
+        MOEC_TRY(each_entry(o, dirfd, delete_entry, &n, err));
+    } while (n > 0);
+    if (unlinkat(dirfd, MOEC_MANIFEST_NAME, 0) != 0 && errno != ENOENT)
+        return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
+                            suffix(o, dirfd), MOEC_MANIFEST_NAME);
+    return MOEC_OK;
+}
+
+/* ------------------------------------------------------------ ownership */
+
+static bool is_regular(int dirfd, const char *name)
+{
+    struct stat st;
+
+    return fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           S_ISREG(st.st_mode);
+}
+
+/* A name alone proves little: browsers' extensions have a manifest.json. */
+static bool has_our_manifest(int dirfd)
+{
+    const size_t n = sizeof(manifest_begin) - 1;
+    char begin[sizeof(manifest_begin)];
+    bool ours;
+    int fd;
+
+    if (!is_regular(dirfd, MOEC_MANIFEST_NAME))
+        return false;
+    fd = openat(dirfd, MOEC_MANIFEST_NAME,
+                O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return false;
+    ours =
+        moec_pread_full(fd, MOEC_MANIFEST_NAME, begin, n, 0, NULL) == MOEC_OK &&
+        memcmp(begin, manifest_begin, n) == 0;
+    close(fd);
+    return ours;
+}
+
+/* May OUT be made, or be replaced? *old_out is the directory that is to be
+ * replaced, the caller's to close, or -1. */
+static moec_status check_target(const moec_output *o, int *old_out,
+                                moec_error *err)
+{
+    struct stat st;
+    size_t n;
+    int fd;
+    moec_status status;
+
+    *old_out = -1;
+    if (fstatat(o->parentfd, o->name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? MOEC_OK
+                               : moec_fail_os(err, errno, "%s", o->path);
+    if (S_ISLNK(st.st_mode))
+        return refuse(o, err, "", "is a symbolic link: name the directory");
+    if (!S_ISDIR(st.st_mode))
+        return refuse(o, err, "", "is a file: the output is a directory");
+    if (!o->force)
+        return refuse(o, err, "", "exists: remove it or give --force");
+    fd = openat(o->parentfd, o->name,
+                O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return moec_fail_os(err, errno, "%s: cannot open it", o->path);
+    if (!has_our_manifest(fd))
+        status = refuse(o, err, "",
+                        "is no converted checkpoint: --force does not replace "
+                        "it, remove it yourself");
+    else
+        status = each_entry(o, fd, check_entry, &n, err);
+    if (status != MOEC_OK)
+        close(fd);
+    else
+        *old_out = fd;
+    return status;
+}
+
+/* ---------------------------------------------------------------- begin */
+
+static char *copy_text(const char *s, size_t n, const char *more)
+{
+    char *copy = moec_alloc(n + strlen(more) + 1);
+
+    if (copy) {
+        memcpy(copy, s, n);
+        memcpy(copy + n, more, strlen(more) + 1);
+    }
+    return copy;
+}
+
+/* Cut OUT into directory and name and open the directory. */
+static moec_status open_parent(moec_output *o, const char *path,
+                               moec_error *err)
+{
+    size_t n = strlen(path);
+    size_t cut;
+    char *dir;
+
+    while (n > 0 && path[n - 1] == '/')
+        n--;
+    for (cut = n; cut > 0 && path[cut - 1] != '/'; cut--)
+        ;
+    o->path = copy_text(path, n, "");
+    o->name = copy_text(path + cut, n - cut, "");
+    o->partial = copy_text(path + cut, n - cut, MOEC_OUTPUT_SUFFIX);
+    o->aside = copy_text(path + cut, n - cut, MOEC_OUTPUT_ASIDE);
+    if (!o->path || !o->name || !o->partial || !o->aside)
+        return moec_fail_nomem(err, "a path");
+    if (n == cut || is_dots(o->name))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "'%s' does not name a new directory", path);
+    if (strlen(o->aside) > MOEC_FILE_NAME_BYTES_MAX)
+        return refuse(o, err, "", "is too long a name");
+    dir = cut > 0 ? copy_text(path, cut, "") : copy_text(".", 1, "");
+    if (!dir)
+        return moec_fail_nomem(err, "a path");
+    o->parentfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    moec_free(dir);
+    if (o->parentfd >= 0)
+        return MOEC_OK;
+    if (errno == ENOENT || errno == ENOTDIR)
+        return refuse(o, err, "",
+                      "cannot be made: its parent directory does not exist");
+    return moec_fail_os(err, errno, "%s: cannot open its parent directory",
+                        o->path);
+}
+
+/* Does OUT.partial still name the directory that we hold? */
+static bool is_current(const moec_output *o)
+{
+    struct stat held, named;
+
+    return fstat(o->dirfd, &held) == 0 &&
+           fstatat(o->parentfd, o->partial, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+           held.st_dev == named.st_dev && held.st_ino == named.st_ino;
+}
+
+/* Open and lock OUT.partial, making it where it is not there. *again_out: it
+ * was renamed or removed under our hands. */
+static moec_status lock_once(moec_output *o, bool *again_out, moec_error *err)
+{
+    struct stat st;
+
+    *again_out = false;
+    if (mkdirat(o->parentfd, o->partial, 0777) != 0 && errno != EEXIST)
+        return os_failed(o, err, "make it");
+    o->dirfd = openat(o->parentfd, o->partial,
+                      O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (o->dirfd < 0 && errno == ENOENT) {
+        *again_out = true;
+        return MOEC_OK;
+    }
+    if (o->dirfd < 0 && (errno == ENOTDIR || errno == ELOOP))
+        return refuse(o, err, MOEC_OUTPUT_SUFFIX,
+                      "is in the way: it is not a directory");
+    if (o->dirfd < 0)
+        return os_failed(o, err, "open it");
+    if (flock(o->dirfd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EWOULDBLOCK)
+            return os_failed(o, err, "lock it");
+        return moec_fail(
+            err, MOEC_E_LOCKED, MOEC_RULE_NONE,
+            "%s" MOEC_OUTPUT_SUFFIX ": another process is writing it", o->path);
+    }
+    *again_out = !is_current(o);
+    if (!*again_out && (fstat(o->dirfd, &st) != 0 || st.st_uid != geteuid()))
+        return refuse(o, err, MOEC_OUTPUT_SUFFIX, "belongs to another user");
+    return MOEC_OK;
+}
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static moec_status lock_partial(moec_output *o, moec_error *err)
+{
+    bool again = true;
+
+    for (int i = 0; again && i < LOCK_TRIES; i++) {
+        close_fd(&o->dirfd);
+        MOEC_TRY(lock_once(o, &again, err));
+    }
+    if (again)
+        return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
+                         "%s" MOEC_OUTPUT_SUFFIX
+                         ": other processes keep replacing it",
+                         o->path);
+    return MOEC_OK;
+}
+
+static moec_status put_marker(const moec_output *o, moec_error *err)
+{
+    int fd = openat(o->dirfd, MOEC_OUTPUT_MARKER,
+                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+
+    if (fd < 0)
+        return os_failed(o, err, "mark it as ours");
+    close(fd);
+    return MOEC_OK;
+}
+
+/* The lock is ours; is the directory? If so, empty it behind a marker. */
+static moec_status take_over(const moec_output *o, moec_error *err)
+{
+    bool marked = is_regular(o->dirfd, MOEC_OUTPUT_MARKER);
+    size_t n;
+
+    MOEC_TRY(each_entry(o, o->dirfd, check_entry, &n, err));
+    if (n > 0 && !marked && !has_our_manifest(o->dirfd))
+        return refuse(o, err, MOEC_OUTPUT_SUFFIX,
+                      "is not left over from a conversion: remove it yourself");
+    if (!marked)
+        MOEC_TRY(put_marker(o, err));
+    return delete_files(o, o->dirfd, err);
+}
+
+static void release(moec_output *o)
+{
+    close_fd(&o->dirfd); /* and with it the lock */
+    close_fd(&o->parentfd);
+    moec_free(o->path);
+    moec_free(o->name);
+    moec_free(o->partial);
+    moec_free(o->aside);
+    *o = (moec_output)MOEC_OUTPUT_INIT;
+}
+
+moec_status moec_output_begin(moec_output *o, const char *path, bool force,
+                              moec_error *err)
+{
+    moec_output made = {.parentfd = -1, .dirfd = -1, .force = force};
+    int old = -1;
+    moec_status st;
+
+    st = open_parent(&made, path, err);
+    if (st == MOEC_OK)
+        st = check_target(&made, &old, err);
+    close_fd(&old);
+    if (st != MOEC_OK)
+        goto fail;
+    st = lock_partial(&made, err);
+    if (st != MOEC_OK)
+        goto fail;
+    /* Again under the lock: who held it may have committed. */
+    st = check_target(&made, &old, err);
+    close_fd(&old);
+    if (st == MOEC_OK)
+        st = take_over(&made, err);
+    if (st != MOEC_OK) {
+        /* Only a directory that is still empty goes: one that we made. */
+        unlinkat(made.parentfd, made.partial, AT_REMOVEDIR);
+        goto fail;
+    }
+    made.begun = true;
+    *o = made;
+    return MOEC_OK;
+
+fail:
+    release(&made);
+    return st;
+}
+
+/* ---------------------------------------------------------------- files */
+
+int moec_output_dirfd(const moec_output *o)
+{
+    return o->begun ? o->dirfd : -1;
+}
+
+moec_status moec_output_create(const moec_output *o, const char *name,
+                               int flags, int *fd_out, moec_error *err)
+{
+    int fd;
+
+    if (!o->begun || !moec_plain_name(name, strlen(name)))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "'%s' cannot be the name of an output file", name);
+    fd = openat(o->dirfd, name,
+                O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW | flags,
+                0666);
+    if (fd < 0)
+        return moec_fail_os(err, errno, "%s%s/%s: cannot make the file",
+                            o->path, MOEC_OUTPUT_SUFFIX, name);
+    *fd_out = fd;
+    return MOEC_OK;
+}
+
+moec_status moec_output_write(const moec_output *o, const char *name,
+                              const void *data, size_t n, moec_error *err)
+{
+    moec_status st;
+    int fd;
+
+    MOEC_TRY(moec_output_create(o, name, 0, &fd, err));
+    st = moec_pwrite_full(fd, name, data, n, 0, err);
+    if (st == MOEC_OK && fsync(fd) != 0)
+        st = moec_fail_os(err, errno, "%s: cannot fsync", name);
+    if (close(fd) != 0 && st == MOEC_OK)
+        st = moec_fail_os(err, errno, "%s: cannot close", name);
+    if (st != MOEC_OK)
+        unlinkat(o->dirfd, name, 0);
+    return st;
+}
+
+/* --------------------------------------------------------------- commit */
+
+/* File systems without the flags of renameat2 (NFS, some FUSE). */
+static bool lacks_flags(int why)
+{
+    return why == EINVAL || why == ENOSYS || why == ENOTSUP;
+}
+
+/* OUT is not there. Without the flag there is a moment between look and
+ * rename; rename itself then refuses all but an empty directory. */
+static moec_status rename_new(const moec_output *o, moec_error *err)
+{
+    struct stat st;
+
+    if (renameat2(o->parentfd, o->partial, o->parentfd, o->name,
+                  RENAME_NOREPLACE) == 0)
+        return MOEC_OK;
+    if (lacks_flags(errno)) {
+        errno = EEXIST;
+        if (fstatat(o->parentfd, o->name, &st, AT_SYMLINK_NOFOLLOW) != 0 &&
+            renameat(o->parentfd, o->partial, o->parentfd, o->name) == 0)
+            return MOEC_OK;
+    }
+    if (errno == EEXIST || errno == ENOTEMPTY)
+        return refuse(o, err, "",
+                      "has appeared meanwhile: the result stays in "
+                      "its " MOEC_OUTPUT_SUFFIX);
+    return os_failed(o, err, "rename it");
+}
+
+/* OUT is replaced; *name_out is what the old one is called afterwards. Without
+ * the flag there is a moment without OUT, and a crash in it leaves the old
+ * checkpoint under the third name. */
+static moec_status rename_over(const moec_output *o, const char **name_out,
+                               moec_error *err)
+{
+    int why;
+
+    *name_out = o->partial;
+    if (renameat2(o->parentfd, o->partial, o->parentfd, o->name,
+                  RENAME_EXCHANGE) == 0)
+        return MOEC_OK;
+    if (!lacks_flags(errno))
+        return os_failed(o, err, "exchange it");
+    *name_out = o->aside;
+    if (renameat(o->parentfd, o->name, o->parentfd, o->aside) != 0)
+        return moec_fail_os(err, errno, "%s: cannot put it aside as '%s'",
+                            o->path, o->aside);
+    if (renameat(o->parentfd, o->partial, o->parentfd, o->name) == 0)
+        return MOEC_OK;
+    why = errno;
+    (void)renameat(o->parentfd, o->aside, o->parentfd, o->name);
+    errno = why;
+    return os_failed(o, err, "rename it");
+}
+
+/* Rename; `old` is the OUT to replace, or -1. It is locked before it gets the
+ * name of OUT.partial, lest another process takes it over while we delete. */
+static moec_status publish(const moec_output *o, int old, const char **name_out,
+                           moec_error *err)
+{
+    moec_status st;
+
+    if (old >= 0 && flock(old, LOCK_EX | LOCK_NB) != 0)
+        return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
+                         "%s: another process holds it", o->path);
+    if (unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) != 0)
+        return os_failed(o, err, "remove its marker");
+    if (fsync(o->dirfd) != 0)
+        st = os_failed(o, err, "fsync it");
+    else if (old >= 0)
+        st = rename_over(o, name_out, err);
+    else
+        st = rename_new(o, err);
+    if (st != MOEC_OK)
+        (void)put_marker(o, NULL); /* so that it is known as ours again */
+    return st;
+}
+
+/* OUT is complete: delete what it was. */
+static moec_status delete_old(const moec_output *o, int old, const char *name,
+                              moec_error *err)
+{
+    moec_error why = MOEC_ERROR_INIT;
+    moec_status st;
+    size_t n;
+
+    st = each_entry(o, old, check_entry, &n, &why);
+    if (st == MOEC_OK)
+        st = delete_files(o, old, &why);
+    /* A marker that a taken-over directory had is ours too. */
+    if (st == MOEC_OK)
+        (void)unlinkat(old, MOEC_OUTPUT_MARKER, 0);
+    if (st == MOEC_OK && unlinkat(o->parentfd, name, AT_REMOVEDIR) != 0)
+        st = moec_fail_os(&why, errno, "cannot remove the directory");
+    if (st == MOEC_OK)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
+                     "%s is complete, but what it replaces is left as '%s': %s",
+                     o->path, name, why.text);
+}
+
+static moec_status unsynced(const moec_output *o, const char *old_name,
+                            moec_error *err)
+{
+    int why = errno;
+    bool first = err && err->status == MOEC_OK;
+
+    moec_fail(err, MOEC_E_DURABILITY, MOEC_RULE_NONE,
+              "%s is complete, but the rename could not be synced and may be "
+              "lost with the power%s%s: %s",
+              o->path, old_name ? "; what it replaces is left as " : "",
+              old_name ? old_name : "", strerrordesc_np(why));
+    if (first)
+        err->os_errno = why;
+    return MOEC_E_DURABILITY;
+}
+
+static moec_status commit(const moec_output *o, moec_error *err)
+{
+    const char *old_name = NULL;
+    int old = -1;
+    size_t n;
+    moec_status st;
+
+    if (!is_current(o))
+        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
+                         "%s" MOEC_OUTPUT_SUFFIX
+                         " was moved or removed while it was written",
+                         o->path);
+    MOEC_TRY(each_entry(o, o->dirfd, sync_entry, &n, err));
+    MOEC_TRY(check_target(o, &old, err));
+    st = publish(o, old, &old_name, err);
+    if (st == MOEC_OK && fsync(o->parentfd) != 0)
+        st = unsynced(o, old_name, err);
+    else if (st == MOEC_OK && old >= 0)
+        st = delete_old(o, old, old_name, err);
+    close_fd(&old);
+    return st;
+}
+
+moec_status moec_output_commit(moec_output *o, moec_error *err)
+{
+    moec_status st;
+
+    if (!o->begun)
+        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
+                         "commit of an output that is not begun");
+    st = commit(o, err);
+    release(o);
+    return st;
+}
+
+void moec_output_abandon(moec_output *o)
+{
+    if (o->begun)
+        release(o);
+}
+
+void moec_output_discard(moec_output *o)
+{
+    size_t n;
+
+    if (!o->begun)
+        return;
+    if (each_entry(o, o->dirfd, check_entry, &n, NULL) == MOEC_OK && n == 1 &&
+        is_current(o) && unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) == 0)
+        unlinkat(o->parentfd, o->partial, AT_REMOVEDIR);
+    release(o);
+}

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A converted checkpoint's three own files together: each must have the
+ * digest that the manifest gives it, and they must tell one story: the same
+ * data files, the same source files, slots of layers, ranks and experts that
+ * the topology has. Data files are not opened here.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <moec/loader.h>
+
+#include "base/base.h"
+#include "converted.h"
+
+bool moec_plain_name(const char *s, size_t n)
+{
+    size_t bad;
+
+    if (!s || n == 0 || n > MOEC_FILE_NAME_BYTES_MAX || memchr(s, '/', n) ||
+        memchr(s, 0, n))
+        return false;
+    if (s[0] == '.' && (n == 1 || (n == 2 && s[1] == '.')))
+        return false;
+    return moec_utf8_valid(s, n, &bad);
+}
+
+/* -------------------------------------------------------- reading them */
+
+static moec_status read_manifest(moec_converted *c, moec_error *err)
+{
+    moec_buf text = {0};
+    moec_error why = MOEC_ERROR_INIT;
+    moec_status st;
+
+    st = moec_read_file(c->dirfd, MOEC_MANIFEST_NAME, MOEC_JSON_BYTES_MAX,
+                        &text, &why);
+    if (st == MOEC_E_IO && why.os_errno == ENOENT)
+        st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
+                       "no " MOEC_MANIFEST_NAME ": not a finished conversion; "
+                       "run the same convert command again");
+    else if (st != MOEC_OK && err && err->status == MOEC_OK)
+        *err = why;
+    if (st == MOEC_OK)
+        st = moec_manifest_decode(&c->manifest, text.data ? text.data : "",
+                                  text.len, err);
+    moec_buf_fini(&text);
+    return st;
+}
+
+/* Read one of the binary files: size and digest are the manifest's. */
+static moec_status read_own(const moec_converted *c, const moec_mf_copied *f,
+                            moec_rule rule, moec_buf *out, moec_error *err)
+{
+    moec_error why = MOEC_ERROR_INIT;
+    moec_status st;
+    moec_sha256 sha;
+
+    st = moec_read_file(c->dirfd, f->name, f->bytes, out, &why);
+    if ((st == MOEC_E_IO && why.os_errno == ENOENT) ||
+        (st == MOEC_E_FORMAT && why.rule != MOEC_RULE_I04))
+        return moec_fail(err, MOEC_E_FORMAT, rule,
+                         "%s: not there as a regular file", f->name);
+    if (st == MOEC_E_FORMAT)
+        return moec_fail(err, MOEC_E_FORMAT, rule,
+                         "%s: longer than the manifest's %" PRIu64 " bytes",
+                         f->name, f->bytes);
+    if (st != MOEC_OK) {
+        if (err && err->status == MOEC_OK)
+            *err = why;
+        return st;
+    }
+    if (out->len != f->bytes)
+        return moec_fail(err, MOEC_E_FORMAT, rule,
+                         "%s: %zu bytes, the manifest says %" PRIu64, f->name,
+                         out->len, f->bytes);
+    MOEC_TRY(moec_sha256_of(out->data, out->len, &sha, err));
+    if (memcmp(sha.b, f->sha256.b, sizeof(sha.b)) != 0)
+        return moec_fail(err, MOEC_E_FORMAT, rule,
+                         "%s: the SHA-256 is not the manifest's", f->name);
+    return MOEC_OK;
+}
+
+static moec_status read_slots(moec_converted *c, moec_error *err)
+{
+    moec_status st;
+
+    MOEC_TRY(read_own(c, &c->manifest.slots_file, MOEC_RULE_M03,
+                      &c->slots_bytes, err));
+    st = moec_slots_decode(&c->slots, c->slots_bytes.data, c->slots_bytes.len,
+                           err);
+    if (st != MOEC_OK)
+        moec_error_prefix(err, MOEC_SLOTS_NAME);
+    return st;
+}
+
+static moec_status read_sources(moec_converted *c, moec_error *err)
+{
+    moec_status st;
+
+    MOEC_TRY(read_own(c, &c->manifest.sources_file, MOEC_RULE_M04,
+                      &c->sources_bytes, err));
+    st = moec_sources_decode(&c->sources, c->sources_bytes.data,
+                             c->sources_bytes.len, err);
+    if (st != MOEC_OK)
+        moec_error_prefix(err, MOEC_SOURCES_NAME);
+    return st;
+}
+
+/* ------------------------------------------------------- their one story */
+
+static bool same_sha(const moec_sha256 *a, const moec_sha256 *b)
+{
+    return memcmp(a->b, b->b, sizeof(a->b)) == 0;
+}
+
+static moec_status check_files(const moec_converted *c, moec_error *err)
+{
+    const moec_manifest *m = &c->manifest;
+    const moec_slots *s = &c->slots;
+
+    if (m->n_files != s->n_files)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M03,
+                         MOEC_SLOTS_NAME ": %zu files, the manifest has %zu",
+                         s->n_files, m->n_files);
+    for (size_t i = 0; i < m->n_files; i++) {
+        const moec_mf_file *a = &m->files[i];
+        const moec_ct_file *b = &s->files[i];
+
+        if (strcmp(a->name, b->name) != 0 || a->bytes != b->bytes ||
+            !same_sha(&a->tree_sha256, &b->tree_sha256))
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M03,
+                             MOEC_SLOTS_NAME
+                             ": file %zu, '%s' of %" PRIu64
+                             " bytes, is not the manifest's '%s' of %" PRIu64,
+                             i, b->name, b->bytes, a->name, a->bytes);
+    }
+    return MOEC_OK;
+}
+
+static bool has_layer(const moec_manifest *m, unsigned space, uint32_t number)
+{
+    size_t low = 0, high = m->n_mf_layers;
+
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        const moec_layer_key *key = &m->layers[mid].key;
+
+        if ((unsigned)key->space < space ||
+            ((unsigned)key->space == space && key->number < number))
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low < m->n_mf_layers &&
+           (unsigned)m->layers[low].key.space == space &&
+           m->layers[low].key.number == number;
+}
+
+static moec_status check_slot_tensor(const moec_converted *c,
+                                     const moec_ct_tensor *t, moec_error *err)
+{
+    const moec_manifest *m = &c->manifest;
+    const moec_ct_slot *slots = c->slots.slots + t->first_slot;
+    int32_t min = m->allow_empty ? MOEC_LOGICAL_EMPTY : 0;
+    int64_t end = (int64_t)m->n_experts + m->n_shared_slots;
+
+    if (!has_layer(m, t->space, t->layer) || t->rank >= m->n_ranks)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M03,
+                         MOEC_SLOTS_NAME ": tensor '%s': the manifest has no "
+                                         "%s layer %" PRIu32
+                                         " on rank %" PRIu32,
+                         t->name, t->space == MOEC_SPACE_MTP ? "mtp" : "main",
+                         t->layer, t->rank);
+    for (uint32_t i = 0; i < t->n_slots; i++)
+        if (slots[i].logical < min || slots[i].logical >= end)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M03,
+                             MOEC_SLOTS_NAME
+                             ": tensor '%s': slot %" PRIu32 " holds %" PRId32
+                             ", not in [%" PRId32 ", %" PRId64 ")",
+                             t->name, i, slots[i].logical, min, end);
+    return MOEC_OK;
+}
+
+static moec_status check_tensors(const moec_converted *c, moec_error *err)
+{
+    for (size_t i = 0; i < c->slots.n_tensors; i++)
+        if (c->slots.tensors[i].kind == MOEC_CT_SLOTS)
+            MOEC_TRY(check_slot_tensor(c, &c->slots.tensors[i], err));
+    return MOEC_OK;
+}
+
+static bool same_source(const moec_mf_source *a, const moec_source_entry *b)
+{
+    return strcmp(a->name, b->name) == 0 && a->bytes == b->file_bytes &&
+           a->header_bytes == b->data_bytes &&
+           same_sha(&a->header_sha256, &b->sha256);
+}
+
+/* Shards in the manifest's order; the index where it has one. */
+static moec_status check_sources(const moec_converted *c, moec_error *err)
+{
+    const moec_manifest *m = &c->manifest;
+    const char *index_name = NULL;
+    size_t shard = 0;
+
+    for (size_t i = 0; i < c->sources.n_entries; i++) {
+        const moec_source_entry *e = &c->sources.entries[i];
+
+        if (e->kind == MOEC_SRC_INDEX)
+            index_name = e->name;
+        if (e->kind != MOEC_SRC_SHARD)
+            continue;
+        if (shard == m->n_sources || !same_source(&m->sources[shard], e))
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M04,
+                             MOEC_SOURCES_NAME ": shard %zu, '%s', is not the "
+                                               "manifest's",
+                             shard, e->name);
+        shard++;
+    }
+    if (shard != m->n_sources)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M04,
+                         MOEC_SOURCES_NAME ": %zu shards, the manifest has %zu",
+                         shard, m->n_sources);
+    if (!index_name != !m->index_name ||
+        (index_name && strcmp(index_name, m->index_name) != 0))
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M04,
+                         MOEC_SOURCES_NAME ": the index is %s, the manifest's "
+                                           "is %s",
+                         index_name ? index_name : "not there",
+                         m->index_name ? m->index_name : "not there");
+    return MOEC_OK;
+}
+
+static moec_status open_all(moec_converted *c, const char *dir, moec_error *err)
+{
+    size_t n = strlen(dir) + 1;
+
+    c->dir = moec_alloc(n);
+    if (!c->dir)
+        return moec_fail_nomem(err, "a path");
+    memcpy(c->dir, dir, n);
+    c->dirfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (c->dirfd < 0)
+        return moec_fail_os(err, errno, "not a directory to open");
+    MOEC_TRY(read_manifest(c, err));
+    MOEC_TRY(read_slots(c, err));
+    MOEC_TRY(read_sources(c, err));
+    MOEC_TRY(check_files(c, err));
+    MOEC_TRY(check_tensors(c, err));
+    return check_sources(c, err);
+}
+
+moec_status moec_converted_open(moec_converted *out, const char *dir,
+                                moec_error *err)
+{
+    moec_converted c = {.dirfd = -1};
+    moec_status st = open_all(&c, dir, err);
+
+    if (st != MOEC_OK) {
+        moec_error_prefix(err, "%s", dir);
+        moec_converted_close(&c);
+        return st;
+    }
+    *out = c;
+    return MOEC_OK;
+}
+
+/* `dir` tells an opened object from one of zeros, whose descriptor is 0. */
+void moec_converted_close(moec_converted *c)
+{
+    if (!c || !c->dir)
+        return;
+    if (c->dirfd >= 0)
+        close(c->dirfd);
+    moec_sources_fini(&c->sources);
+    moec_slots_fini(&c->slots);
+    moec_manifest_fini(&c->manifest);
+    moec_buf_fini(&c->slots_bytes);
+    moec_buf_fini(&c->sources_bytes);
+    moec_free(c->dir);
+    *c = (moec_converted){.dirfd = -1};
+}

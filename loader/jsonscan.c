@@ -1,0 +1,785 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The tokenizer under safetensors.c and index.c. Refuses everything that RFC
+ * 8259 does not have (comments, single quotes, trailing commas, raw control
+ * characters, leading zeros, lone surrogates), bytes that are not strict
+ * UTF-8, nesting beyond MOEC_JSON_DEPTH_MAX and, in values that nobody reads,
+ * duplicate keys.
+ *
+ * A token may straddle two windows. Long runs (string bodies, whitespace) are
+ * scanned eight bytes at a time inside the window; all else goes byte by byte
+ * through peek_raw, which refills.
+ */
+
+#include "jsonscan.h"
+
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+/* ----------------------------------------------------------- SipHash-1-3
+ * Aumasson and Bernstein; one round a word and three at the end is the
+ * strength that hash tables want (Rust's and Python's choice). The two output
+ * words follow the paper's 128-bit form. */
+
+static inline uint64_t rotl(uint64_t x, unsigned b)
+{
+    return x << b | x >> (64 - b);
+}
+
+static inline void sip_round(uint64_t v[4])
+{
+    v[0] += v[1];
+    v[1] = rotl(v[1], 13) ^ v[0];
+    v[0] = rotl(v[0], 32);
+    v[2] += v[3];
+    v[3] = rotl(v[3], 16) ^ v[2];
+    v[0] += v[3];
+    v[3] = rotl(v[3], 21) ^ v[0];
+    v[2] += v[1];
+    v[1] = rotl(v[1], 17) ^ v[2];
+    v[2] = rotl(v[2], 32);
+}
+
+static inline void sip_word(uint64_t v[4], uint64_t w)
+{
+    v[3] ^= w;
+    sip_round(v);
+    v[0] ^= w;
+}
+
+void moec_random_secret(uint64_t secret[2])
+{
+    struct timespec now = {0, 0};
+
+    if (getrandom(secret, 16, GRND_NONBLOCK) == 16)
+        return;
+    /* Early boot, or a seccomp filter: an address and the clock still keep a
+     * file from knowing the secret in advance. */
+    (void)clock_gettime(CLOCK_MONOTONIC, &now);
+    secret[0] = (uint64_t)now.tv_nsec * UINT64_C(0x9e3779b97f4a7c15);
+    secret[1] = (uint64_t)(uintptr_t)secret ^ (uint64_t)now.tv_sec;
+}
+
+void moec_siphash_begin(moec_siphash *h, const uint64_t secret[2])
+{
+    h->v[0] = secret[0] ^ UINT64_C(0x736f6d6570736575);
+    h->v[1] = secret[1] ^ UINT64_C(0x646f72616e646f6d) ^ 0xee;
+    h->v[2] = secret[0] ^ UINT64_C(0x6c7967656e657261);
+    h->v[3] = secret[1] ^ UINT64_C(0x7465646279746573);
+    h->tail = 0;
+    h->n = 0;
+}
+
+void moec_siphash_add(moec_siphash *h, const void *data, size_t n)
+{
+    const unsigned char *p = data;
+    const unsigned char *end = p + n;
+
+    while (p < end && h->n % 8 != 0) {
+        h->tail |= (uint64_t)*p++ << (h->n++ % 8 * 8);
+        if (h->n % 8 == 0) {
+            sip_word(h->v, h->tail);
+            h->tail = 0;
+        }
+    }
+    while (end - p >= 8) {
+        sip_word(h->v, moec_le64(p));
+        p += 8;
+        h->n += 8;
+    }
+    while (p < end)
+        h->tail |= (uint64_t)*p++ << (h->n++ % 8 * 8);
+}
+
+void moec_siphash_end(moec_siphash *h, uint64_t out[2])
+{
+    sip_word(h->v, h->tail | h->n << 56);
+    h->v[2] ^= 0xee;
+    for (int i = 0; i < 3; i++)
+        sip_round(h->v);
+    out[0] = h->v[0] ^ h->v[1] ^ h->v[2] ^ h->v[3];
+    h->v[1] ^= 0xdd;
+    for (int i = 0; i < 3; i++)
+        sip_round(h->v);
+    out[1] = h->v[0] ^ h->v[1] ^ h->v[2] ^ h->v[3];
+}
+
+/* --------------------------------------------------------------- key set */
+
+#define CELLS_MIN ((size_t)64)
+/* What the caller expects is a guess from a file's size: believe 16 MiB. */
+#define CELLS_EXPECT_MAX ((size_t)1 << 20)
+
+uint64_t moec_keyset_open(moec_keyset *k)
+{
+    return ++k->serial;
+}
+
+void moec_keyset_begin(moec_keyset *k, moec_siphash *h, uint64_t serial)
+{
+    if (!k->seeded) {
+        moec_random_secret(k->secret);
+        k->seeded = true;
+    }
+    moec_siphash_begin(h, k->secret);
+    moec_siphash_add(h, &serial, sizeof(serial));
+}
+
+/* Return the cell of this digest, or the free one where it belongs. */
+static uint64_t *keyset_cell(const moec_keyset *k, const uint64_t key[2])
+{
+    size_t i = (size_t)key[0] & (k->cap - 1);
+
+    while ((k->cells[i][0] | k->cells[i][1]) != 0 &&
+           (k->cells[i][0] != key[0] || k->cells[i][1] != key[1]))
+        i = (i + 1) & (k->cap - 1);
+    return k->cells[i];
+}
+
+static moec_status keyset_grow(moec_keyset *k, moec_error *err)
+{
+    size_t old_cap = k->cap;
+    uint64_t(*old)[2] = k->cells;
+    size_t cap = old_cap == 0 ? CELLS_MIN : old_cap * 2;
+
+    while (cap < k->expect && cap < CELLS_EXPECT_MAX)
+        cap *= 2;
+    k->cells = moec_calloc(cap, sizeof(*k->cells));
+    if (k->cells == NULL) {
+        k->cells = old;
+        return moec_fail_nomem(err, "the keys of a JSON object");
+    }
+    k->cap = cap;
+    for (size_t i = 0; i < old_cap; i++) {
+        if ((old[i][0] | old[i][1]) != 0)
+            memcpy(keyset_cell(k, old[i]), old[i], sizeof(*old));
+    }
+    moec_free(old);
+    return MOEC_OK;
+}
+
+moec_status moec_keyset_end(moec_keyset *k, moec_siphash *h, bool *existed,
+                            moec_error *err)
+{
+    uint64_t key[2];
+    uint64_t *cell;
+
+    if (k->n >= k->cap / 4 * 3)
+        MOEC_TRY(keyset_grow(k, err));
+    moec_siphash_end(h, key);
+    key[1] |= (key[0] | key[1]) == 0; /* {0, 0} means free */
+    cell = keyset_cell(k, key);
+    *existed = (cell[0] | cell[1]) != 0;
+    if (!*existed) {
+        cell[0] = key[0];
+        cell[1] = key[1];
+        k->n++;
+    }
+    return MOEC_OK;
+}
+
+void moec_keyset_clear(moec_keyset *k)
+{
+    if (k->n == 0)
+        return;
+    /* A table that one large object made must not be wiped again and again
+     * for the small ones behind it. */
+    if (k->cap > CELLS_MIN) {
+        moec_free(k->cells);
+        k->cells = NULL;
+        k->cap = 0;
+    } else {
+        memset(k->cells, 0, k->cap * sizeof(*k->cells));
+    }
+    k->n = 0;
+}
+
+void moec_keyset_fini(moec_keyset *k)
+{
+    moec_free(k->cells);
+    memset(k, 0, sizeof(*k));
+}
+
+/* --------------------------------------------------------------- windows */
+
+/* Next byte, not consumed; -1 at the end. */
+static moec_status peek_slow(moec_jsonscan *s, int *c_out)
+{
+    const void *data = NULL;
+    size_t n = 0;
+
+    *c_out = -1;
+    if (s->refill == NULL)
+        return MOEC_OK;
+    MOEC_TRY(s->refill(s->ctx, &data, &n, s->err));
+    if (n == 0)
+        return MOEC_OK;
+    s->base += (uint64_t)(s->end - s->start);
+    s->start = data;
+    s->p = s->start;
+    s->end = s->start + n;
+    *c_out = *s->p;
+    return MOEC_OK;
+}
+
+static inline moec_status peek_raw(moec_jsonscan *s, int *c_out)
+{
+    if (s->p < s->end) {
+        *c_out = *s->p;
+        return MOEC_OK;
+    }
+    return peek_slow(s, c_out);
+}
+
+void moec_js_fini(moec_jsonscan *s)
+{
+    moec_keyset_fini(&s->keys);
+}
+
+static moec_status utf8_sequence(moec_jsonscan *s, char out[4], size_t *n_out);
+
+moec_status moec_js_fail(moec_jsonscan *s, moec_rule rule, const char *what)
+{
+    uint64_t at = moec_js_pos(s);
+    char bytes[4];
+    size_t n;
+    int c;
+
+    MOEC_TRY(peek_raw(s, &c));
+    if (c < 0)
+        return moec_fail_at(s->err, MOEC_E_FORMAT, rule, at,
+                            "%s: byte %llu: %s, but the text ends here",
+                            s->name, (unsigned long long)at, what);
+    /* A byte that is no text at all is the simpler thing to say. */
+    if (c >= 0x80 && rule != s->utf8)
+        MOEC_TRY(utf8_sequence(s, bytes, &n));
+    if (c > 0x20 && c < 0x7f)
+        return moec_fail_at(s->err, MOEC_E_FORMAT, rule, at,
+                            "%s: byte %llu: %s, found '%c'", s->name,
+                            (unsigned long long)at, what, c);
+    return moec_fail_at(s->err, MOEC_E_FORMAT, rule, at,
+                        "%s: byte %llu: %s, found byte 0x%02x", s->name,
+                        (unsigned long long)at, what, (unsigned)c);
+}
+
+/* ------------------------------------------------------------ whitespace */
+
+static inline bool is_space(int c)
+{
+    return c == ' ' || c == '\n' || c == '\r' || c == '\t';
+}
+
+moec_status moec_js_peek_slow(moec_jsonscan *s, int *c_out)
+{
+    static const char spaces[9] = "        ";
+
+    for (;;) {
+        /* Headers are padded with spaces, hostile ones with 100 MB. */
+        while (s->end - s->p >= 8 && memcmp(s->p, spaces, 8) == 0)
+            s->p += 8;
+        MOEC_TRY(peek_raw(s, c_out));
+        if (!is_space(*c_out))
+            return MOEC_OK;
+        s->p++;
+    }
+}
+
+moec_status moec_js_expect_slow(moec_jsonscan *s, char want)
+{
+    char what[16];
+    int c;
+
+    MOEC_TRY(moec_js_peek(s, &c));
+    if (c == want) {
+        s->p++;
+        return MOEC_OK;
+    }
+    (void)snprintf(what, sizeof(what), "expected '%c'", want);
+    return moec_js_fail(s, s->json, what);
+}
+
+moec_status moec_js_member(moec_jsonscan *s, char close, bool first,
+                           bool *more_out)
+{
+    int c;
+
+    MOEC_TRY(moec_js_peek(s, &c));
+    *more_out = c != close;
+    if (c == close) {
+        s->p++;
+        return MOEC_OK;
+    }
+    if (first)
+        return MOEC_OK;
+    if (c != ',')
+        return moec_js_fail(s, s->json,
+                            close == '}' ? "expected ',' or '}'"
+                                         : "expected ',' or ']'");
+    s->p++;
+    /* A close behind the comma is no value and no key: it fails there. */
+    return MOEC_OK;
+}
+
+static moec_status too_deep(moec_jsonscan *s)
+{
+    uint64_t at = moec_js_pos(s);
+
+    return moec_fail_at(s->err, MOEC_E_FORMAT, s->too_deep, at,
+                        "%s: byte %llu: nested deeper than %d levels", s->name,
+                        (unsigned long long)at, MOEC_JSON_DEPTH_MAX);
+}
+
+moec_status moec_js_enter(moec_jsonscan *s)
+{
+    if (s->depth >= MOEC_JSON_DEPTH_MAX)
+        return too_deep(s);
+    s->depth++;
+    s->p++;
+    return MOEC_OK;
+}
+
+/* --------------------------------------------------------------- strings */
+
+/* Where the bytes of a string go. */
+typedef struct sink {
+    moec_js_text *text;  /* stored up to its cap, or NULL */
+    moec_siphash *hash;  /* digested, or NULL */
+} sink;
+
+static inline void sink_add(sink *k, const void *data, size_t n)
+{
+    moec_js_text *t = k->text;
+
+    if (k->hash != NULL)
+        moec_siphash_add(k->hash, data, n);
+    if (t == NULL)
+        return;
+    if (t->len < t->cap) {
+        size_t room = t->cap - (size_t)t->len;
+        memcpy(t->buf + t->len, data, n < room ? n : room);
+    }
+    t->len += n;
+}
+
+#define BYTES(x) (UINT64_C(0x0101010101010101) * (x))
+
+/* Return the end of the run of plain ASCII that begins at p: no quote, no
+ * backslash, no control character. Eight bytes at a time; the high bit of a
+ * lane says that it is special. A lane may be reported falsely only above a
+ * true one (borrows), and the lowest is what counts. */
+static const unsigned char *plain_run(const unsigned char *p,
+                                      const unsigned char *end)
+{
+    while (end - p >= 8) {
+        uint64_t w = moec_le64(p);
+        uint64_t quote = w ^ BYTES('"');
+        uint64_t slash = w ^ BYTES('\\');
+        uint64_t hit = (w | (w - BYTES(0x20)) |
+                        ((quote - BYTES(1)) & ~quote) |
+                        ((slash - BYTES(1)) & ~slash)) &
+                       BYTES(0x80);
+        if (hit != 0)
+            return p + (__builtin_ctzll(hit) >> 3);
+        p += 8;
+    }
+    while (p < end && *p >= 0x20 && *p < 0x80 && *p != '"' && *p != '\\')
+        p++;
+    return p;
+}
+
+/* Consume one UTF-8 sequence of two to four bytes, strictly: no overlong
+ * form, no surrogate, nothing above U+10FFFF (Unicode table 3-7). */
+static moec_status utf8_sequence(moec_jsonscan *s, char out[4], size_t *n_out)
+{
+    int lead = *s->p;
+    int low = 0x80, high = 0xbf;
+    size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+
+    if (lead < 0xc2 || lead > 0xf4)
+        return moec_js_fail(s, s->utf8, "expected UTF-8");
+    if (lead == 0xe0)
+        low = 0xa0;
+    else if (lead == 0xed)
+        high = 0x9f;
+    else if (lead == 0xf0)
+        low = 0x90;
+    else if (lead == 0xf4)
+        high = 0x8f;
+    out[0] = (char)lead;
+    s->p++;
+    for (size_t i = 1; i < n; i++) {
+        int c;
+        MOEC_TRY(peek_raw(s, &c));
+        if (c < low || c > high)
+            return moec_js_fail(s, s->utf8, "expected the rest of a UTF-8 "
+                                            "sequence");
+        out[i] = (char)c;
+        s->p++;
+        low = 0x80;
+        high = 0xbf;
+    }
+    *n_out = n;
+    return MOEC_OK;
+}
+
+static moec_status hex4(moec_jsonscan *s, uint32_t *out)
+{
+    uint32_t v = 0;
+
+    for (int i = 0; i < 4; i++) {
+        int c;
+        MOEC_TRY(peek_raw(s, &c));
+        if (c >= '0' && c <= '9')
+            v = v << 4 | (uint32_t)(c - '0');
+        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f' && c >= 0)
+            v = v << 4 | (uint32_t)((c | 0x20) - 'a' + 10);
+        else
+            return moec_js_fail(s, s->json, "expected a hexadecimal digit");
+        s->p++;
+    }
+    *out = v;
+    return MOEC_OK;
+}
+
+static size_t utf8_encode(uint32_t u, char out[4])
+{
+    if (u < 0x80) {
+        out[0] = (char)u;
+        return 1;
+    }
+    if (u < 0x800) {
+        out[0] = (char)(0xc0 | u >> 6);
+        out[1] = (char)(0x80 | (u & 0x3f));
+        return 2;
+    }
+    if (u < 0x10000) {
+        out[0] = (char)(0xe0 | u >> 12);
+        out[1] = (char)(0x80 | (u >> 6 & 0x3f));
+        out[2] = (char)(0x80 | (u & 0x3f));
+        return 3;
+    }
+    out[0] = (char)(0xf0 | u >> 18);
+    out[1] = (char)(0x80 | (u >> 12 & 0x3f));
+    out[2] = (char)(0x80 | (u >> 6 & 0x3f));
+    out[3] = (char)(0x80 | (u & 0x3f));
+    return 4;
+}
+
+/* The escape behind "\u"; a high surrogate takes its low one with it. */
+static moec_status escape_unicode(moec_jsonscan *s, char out[4], size_t *n_out)
+{
+    uint32_t u, low;
+    int c = 0;
+
+    MOEC_TRY(hex4(s, &u));
+    if (u >= 0xdc00 && u < 0xe000)
+        return moec_js_fail(s, s->json, "a low surrogate stands alone");
+    if (u >= 0xd800 && u < 0xdc00) {
+        for (int i = 0; i < 2; i++) {
+            MOEC_TRY(peek_raw(s, &c));
+            if (c != "\\u"[i])
+                return moec_js_fail(s, s->json,
+                                    "a high surrogate stands alone");
+            s->p++;
+        }
+        MOEC_TRY(hex4(s, &low));
+        if (low < 0xdc00 || low >= 0xe000)
+            return moec_js_fail(s, s->json, "a high surrogate stands alone");
+        u = 0x10000 + ((u - 0xd800) << 10) + (low - 0xdc00);
+    }
+    *n_out = utf8_encode(u, out);
+    return MOEC_OK;
+}
+
+/* The escape behind a backslash, which is consumed. */
+static moec_status escape(moec_jsonscan *s, char out[4], size_t *n_out)
+{
+    static const char from[] = "\"\\/bfnrt";
+    static const char to[] = "\"\\/\b\f\n\r\t";
+    const char *at;
+    int c;
+
+    MOEC_TRY(peek_raw(s, &c));
+    if (c == 'u') {
+        s->p++;
+        return escape_unicode(s, out, n_out);
+    }
+    at = c > 0 ? strchr(from, c) : NULL;
+    if (at == NULL)
+        return moec_js_fail(s, s->json, "no such escape in a string");
+    s->p++;
+    out[0] = to[at - from];
+    *n_out = 1;
+    return MOEC_OK;
+}
+
+/* Rest of a string behind its first run, to the closing quote. */
+static moec_status string_rest(moec_jsonscan *s, sink *k)
+{
+    for (;;) {
+        const unsigned char *run;
+        char out[4];
+        size_t n = 0;
+        int c;
+
+        MOEC_TRY(peek_raw(s, &c));
+        run = s->p;
+        if (c == '"') {
+            s->p++;
+            return MOEC_OK;
+        }
+        if (c == '\\') {
+            s->p++;
+            MOEC_TRY(escape(s, out, &n));
+            if (k->text != NULL && n == 1 && out[0] == '\0')
+                k->text->has_nul = true;
+            sink_add(k, out, n);
+        } else if (c >= 0x80) {
+            MOEC_TRY(utf8_sequence(s, out, &n));
+            sink_add(k, out, n);
+        } else if (c < 0x20) {
+            return moec_js_fail(s, s->json,
+                                c < 0 ? "a string is not closed"
+                                      : "a control character in a string");
+        } else {
+            s->p = plain_run(run, s->end);
+            sink_add(k, run, (size_t)(s->p - run));
+        }
+    }
+}
+
+moec_status moec_js_string(moec_jsonscan *s, moec_js_text *t)
+{
+    sink k = {t, NULL};
+    const unsigned char *run;
+
+    MOEC_TRY(moec_js_expect(s, '"'));
+    run = s->p;
+    t->has_nul = false;
+    s->p = plain_run(run, s->end);
+    if (s->p < s->end && *s->p == '"') {
+        t->s = (const char *)run;
+        t->len = (uint64_t)(s->p - run);
+        s->p++;
+        return MOEC_OK;
+    }
+    t->s = t->buf;
+    t->len = 0;
+    sink_add(&k, run, (size_t)(s->p - run));
+    return string_rest(s, &k);
+}
+
+static moec_status string_to(moec_jsonscan *s, moec_siphash *h)
+{
+    sink k = {NULL, h};
+
+    MOEC_TRY(moec_js_expect(s, '"'));
+    return string_rest(s, &k);
+}
+
+moec_status moec_js_key(moec_jsonscan *s, uint64_t serial)
+{
+    moec_siphash h;
+    bool existed = false;
+    uint64_t at = moec_js_pos(s);
+
+    if (s->keys.n >= s->n_keys_max)
+        return moec_fail_at(s->err, MOEC_E_FORMAT, s->too_many_keys, at,
+                            "%s: byte %llu: more than %u keys", s->name,
+                            (unsigned long long)at, s->n_keys_max);
+    moec_keyset_begin(&s->keys, &h, serial);
+    MOEC_TRY(string_to(s, &h));
+    MOEC_TRY(moec_keyset_end(&s->keys, &h, &existed, s->err));
+    if (existed)
+        return moec_fail_at(s->err, MOEC_E_FORMAT, s->duplicate, at,
+                            "%s: byte %llu: a key that the object has already",
+                            s->name, (unsigned long long)at);
+    return MOEC_OK;
+}
+
+/* --------------------------------------------------------------- numbers */
+
+static inline bool is_digit(int c)
+{
+    return c >= '0' && c <= '9';
+}
+
+/* Consume one or more digits; *v is their value until *fits turns false. */
+static moec_status digits(moec_jsonscan *s, uint64_t *v, bool *fits)
+{
+    int c;
+
+    MOEC_TRY(peek_raw(s, &c));
+    if (!is_digit(c))
+        return moec_js_fail(s, s->json, "expected a digit");
+    while (is_digit(c)) {
+        *fits = *fits && moec_mul_u64(*v, 10, v) &&
+                moec_add_u64(*v, (uint64_t)(c - '0'), v);
+        s->p++;
+        MOEC_TRY(peek_raw(s, &c));
+    }
+    return MOEC_OK;
+}
+
+/* Fraction and exponent, either of which may be absent. */
+static moec_status fraction(moec_jsonscan *s, bool *plain)
+{
+    uint64_t v = 0;
+    bool fits = false; /* nobody wants the value */
+    int c;
+
+    MOEC_TRY(peek_raw(s, &c));
+    if (c == '.') {
+        *plain = false;
+        s->p++;
+        MOEC_TRY(digits(s, &v, &fits));
+        MOEC_TRY(peek_raw(s, &c));
+    }
+    if (c == 'e' || c == 'E') {
+        *plain = false;
+        s->p++;
+        MOEC_TRY(peek_raw(s, &c));
+        if (c == '+' || c == '-')
+            s->p++;
+        MOEC_TRY(digits(s, &v, &fits));
+    }
+    return MOEC_OK;
+}
+
+/* Consume an integer of up to 18 digits that ends inside the window, as nearly
+ * all do. False, and nothing consumed, for anything else. */
+static inline bool short_integer(moec_jsonscan *s, uint64_t *out)
+{
+    const unsigned char *p = s->p;
+    const unsigned char *stop = s->end - p > 18 ? p + 18 : s->end;
+    uint64_t v = 0;
+
+    if (p == stop || *p == '0')
+        return false;
+    for (; p < stop && is_digit(*p); p++)
+        v = v * 10 + (uint64_t)(*p - '0');
+    if (p == stop || p == s->p || (*p != ',' && *p != ']'))
+        return false;
+    s->p = p;
+    *out = v;
+    return true;
+}
+
+moec_status moec_js_number(moec_jsonscan *s, uint64_t *value_out,
+                           bool *is_u64_out)
+{
+    uint64_t v = 0;
+    bool plain = true, fits = true;
+    int c;
+
+    MOEC_TRY(moec_js_peek(s, &c));
+    if (short_integer(s, value_out)) {
+        *is_u64_out = true;
+        return MOEC_OK;
+    }
+    if (c == '-') {
+        plain = false;
+        s->p++;
+        MOEC_TRY(peek_raw(s, &c));
+    }
+    if (c == '0') {
+        s->p++;
+        MOEC_TRY(peek_raw(s, &c));
+        if (is_digit(c))
+            return moec_js_fail(s, s->json, "a number with a leading zero");
+    } else {
+        MOEC_TRY(digits(s, &v, &fits));
+    }
+    MOEC_TRY(fraction(s, &plain));
+    *value_out = v;
+    *is_u64_out = plain && fits;
+    return MOEC_OK;
+}
+
+/* -------------------------------------------------------------- skipping */
+
+static moec_status literal(moec_jsonscan *s, const char *word)
+{
+    for (; *word != '\0'; word++) {
+        int c;
+        MOEC_TRY(peek_raw(s, &c));
+        if (c != *word)
+            return moec_js_fail(s, s->json, "expected true, false or null");
+        s->p++;
+    }
+    return MOEC_OK;
+}
+
+/* A value that holds no others. */
+static moec_status skip_scalar(moec_jsonscan *s, int c)
+{
+    uint64_t v;
+    bool is_u64;
+
+    if (c == '"')
+        return string_to(s, NULL);
+    if (c == '-' || is_digit(c))
+        return moec_js_number(s, &v, &is_u64);
+    if (c == 't')
+        return literal(s, "true");
+    if (c == 'f')
+        return literal(s, "false");
+    if (c == 'n')
+        return literal(s, "null");
+    return moec_js_fail(s, s->json, "expected a value");
+}
+
+/* Containers that are open while a value is skipped: no recursion. */
+typedef struct open_stack {
+    uint64_t serial[MOEC_JSON_DEPTH_MAX]; /* 0 for an array */
+    uint32_t n;
+    bool first; /* nothing in the innermost one yet */
+} open_stack;
+
+/* Step to the next value: past commas, keys and closing brackets. *done_out
+ * once the outermost container is closed. */
+static moec_status skip_to_value(moec_jsonscan *s, open_stack *o,
+                                 bool *done_out)
+{
+    bool more = false;
+
+    while (o->n > 0 && !more) {
+        uint64_t serial = o->serial[o->n - 1];
+        MOEC_TRY(moec_js_member(s, serial != 0 ? '}' : ']', o->first, &more));
+        o->first = false;
+        if (!more)
+            o->n--;
+        else if (serial != 0) {
+            MOEC_TRY(moec_js_key(s, serial));
+            MOEC_TRY(moec_js_expect(s, ':'));
+        }
+    }
+    *done_out = o->n == 0;
+    return MOEC_OK;
+}
+
+moec_status moec_js_skip(moec_jsonscan *s)
+{
+    open_stack o;
+    bool done = false;
+
+    o.n = 0;
+    o.first = false;
+    while (!done) {
+        int c;
+        MOEC_TRY(moec_js_peek(s, &c));
+        if (c == '{' || c == '[') {
+            if (s->depth + o.n >= MOEC_JSON_DEPTH_MAX)
+                return too_deep(s);
+            s->p++;
+            o.serial[o.n++] = c == '{' ? moec_keyset_open(&s->keys) : 0;
+            o.first = true;
+        } else {
+            MOEC_TRY(skip_scalar(s, c));
+        }
+        MOEC_TRY(skip_to_value(s, &o, &done));
+    }
+    return MOEC_OK;
+}

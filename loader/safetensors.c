@@ -1,0 +1,835 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The reader of shard headers. Owns every rule H01..H23; the words behind each
+ * are in rules.def. H24 (reserved names) is the model's: converted files hold
+ * such tensors rightly.
+ *
+ * The text streams through a window and is digested on the way; only the table
+ * stays: 40 bytes a tensor, its name, and its shape where the last few tensors
+ * had another. A value of the wrong kind is passed over before it is refused,
+ * so that a fault of the text (a deep nest, a bad escape) is named as that.
+ */
+
+#include "safetensors.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jsonscan.h"
+
+#define WINDOW_BYTES (UINT64_C(1) << 20)
+#define PREFIX_BYTES 8
+#define ENTRY_BYTES 128 /* of an entry, from real headers */
+#define N_SHAPES_KEPT 64 /* models repeat a dozen shapes; power of two */
+#define METADATA_KEY "__metadata__"
+
+/* What an entry has said so far. */
+enum { HAS_DTYPE = 1, HAS_SHAPE = 2, HAS_OFFSETS = 4 };
+
+typedef struct entry {
+    moec_tensor *t;
+    uint64_t begin, end;
+    uint64_t shape[MOEC_RANK_MAX];
+    uint32_t has;
+} entry;
+
+/* One cell of the set of names: tensor number + 1 in the low 20 bits (0: free;
+ * TENSORS_PER_FILE_MAX fits), bits of the hash above. 4 bytes a cell keep a
+ * million names in 8 MiB. */
+#define CELL_BITS 20
+#define CELL_MASK ((UINT32_C(1) << CELL_BITS) - 1)
+_Static_assert(MOEC_TENSORS_PER_FILE_MAX <= CELL_MASK, "cells hold numbers");
+
+typedef struct parser {
+    moec_jsonscan js;
+    moec_header *h;
+    size_t cap; /* of h->tensors */
+    uint32_t *cells;
+    size_t cell_cap; /* power of two, or 0 */
+    uint64_t secret[2];
+    const uint64_t *shapes[N_SHAPES_KEPT]; /* stored ones, by hash */
+    uint16_t shape_rank[N_SHAPES_KEPT];
+    bool sorted; /* (begin, end) never stepped back */
+    /* source */
+    int fd;
+    uint64_t next, limit; /* bytes of the file still to be read */
+    unsigned char *window;
+    moec_hasher *hasher;
+    char text[MOEC_NAME_BYTES_MAX];
+} parser;
+
+/* ---------------------------------------------------------------- errors */
+
+/* Refuse tensor `name`; the text behind it says why. */
+static moec_status MOEC_PRINTF(4, 5)
+    refuse(parser *p, moec_rule rule, const char *name, const char *fmt, ...)
+{
+    char why[256];
+    va_list args;
+    uint64_t at = moec_js_pos(&p->js);
+
+    va_start(args, fmt);
+    (void)vsnprintf(why, sizeof(why), fmt, args);
+    va_end(args);
+    return moec_fail_at(p->js.err, MOEC_E_FORMAT, rule, at,
+                        "%s: tensor '%s': %s (byte %" PRIu64 ")", p->js.name,
+                        name, why, at);
+}
+
+/* ---------------------------------------------------------- set of names */
+
+static uint64_t name_hash(const parser *p, const char *name, size_t n)
+{
+    moec_siphash h;
+    uint64_t out[2];
+
+    moec_siphash_begin(&h, p->secret);
+    moec_siphash_add(&h, name, n);
+    moec_siphash_end(&h, out);
+    return out[0];
+}
+
+static void put_cell(uint32_t *cells, size_t cap, uint64_t hash, uint32_t id)
+{
+    size_t i = (size_t)hash & (cap - 1);
+
+    while (cells[i] != 0)
+        i = (i + 1) & (cap - 1);
+    cells[i] = (uint32_t)(hash >> 32) << CELL_BITS | id;
+}
+
+static moec_status grow_cells(parser *p)
+{
+    size_t cap = p->cell_cap == 0 ? 64 : p->cell_cap * 2;
+    uint32_t *cells;
+
+    /* Pages that a wrong guess leaves unused cost nothing. */
+    while (cap < p->h->header_bytes / ENTRY_BYTES * 2)
+        cap *= 2;
+    cells = moec_calloc(cap, sizeof(*cells));
+    if (cells == NULL)
+        return moec_fail_nomem(p->js.err, "the set of tensor names");
+    for (size_t i = 0; i < p->h->n_tensors; i++) {
+        const char *name = p->h->tensors[i].name;
+        put_cell(cells, cap, name_hash(p, name, strlen(name)),
+                 (uint32_t)i + 1);
+    }
+    moec_free(p->cells);
+    p->cells = cells;
+    p->cell_cap = cap;
+    return MOEC_OK;
+}
+
+/* True where a tensor of this name is in the table. */
+static bool has_name(const parser *p, uint64_t hash, const char *name,
+                     size_t n)
+{
+    uint32_t tag = (uint32_t)(hash >> 32) << CELL_BITS;
+    size_t i = (size_t)hash & (p->cell_cap - 1);
+
+    for (; p->cells[i] != 0; i = (i + 1) & (p->cell_cap - 1)) {
+        const char *other;
+        if ((p->cells[i] & ~CELL_MASK) != tag)
+            continue;
+        other = p->h->tensors[(p->cells[i] & CELL_MASK) - 1].name;
+        if (strncmp(other, name, n) == 0 && other[n] == '\0')
+            return true;
+    }
+    return false;
+}
+
+/* ----------------------------------------------------------- the entries */
+
+static moec_status check_name(parser *p, const moec_js_text *t, uint64_t at)
+{
+    if (t->has_nul)
+        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H08, at,
+                            "%s: byte %" PRIu64 ": a tensor's name holds an "
+                            "escaped NUL",
+                            p->js.name, at);
+    if (t->len == 0 || t->len > MOEC_NAME_BYTES_MAX)
+        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H22, at,
+                            "%s: byte %" PRIu64 ": a tensor's name of %" PRIu64
+                            " bytes, outside 1 to %d",
+                            p->js.name, at, t->len, MOEC_NAME_BYTES_MAX);
+    if (p->h->n_tensors >= MOEC_TENSORS_PER_FILE_MAX)
+        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H23, at,
+                            "%s: byte %" PRIu64 ": more than %u tensors",
+                            p->js.name, at, MOEC_TENSORS_PER_FILE_MAX);
+    return MOEC_OK;
+}
+
+/* Add a tensor of this name to the table. */
+static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at,
+                              moec_tensor **out)
+{
+    moec_header *h = p->h;
+    size_t n = (size_t)t->len;
+    uint64_t hash = name_hash(p, t->s, n);
+    moec_tensor *tensor;
+
+    if (h->n_tensors >= p->cell_cap / 2)
+        MOEC_TRY(grow_cells(p));
+    if (has_name(p, hash, t->s, n))
+        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H07, at,
+                            "%s: tensor '%.*s': a second time (byte %" PRIu64
+                            ")",
+                            p->js.name, (int)n, t->s, at);
+    if (h->n_tensors == p->cap) {
+        size_t cap = p->cap == 0 ? 64 : p->cap * 2;
+        moec_tensor *more =
+            moec_realloc_array(h->tensors, cap, sizeof(*more));
+        if (more == NULL)
+            return moec_fail_nomem(p->js.err, "the tensor table");
+        h->tensors = more;
+        p->cap = cap;
+    }
+    tensor = &h->tensors[h->n_tensors];
+    memset(tensor, 0, sizeof(*tensor));
+    tensor->name = moec_arena_strdup(&h->arena, t->s, n);
+    if (tensor->name == NULL)
+        return moec_fail_nomem(p->js.err, "a tensor's name");
+    put_cell(p->cells, p->cell_cap, hash, (uint32_t)++h->n_tensors);
+    *out = tensor;
+    return MOEC_OK;
+}
+
+/* Give the tensor its shape; equal shapes are stored once where they are
+ * near each other. */
+static moec_status keep_shape(parser *p, entry *e)
+{
+    size_t bytes = e->t->rank * sizeof(*e->shape);
+    uint64_t hash = e->t->rank;
+    uint64_t *own;
+    size_t i;
+
+    for (uint32_t d = 0; d < e->t->rank; d++)
+        hash = (hash ^ e->shape[d]) * UINT64_C(0x9e3779b97f4a7c15);
+    i = (size_t)(hash >> 32) & (N_SHAPES_KEPT - 1);
+    if (p->shapes[i] != NULL && p->shape_rank[i] == e->t->rank &&
+        memcmp(p->shapes[i], e->shape, bytes) == 0) {
+        e->t->shape = p->shapes[i];
+        return MOEC_OK;
+    }
+    own = moec_arena_alloc(&p->h->arena, bytes != 0 ? bytes : 1,
+                           _Alignof(uint64_t));
+    if (own == NULL)
+        return moec_fail_nomem(p->js.err, "a tensor's shape");
+    memcpy(own, e->shape, bytes);
+    e->t->shape = p->shapes[i] = own;
+    p->shape_rank[i] = e->t->rank;
+    return MOEC_OK;
+}
+
+/* Pass over a value of the wrong kind, then refuse it. */
+static moec_status refuse_kind(parser *p, moec_rule rule, const char *name,
+                               const char *why)
+{
+    MOEC_TRY(moec_js_skip(&p->js));
+    return refuse(p, rule, name, "%s", why);
+}
+
+/* One unsigned integer, or `rule`. */
+static moec_status read_u64(parser *p, moec_rule rule, const entry *e,
+                            const char *why, uint64_t *out)
+{
+    bool is_u64 = false;
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    /* ']' behind a comma is a fault of the text: skip names it. */
+    if (c != '-' && (c < '0' || c > '9'))
+        return refuse_kind(p, rule, e->t->name, why);
+    MOEC_TRY(moec_js_number(&p->js, out, &is_u64));
+    if (!is_u64)
+        return refuse(p, rule, e->t->name, "%s", why);
+    return MOEC_OK;
+}
+
+static moec_status read_dtype(parser *p, entry *e)
+{
+    moec_js_text t = {.buf = p->text, .cap = sizeof(p->text)};
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    if (c != '"')
+        return refuse_kind(p, MOEC_RULE_H11, e->t->name,
+                           "dtype is not a string");
+    MOEC_TRY(moec_js_string(&p->js, &t));
+    if (t.len <= 32)
+        e->t->dtype = (uint8_t)moec_dtype_parse(t.s, (size_t)t.len);
+    if (e->t->dtype == MOEC_DTYPE_NONE)
+        return refuse(p, MOEC_RULE_H11, e->t->name, "dtype '%.*s' is unknown",
+                      (int)moec_min_u64(t.len, 64), t.s);
+    return MOEC_OK;
+}
+
+static moec_status read_shape(parser *p, entry *e)
+{
+    bool more = true, first = true;
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    if (c != '[')
+        return refuse_kind(p, MOEC_RULE_H12, e->t->name,
+                           "shape is not a list");
+    MOEC_TRY(moec_js_enter(&p->js));
+    for (;; first = false) {
+        uint64_t dim;
+        MOEC_TRY(moec_js_member(&p->js, ']', first, &more));
+        if (!more)
+            break;
+        MOEC_TRY(read_u64(p, MOEC_RULE_H12, e,
+                          "a dimension is not an unsigned integer below 2^64",
+                          &dim));
+        if (e->t->rank == MOEC_RANK_MAX)
+            return refuse(p, MOEC_RULE_H21, e->t->name,
+                          "more than %d dimensions", MOEC_RANK_MAX);
+        e->shape[e->t->rank++] = dim;
+    }
+    moec_js_leave(&p->js);
+    return MOEC_OK;
+}
+
+static moec_status read_offsets(parser *p, entry *e)
+{
+    static const char why[] = "data_offsets is not a pair of unsigned "
+                              "integers";
+    uint64_t pair[2] = {0, 0};
+    uint32_t n = 0;
+    bool more = true;
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    if (c != '[')
+        return refuse_kind(p, MOEC_RULE_H13, e->t->name, why);
+    MOEC_TRY(moec_js_enter(&p->js));
+    for (;; n++) {
+        uint64_t v;
+        MOEC_TRY(moec_js_member(&p->js, ']', n == 0, &more));
+        if (!more)
+            break;
+        MOEC_TRY(read_u64(p, MOEC_RULE_H13, e, why, &v));
+        if (n == 2)
+            return refuse(p, MOEC_RULE_H13, e->t->name, "%s", why);
+        pair[n] = v;
+    }
+    moec_js_leave(&p->js);
+    if (n != 2)
+        return refuse(p, MOEC_RULE_H13, e->t->name, "%s", why);
+    e->begin = pair[0];
+    e->end = pair[1];
+    return MOEC_OK;
+}
+
+/* A field that the format does not have: its value is passed over. The key
+ * goes into the entry's set, so that a second one is seen. */
+static moec_status read_unknown(parser *p, entry *e, const moec_js_text *t,
+                                uint64_t *serial)
+{
+    moec_keyset *keys = &p->js.keys;
+    moec_siphash h;
+    bool existed = false;
+
+    if (*serial == 0)
+        *serial = moec_keyset_open(keys);
+    moec_keyset_begin(keys, &h, *serial);
+    /* Longer than the buffer: what fits and the length stand for it. A false
+     * match takes two fields of over 512 equal bytes and equal length. */
+    moec_siphash_add(&h, t->s, (size_t)moec_min_u64(t->len, t->cap));
+    moec_siphash_add(&h, &t->len, sizeof(t->len));
+    MOEC_TRY(moec_keyset_end(keys, &h, &existed, p->js.err));
+    if (existed)
+        return refuse(p, MOEC_RULE_H07, e->t->name,
+                      "field '%.*s' a second time",
+                      (int)moec_min_u64(t->len, 64), t->s);
+    if (keys->n > p->js.n_keys_max)
+        return refuse(p, MOEC_RULE_H10, e->t->name, "more than %u fields",
+                      p->js.n_keys_max);
+    if (p->h->unknown_field == NULL) {
+        p->h->unknown_field = moec_arena_strdup(
+            &p->h->arena, t->s, (size_t)moec_min_u64(t->len, 64));
+        if (p->h->unknown_field == NULL)
+            return moec_fail_nomem(p->js.err, "a field's name");
+        p->h->unknown_in = e->t->name;
+    }
+    MOEC_TRY(moec_js_expect(&p->js, ':'));
+    return moec_js_skip(&p->js);
+}
+
+/* One "key": value of an entry. */
+static moec_status read_field(parser *p, entry *e, uint64_t *serial)
+{
+    static const struct {
+        const char *key;
+        uint32_t key_bytes, bit;
+        moec_status (*read)(parser *p, entry *e);
+    } fields[] = {{"dtype", 5, HAS_DTYPE, read_dtype},
+                  {"shape", 5, HAS_SHAPE, read_shape},
+                  {"data_offsets", 12, HAS_OFFSETS, read_offsets}};
+    moec_js_text t = {.buf = p->text, .cap = sizeof(p->text)};
+
+    MOEC_TRY(moec_js_string(&p->js, &t));
+    for (size_t i = 0; i < sizeof(fields) / sizeof(*fields); i++) {
+        if (!moec_js_text_is(&t, fields[i].key, fields[i].key_bytes))
+            continue;
+        if (e->has & fields[i].bit)
+            return refuse(p, MOEC_RULE_H07, e->t->name,
+                          "field '%s' a second time", fields[i].key);
+        e->has |= fields[i].bit;
+        MOEC_TRY(moec_js_expect(&p->js, ':'));
+        return fields[i].read(p, e);
+    }
+    return read_unknown(p, e, &t, serial);
+}
+
+/* Bytes of the tensor, from dtype and shape. Zero dimensions do not excuse a
+ * product that wraps, whatever the order of the dimensions. */
+static moec_status shape_bytes(parser *p, const entry *e, uint64_t *out)
+{
+    uint64_t n = 1, bits;
+    bool empty = false;
+
+    for (uint32_t d = 0; d < e->t->rank; d++) {
+        empty = empty || e->shape[d] == 0;
+        if (e->shape[d] != 0 && !moec_mul_u64(n, e->shape[d], &n))
+            return refuse(p, MOEC_RULE_H19, e->t->name,
+                          "the product of the dimensions exceeds 64 bits");
+    }
+    for (uint32_t d = 0; d < e->t->rank; d++) {
+        if (e->shape[d] > INT64_MAX)
+            return refuse(p, MOEC_RULE_H12, e->t->name,
+                          "dimension %" PRIu64 " is negative to readers with "
+                          "signed integers, and its bytes overflow",
+                          e->shape[d]);
+    }
+    if (!moec_mul_u64(n, moec_dtype_bits((moec_dtype)e->t->dtype), &bits))
+        return refuse(p, MOEC_RULE_H19, e->t->name,
+                      "%" PRIu64 " elements of %s exceed 2^64 bits", n,
+                      moec_dtype_name((moec_dtype)e->t->dtype));
+    if (!empty && bits % 8 != 0)
+        return refuse(p, MOEC_RULE_H20, e->t->name,
+                      "%" PRIu64 " bits are not whole bytes", bits);
+    *out = empty ? 0 : bits / 8;
+    return MOEC_OK;
+}
+
+static moec_status check_entry(parser *p, entry *e)
+{
+    const char *missing = !(e->has & HAS_DTYPE)     ? "dtype"
+                          : !(e->has & HAS_SHAPE)   ? "shape"
+                          : !(e->has & HAS_OFFSETS) ? "data_offsets"
+                                                    : NULL;
+    uint64_t bytes = 0;
+
+    if (missing != NULL)
+        return refuse(p, MOEC_RULE_H10, e->t->name, "%s is missing", missing);
+    if (e->begin > e->end)
+        return refuse(p, MOEC_RULE_H14, e->t->name,
+                      "begins at %" PRIu64 ", behind its end %" PRIu64,
+                      e->begin, e->end);
+    MOEC_TRY(shape_bytes(p, e, &bytes));
+    if (e->end - e->begin != bytes)
+        return refuse(p, MOEC_RULE_H18, e->t->name,
+                      "data_offsets give %" PRIu64 " bytes, dtype and shape "
+                      "%" PRIu64,
+                      e->end - e->begin, bytes);
+    e->t->off = e->begin; /* from the begin of the data, until place() */
+    e->t->bytes = bytes;
+    return keep_shape(p, e);
+}
+
+static moec_status read_entry(parser *p, moec_tensor *t)
+{
+    entry e = {.t = t};
+    uint64_t serial = 0; /* of this object in the key set, once needed */
+    const moec_tensor *before;
+    bool more = true, first = true;
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    if (c != '{')
+        return refuse_kind(p, MOEC_RULE_H10, t->name,
+                           "its entry is not an object");
+    MOEC_TRY(moec_js_enter(&p->js));
+    for (;; first = false) {
+        MOEC_TRY(moec_js_member(&p->js, '}', first, &more));
+        if (!more)
+            break;
+        MOEC_TRY(read_field(p, &e, &serial));
+    }
+    moec_js_leave(&p->js);
+    moec_keyset_clear(&p->js.keys);
+    MOEC_TRY(check_entry(p, &e));
+    if (p->h->n_tensors > 1) {
+        before = t - 1;
+        if (before->off > t->off ||
+            (before->off == t->off && before->bytes > t->bytes))
+            p->sorted = false;
+    }
+    return MOEC_OK;
+}
+
+/* -------------------------------------------------------------- metadata */
+
+static moec_status refuse_metadata(parser *p, const char *why)
+{
+    uint64_t at = moec_js_pos(&p->js);
+
+    MOEC_TRY(moec_js_skip(&p->js));
+    return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H09, at,
+                        "%s: byte %" PRIu64 ": %s", p->js.name, at, why);
+}
+
+/* Values are not kept: nothing in the library depends on them. */
+static moec_status read_metadata(parser *p)
+{
+    uint64_t serial = moec_keyset_open(&p->js.keys);
+    bool more = true, first = true;
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    if (c != '{')
+        return refuse_metadata(p, METADATA_KEY " is not an object");
+    MOEC_TRY(moec_js_enter(&p->js));
+    p->js.too_many_keys = MOEC_RULE_H09;
+    for (;; first = false) {
+        MOEC_TRY(moec_js_member(&p->js, '}', first, &more));
+        if (!more)
+            break;
+        MOEC_TRY(moec_js_key(&p->js, serial));
+        MOEC_TRY(moec_js_expect(&p->js, ':'));
+        MOEC_TRY(moec_js_peek(&p->js, &c));
+        if (c != '"')
+            return refuse_metadata(p, "a value of " METADATA_KEY
+                                      " is not a string");
+        MOEC_TRY(moec_js_skip(&p->js));
+    }
+    p->js.too_many_keys = MOEC_RULE_H10;
+    moec_js_leave(&p->js);
+    moec_keyset_clear(&p->js.keys);
+    return MOEC_OK;
+}
+
+/* ------------------------------------------------------------ the object */
+
+/* One "name": entry of the header. */
+static moec_status read_member(parser *p, bool *metadata_seen)
+{
+    moec_js_text t = {.buf = p->text, .cap = sizeof(p->text)};
+    moec_tensor *tensor = NULL;
+    uint64_t at;
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    at = moec_js_pos(&p->js);
+    MOEC_TRY(moec_js_string(&p->js, &t));
+    if (moec_js_text_is(&t, METADATA_KEY, sizeof(METADATA_KEY) - 1)) {
+        if (*metadata_seen)
+            return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H07, at,
+                                "%s: byte %" PRIu64 ": " METADATA_KEY
+                                " a second time",
+                                p->js.name, at);
+        *metadata_seen = true;
+        MOEC_TRY(moec_js_expect(&p->js, ':'));
+        return read_metadata(p);
+    }
+    MOEC_TRY(check_name(p, &t, at));
+    MOEC_TRY(add_tensor(p, &t, at, &tensor));
+    MOEC_TRY(moec_js_expect(&p->js, ':'));
+    return read_entry(p, tensor);
+}
+
+static moec_status read_object(parser *p)
+{
+    bool more = true, first = true, metadata_seen = false;
+    int c;
+
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    p->h->leading_space = moec_js_pos(&p->js) != PREFIX_BYTES;
+    if (c != '{')
+        return moec_js_fail(&p->js, MOEC_RULE_H02,
+                            "the header is not a JSON object");
+    MOEC_TRY(moec_js_enter(&p->js));
+    for (;; first = false) {
+        MOEC_TRY(moec_js_member(&p->js, '}', first, &more));
+        if (!more)
+            break;
+        MOEC_TRY(read_member(p, &metadata_seen));
+    }
+    moec_js_leave(&p->js);
+    MOEC_TRY(moec_js_peek(&p->js, &c));
+    if (c >= 0)
+        return moec_js_fail(&p->js, MOEC_RULE_H06,
+                            "something follows the header's object");
+    return MOEC_OK;
+}
+
+/* -------------------------------------------------------------- the data */
+
+static int by_offset(const void *a, const void *b, void *ctx)
+{
+    const moec_tensor *tensors = ctx;
+    const moec_tensor *x = &tensors[*(const uint32_t *)a];
+    const moec_tensor *y = &tensors[*(const uint32_t *)b];
+
+    if (x->off != y->off)
+        return x->off < y->off ? -1 : 1;
+    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
+}
+
+/* Numbers of the tensors by (begin, end); NULL where they stand so. The heap
+ * sort is ours because the C library's qsort may be quadratic, or allocate
+ * past moec_alloc. */
+static moec_status offset_order(parser *p, uint32_t **out)
+{
+    size_t n = p->h->n_tensors;
+    uint32_t *order;
+
+    *out = NULL;
+    if (p->sorted || n < 2)
+        return MOEC_OK;
+    order = moec_alloc(n * sizeof(*order));
+    if (order == NULL)
+        return moec_fail_nomem(p->js.err, "the order of the tensors");
+    for (size_t i = 0; i < n; i++)
+        order[i] = (uint32_t)i;
+    for (size_t size = n, root = n / 2; size > 1;) {
+        uint32_t moving;
+        size_t i, child;
+        if (root > 0) {
+            moving = order[--root];
+        } else {
+            moving = order[--size];
+            order[size] = order[0];
+        }
+        for (i = root; (child = 2 * i + 1) < size; i = child) {
+            if (child + 1 < size && by_offset(&order[child], &order[child + 1],
+                                              p->h->tensors) < 0)
+                child++;
+            if (by_offset(&moving, &order[child], p->h->tensors) >= 0)
+                break;
+            order[i] = order[child];
+        }
+        order[i] = moving;
+    }
+    *out = order;
+    return MOEC_OK;
+}
+
+/* H15..H17: the tensors tile the data to the file's last byte. */
+static moec_status check_tiling(parser *p, const uint32_t *order,
+                                uint64_t file_bytes)
+{
+    moec_header *h = p->h;
+    uint64_t data_bytes = file_bytes - h->header_bytes;
+    uint64_t end = 0;
+
+    for (size_t i = 0; i < h->n_tensors; i++) {
+        const moec_tensor *t = &h->tensors[order != NULL ? order[i] : i];
+        if (t->off != end)
+            return moec_fail_at(
+                p->js.err, MOEC_E_FORMAT, MOEC_RULE_H15, h->header_bytes,
+                "%s: tensor '%s': begins at %" PRIu64
+                " of the data, the one before it ends at %" PRIu64 " (%s)",
+                p->js.name, t->name, t->off, end,
+                t->off > end ? "hole" : "overlap");
+        end = t->off + t->bytes; /* both were read: no overflow */
+    }
+    if (end > data_bytes)
+        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H17,
+                            file_bytes,
+                            "%s: the header says %" PRIu64
+                            " bytes of data, the file ends behind %" PRIu64
+                            " (byte %" PRIu64 ")",
+                            p->js.name, end, data_bytes, file_bytes);
+    if (end < data_bytes)
+        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H16,
+                            h->header_bytes + end,
+                            "%s: %" PRIu64 " bytes behind the last tensor "
+                            "(from byte %" PRIu64 ")",
+                            p->js.name, data_bytes - end,
+                            h->header_bytes + end);
+    h->data_bytes = end;
+    return MOEC_OK;
+}
+
+/* Check where the tensors lie, and make offsets count from the file. */
+static moec_status place(parser *p, uint64_t file_bytes)
+{
+    uint32_t *order = NULL;
+    moec_status st;
+
+    /* The names are proved different: make room. */
+    moec_free(p->cells);
+    p->cells = NULL;
+    MOEC_TRY(offset_order(p, &order));
+    st = check_tiling(p, order, file_bytes);
+    moec_free(order);
+    for (size_t i = 0; st == MOEC_OK && i < p->h->n_tensors; i++)
+        p->h->tensors[i].off += p->h->header_bytes;
+    return st;
+}
+
+/* -------------------------------------------------------------- sources */
+
+/* H01. */
+static moec_status check_length(const unsigned char prefix[PREFIX_BYTES],
+                                uint64_t file_bytes, const char *name,
+                                uint64_t *header_bytes_out, moec_error *err)
+{
+    uint64_t n = moec_le64(prefix);
+
+    if (n > MOEC_HEADER_BYTES_MAX)
+        return moec_fail_at(err, MOEC_E_FORMAT, MOEC_RULE_H01, 0,
+                            "%s: byte 0: a header of %" PRIu64
+                            " bytes, the limit is %" PRIu64,
+                            name, n, MOEC_HEADER_BYTES_MAX);
+    if (n > file_bytes - PREFIX_BYTES)
+        return moec_fail_at(err, MOEC_E_FORMAT, MOEC_RULE_H01, 0,
+                            "%s: byte 0: a header of %" PRIu64
+                            " bytes in a file of %" PRIu64,
+                            name, n, file_bytes);
+    *header_bytes_out = PREFIX_BYTES + n;
+    return MOEC_OK;
+}
+
+static moec_status too_small(const char *name, uint64_t bytes, moec_error *err)
+{
+    return moec_fail_at(err, MOEC_E_FORMAT, MOEC_RULE_H01, 0,
+                        "%s: byte 0: %" PRIu64
+                        " bytes, too small for a header's length",
+                        name, bytes);
+}
+
+static moec_status refill(void *ctx, const void **data_out, size_t *n_out,
+                          moec_error *err)
+{
+    parser *p = ctx;
+    size_t n = (size_t)moec_min_u64(p->limit - p->next, WINDOW_BYTES);
+
+    *n_out = n;
+    if (n == 0)
+        return MOEC_OK;
+    MOEC_TRY(moec_pread_full(p->fd, p->js.name, p->window, n, p->next, err));
+    MOEC_TRY(moec_hasher_update(p->hasher, p->window, n, err));
+    p->next += n;
+    *data_out = p->window;
+    return MOEC_OK;
+}
+
+static void parser_init(parser *p, moec_header *h, const char *name,
+                        moec_error *err)
+{
+    static const moec_header no_header;
+
+    memset(p, 0, sizeof(*p));
+    *h = no_header;
+    p->h = h;
+    p->sorted = true;
+    p->fd = -1;
+    p->js.name = name;
+    p->js.err = err;
+    p->js.base = PREFIX_BYTES;
+    p->js.n_keys_max = MOEC_JSON_KEYS_MAX;
+    p->js.json = MOEC_RULE_H04;
+    p->js.utf8 = MOEC_RULE_H03;
+    p->js.too_deep = MOEC_RULE_H05;
+    p->js.duplicate = MOEC_RULE_H07;
+    p->js.too_many_keys = MOEC_RULE_H10;
+    moec_random_secret(p->secret);
+}
+
+/* Run the parse, free what the parser holds, and the table if it failed. */
+static moec_status parser_run(parser *p, uint64_t file_bytes)
+{
+    moec_status st = read_object(p);
+
+    moec_js_fini(&p->js);
+    if (st == MOEC_OK)
+        st = place(p, file_bytes);
+    moec_free(p->cells);
+    p->cells = NULL;
+    if (st != MOEC_OK)
+        moec_header_fini(p->h);
+    return st;
+}
+
+moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
+                             const char *name, moec_error *err)
+{
+    unsigned char prefix[PREFIX_BYTES];
+    parser p;
+    moec_header h;
+    moec_status st;
+
+    if (file_bytes < PREFIX_BYTES)
+        return too_small(name, file_bytes, err);
+    parser_init(&p, &h, name, err);
+    MOEC_TRY(moec_pread_full(fd, name, prefix, sizeof(prefix), 0, err));
+    MOEC_TRY(check_length(prefix, file_bytes, name, &h.header_bytes, err));
+    p.fd = fd;
+    p.next = PREFIX_BYTES;
+    p.limit = h.header_bytes;
+    p.js.refill = refill;
+    p.js.ctx = &p;
+    p.window = moec_alloc(
+        (size_t)moec_min_u64(h.header_bytes, WINDOW_BYTES));
+    if (p.window == NULL)
+        return moec_fail_nomem(err, "a window on a header");
+    st = moec_hasher_create(&p.hasher, err);
+    if (st != MOEC_OK)
+        goto free_window;
+    st = moec_hasher_update(p.hasher, prefix, sizeof(prefix), err);
+    if (st == MOEC_OK)
+        st = parser_run(&p, file_bytes);
+    if (st != MOEC_OK) {
+        moec_hasher_destroy(p.hasher);
+        goto free_window;
+    }
+    st = moec_hasher_final(p.hasher, &h.sha256, err); /* frees it */
+    if (st != MOEC_OK)
+        moec_header_fini(&h);
+    else
+        *out = h;
+free_window:
+    moec_free(p.window);
+    return st;
+}
+
+moec_status moec_header_parse(moec_header *out, const void *data, size_t n,
+                              uint64_t file_bytes, const char *name,
+                              moec_error *err)
+{
+    const unsigned char *bytes = data;
+    parser p;
+    moec_header h;
+
+    if (file_bytes < PREFIX_BYTES || n < PREFIX_BYTES)
+        return too_small(name, moec_min_u64(file_bytes, n), err);
+    parser_init(&p, &h, name, err);
+    MOEC_TRY(check_length(bytes, file_bytes, name, &h.header_bytes, err));
+    if (h.header_bytes > n)
+        return moec_fail_at(err, MOEC_E_FORMAT, MOEC_RULE_H01, 0,
+                            "%s: byte 0: a header of %" PRIu64
+                            " bytes, %zu are there",
+                            name, h.header_bytes - PREFIX_BYTES, n);
+    p.js.start = bytes + PREFIX_BYTES;
+    p.js.p = p.js.start;
+    p.js.end = bytes + h.header_bytes;
+    MOEC_TRY(moec_sha256_of(data, (size_t)h.header_bytes, &h.sha256, err));
+    MOEC_TRY(parser_run(&p, file_bytes));
+    *out = h;
+    return MOEC_OK;
+}
+
+void moec_header_fini(moec_header *h)
+{
+    static const moec_header no_header;
+
+    moec_arena_fini(&h->arena);
+    moec_free(h->tensors);
+    *h = no_header;
+}

@@ -1,0 +1,605 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Facts of a model from its config.json.
+ *
+ * Config files are written by hand, by several library versions and by
+ * converters: keys have two spellings, null stands for "none" or for 1.0, a
+ * count may be a list, a wrapper may hold everything in text_config. What the
+ * family's description allows is accepted; a string where a number belongs is
+ * refused and never read as one. No number of a config is used as a size here
+ * or anywhere before the shard headers agree with it.
+ */
+
+#include "config.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CONFIG "config.json"
+#define PATH_PARTS_MAX 8u
+
+/* A value found in the config, with the way to it for messages. */
+typedef struct found {
+    moec_json way[PATH_PARTS_MAX];
+    const moec_json *v; /* last one of way; v->value NULL: absent or null */
+    char path[128];
+} found;
+
+/* Follow the dotted `path` from `from`. Keys borrow out->path. */
+static void follow(const moec_json *from, const char *path, found *out)
+{
+    const moec_json *at = from;
+    size_t n = 0;
+    snprintf(out->path, sizeof(out->path), "%s", path);
+    for (char *key = out->path; key != NULL && n < PATH_PARTS_MAX; n++) {
+        char *dot = strchr(key, '.');
+        if (dot != NULL)
+            *dot++ = '\0';
+        out->way[n] = moec_json_member(at, key);
+        at = &out->way[n];
+        key = dot;
+    }
+    out->v = at;
+}
+
+/* Find the fact. Where several of its keys are there they must agree. */
+static moec_status find(const moec_config *c, const moec_fact_source *src,
+                        found *out, moec_error *err)
+{
+    found other;
+    follow(c->facts_in, src->n_keys > 0 ? src->keys[0] : "", out);
+    for (size_t i = 1; i < src->n_keys; i++) {
+        follow(c->facts_in, src->keys[i], &other);
+        if (other.v->value == NULL)
+            continue;
+        if (out->v->value == NULL) {
+            follow(c->facts_in, src->keys[i], out);
+            continue;
+        }
+        if (!json_equal(out->v->value, other.v->value))
+            return moec_json_fail(other.v, MOEC_RULE_C07, err,
+                                  "differs from '%s', which says the same "
+                                  "thing",
+                                  out->v->key);
+    }
+    if (out->v->value == NULL && src->n_keys > 0 && !src->optional)
+        return moec_json_fail(out->v, MOEC_RULE_C11, err,
+                              "is missing: the family '%s' needs it",
+                              c->family->name);
+    return MOEC_OK;
+}
+
+static moec_status as_count(const moec_json *v, uint32_t *out, moec_error *err)
+{
+    int64_t value;
+    MOEC_TRY(moec_json_as_i64(v, INT64_MIN, INT64_MAX, &value, err));
+    if (value < 0 || value > INT32_MAX)
+        return moec_json_fail(v, MOEC_RULE_C06, err,
+                              "is %jd, must be between 0 and %jd",
+                              (intmax_t)value, (intmax_t)INT32_MAX);
+    *out = (uint32_t)value;
+    return MOEC_OK;
+}
+
+/* A count that some configs write once a layer. */
+static moec_status as_equal_counts(const moec_json *v, uint32_t *out,
+                                   moec_error *err)
+{
+    size_t n = moec_json_len(v);
+    uint32_t value;
+    if (n == 0)
+        return moec_json_fail(v, MOEC_RULE_C03, err, "is an empty list");
+    for (size_t i = 0; i < n; i++) {
+        moec_json item = moec_json_item(v, i);
+        MOEC_TRY(as_count(&item, &value, err));
+        if (i > 0 && value != *out)
+            return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_C12,
+                             CONFIG ": %s: layers differ (%u and %u): such "
+                                    "models are not supported",
+                             v->key, *out, value);
+        *out = value;
+    }
+    return MOEC_OK;
+}
+
+/* A count; *out is `none` where neither config nor description have it. */
+static moec_status get_count(const moec_config *c, const moec_fact_source *src,
+                             uint32_t none, uint32_t *out, moec_error *err)
+{
+    found at;
+    *out = src->has_default ? src->integer : none;
+    if (!src->given || src->n_keys == 0)
+        return MOEC_OK;
+    MOEC_TRY(find(c, src, &at, err));
+    if (at.v->value == NULL)
+        return MOEC_OK;
+    if (src->per_layer && json_is_array(at.v->value))
+        return as_equal_counts(at.v, out, err);
+    return as_count(at.v, out, err);
+}
+
+static moec_status get_fact(const moec_config *c, moec_fact fact,
+                            uint32_t *out, moec_error *err)
+{
+    return get_count(c, &c->family->facts[fact], 0, out, err);
+}
+
+/* 0, null and absent mean 1. */
+static moec_status get_scale(const moec_config *c, double *out,
+                             moec_error *err)
+{
+    const moec_fact_source *src = &c->family->facts[MOEC_FACT_ROUTED_SCALE];
+    found at;
+    *out = src->has_default ? src->number : 1.0;
+    if (!src->given || src->n_keys == 0)
+        return MOEC_OK;
+    MOEC_TRY(find(c, src, &at, err));
+    if (at.v->value == NULL)
+        return MOEC_OK;
+    MOEC_TRY(moec_json_as_double(at.v, out, err));
+    if (*out < 0.0)
+        return moec_json_fail(at.v, MOEC_RULE_C06, err,
+                              "is %g, must not be negative", *out);
+    if (*out <= 0.0)
+        *out = 1.0;
+    return MOEC_OK;
+}
+
+static moec_status get_norm(const moec_config *c, int *out, moec_error *err)
+{
+    const moec_fact_source *src = &c->family->facts[MOEC_FACT_NORM_TOPK];
+    found at;
+    bool b;
+    double p;
+    *out = src->has_default ? (int)src->integer : -1;
+    if (!src->given || src->n_keys == 0)
+        return MOEC_OK;
+    MOEC_TRY(find(c, src, &at, err));
+    if (at.v->value == NULL)
+        return MOEC_OK;
+    if (src->p_norm) { /* dbrx: weights divided by their p-norm */
+        MOEC_TRY(moec_json_as_double(at.v, &p, err));
+        *out = p >= 1.0 && p <= 1.0 ? 1 : -1;
+        return MOEC_OK;
+    }
+    MOEC_TRY(moec_json_as_bool(at.v, &b, err));
+    *out = b;
+    return MOEC_OK;
+}
+
+static moec_status get_text(const moec_config *c, moec_fact fact,
+                            moec_arena *arena, const char **out,
+                            moec_error *err)
+{
+    const moec_fact_source *src = &c->family->facts[fact];
+    const char *s = src->has_default ? src->string : "";
+    found at;
+    if (src->n_keys > 0) {
+        MOEC_TRY(find(c, src, &at, err));
+        if (at.v->value != NULL)
+            MOEC_TRY(moec_json_as_string(at.v, &s, err));
+    }
+    *out = moec_arena_strdup(arena, s, strlen(s));
+    return *out != NULL ? MOEC_OK : moec_fail_nomem(err, "facts of a model");
+}
+
+/* -------------------------------------------------------- the family */
+
+/* model_type of `obj`: NULL where it has none. */
+static moec_status type_of(const moec_json *obj, const char **out,
+                           moec_error *err)
+{
+    moec_json v = moec_json_member(obj, "model_type");
+    *out = NULL;
+    return v.value != NULL ? moec_json_as_string(&v, out, err) : MOEC_OK;
+}
+
+static moec_status find_family(moec_config *c, const moec_families *families,
+                               moec_arena *arena, moec_error *err)
+{
+    const char *top, *inner = NULL, *type;
+    moec_json text = moec_json_member(&c->root, "text_config");
+    MOEC_TRY(type_of(&c->root, &top, err));
+    if (text.value != NULL && json_is_object(text.value))
+        MOEC_TRY(type_of(&text, &inner, err));
+    if (top == NULL && inner == NULL)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C11,
+                         CONFIG ": model_type: is missing: it names the "
+                                "family");
+    type = top;
+    if (top != NULL)
+        c->family = moec_families_find(families, top);
+    if (c->family == NULL && inner != NULL) {
+        type = inner;
+        c->family = moec_families_find(families, inner);
+    }
+    if (c->family == NULL) {
+        moec_buf hint = {0};
+        type = top != NULL ? top : inner;
+        moec_families_hint(families, type, &hint);
+        moec_status st =
+            moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_C08,
+                      CONFIG ": model_type '%s' is in no family "
+                             "description; %s",
+                      type, hint.oom ? "" : hint.data);
+        moec_buf_fini(&hint);
+        return st;
+    }
+    c->facts.model_type = moec_arena_strdup(arena, type, strlen(type));
+    c->facts.family = moec_arena_strdup(arena, c->family->name,
+                                        strlen(c->family->name));
+    if (c->facts.model_type == NULL || c->facts.family == NULL)
+        return moec_fail_nomem(err, "facts of a model");
+    return MOEC_OK;
+}
+
+/* The object that holds the facts: one the family names, or the top. */
+static void find_object(moec_config *c)
+{
+    c->facts_in = &c->root;
+    for (size_t i = 0; i < c->family->n_in; i++) {
+        moec_json v = moec_json_member(&c->root, c->family->in[i]);
+        if (!json_is_object(v.value))
+            continue;
+        c->nested = v;
+        c->facts_in = &c->nested;
+        return;
+    }
+}
+
+/* ------------------------------------------------------------ the facts */
+
+static moec_status read_block(moec_config *c, moec_error *err)
+{
+    const moec_json *places[2] = {c->facts_in, &c->root};
+    for (size_t i = 0; i < 2; i++) {
+        moec_json quant = moec_json_member(places[i], "quantization_config");
+        moec_json block = moec_json_member(&quant, "weight_block_size");
+        if (block.value == NULL)
+            continue;
+        if (!json_is_array(block.value) || moec_json_len(&block) != 2)
+            return moec_json_fail(&block, MOEC_RULE_C03, err,
+                                  "must be a list of two integers");
+        for (size_t j = 0; j < 2; j++) {
+            moec_json v = moec_json_item(&block, j);
+            MOEC_TRY(as_count(&v, &c->block[j], err));
+            if (c->block[j] == 0)
+                return moec_json_fail(&v, MOEC_RULE_C06, err, "is 0");
+        }
+        c->has_block = 1;
+        return MOEC_OK;
+    }
+    return MOEC_OK;
+}
+
+#define OUT_OF_RANGE(err, ...) \
+    moec_fail((err), MOEC_E_FORMAT, MOEC_RULE_C06, CONFIG ": " __VA_ARGS__)
+
+/* What the config calls a fact. */
+static const char *key_of(const moec_config *c, moec_fact fact)
+{
+    const moec_fact_source *src = &c->family->facts[fact];
+    return src->n_keys > 0 ? src->keys[0] : moec_fact_name(fact);
+}
+
+static moec_status check_groups(const moec_config *c, moec_error *err)
+{
+    const moec_facts *f = &c->facts;
+    const char *groups = key_of(c, MOEC_FACT_N_GROUP);
+    if (f->n_experts % f->n_group != 0)
+        return OUT_OF_RANGE(err, "%s %u does not divide %s %u", groups,
+                            f->n_group, key_of(c, MOEC_FACT_N_EXPERTS),
+                            f->n_experts);
+    if (f->topk_group > f->n_group ||
+        (f->topk_group == 0 && f->n_group > 1))
+        return OUT_OF_RANGE(err, "%s %u must be between 1 and %s %u",
+                            key_of(c, MOEC_FACT_TOPK_GROUP), f->topk_group,
+                            groups, f->n_group);
+    uint32_t kept = f->topk_group == 0 ? 1 : f->topk_group;
+    if (f->top_k > f->n_experts / f->n_group * kept)
+        return OUT_OF_RANGE(err, "%s %u is more than the %u experts of the "
+                                 "kept groups",
+                            key_of(c, MOEC_FACT_TOP_K), f->top_k,
+                            f->n_experts / f->n_group * kept);
+    return MOEC_OK;
+}
+
+static moec_status check_ranges(const moec_config *c, moec_error *err)
+{
+    static const moec_fact positive[] = {
+        MOEC_FACT_N_EXPERTS, MOEC_FACT_TOP_K, MOEC_FACT_HIDDEN,
+        MOEC_FACT_INTER, MOEC_FACT_N_LAYERS};
+    const moec_facts *f = &c->facts;
+    const uint64_t values[] = {f->n_experts, f->top_k, f->hidden, f->inter,
+                               f->n_layers};
+    for (size_t i = 0; i < sizeof(values) / sizeof(*values); i++)
+        if (values[i] == 0)
+            return OUT_OF_RANGE(err, "%s: is 0, must be at least 1",
+                                key_of(c, positive[i]));
+    if (f->top_k > f->n_experts)
+        return OUT_OF_RANGE(err, "%s %u is more than %s %u",
+                            key_of(c, MOEC_FACT_TOP_K), f->top_k,
+                            key_of(c, MOEC_FACT_N_EXPERTS), f->n_experts);
+    return f->n_group == 0 ? MOEC_OK : check_groups(c, err);
+}
+
+/* Width and count of the shared expert; a width or count of 0 means none. */
+static moec_status read_shared(moec_config *c, moec_error *err)
+{
+    const moec_family *f = c->family;
+    uint32_t width;
+    moec_facts *facts = &c->facts;
+    MOEC_TRY(get_fact(c, MOEC_FACT_N_SHARED, &facts->n_shared, err));
+    MOEC_TRY(get_count(c, &f->facts[MOEC_FACT_SHARED_WIDTH],
+                       (uint32_t)facts->inter, &width, err));
+    facts->shared_width =
+        f->shared_each ? (uint64_t)width * facts->n_shared : width;
+    if (facts->n_shared == 0 || width == 0) {
+        facts->n_shared = 0;
+        facts->shared_width = 0;
+        return MOEC_OK;
+    }
+    facts->shared_kind = f->shared_kind;
+    return MOEC_OK;
+}
+
+static moec_status read_facts(moec_config *c, moec_arena *arena,
+                              moec_error *err)
+{
+    moec_facts *f = &c->facts;
+    uint32_t hidden, inter, expert_hidden;
+    MOEC_TRY(get_fact(c, MOEC_FACT_N_EXPERTS, &f->n_experts, err));
+    MOEC_TRY(get_fact(c, MOEC_FACT_TOP_K, &f->top_k, err));
+    MOEC_TRY(get_fact(c, MOEC_FACT_HIDDEN, &hidden, err));
+    MOEC_TRY(get_count(c, &c->family->facts[MOEC_FACT_EXPERT_HIDDEN], hidden,
+                       &expert_hidden, err));
+    MOEC_TRY(get_fact(c, MOEC_FACT_INTER, &inter, err));
+    MOEC_TRY(get_fact(c, MOEC_FACT_N_LAYERS, &f->n_layers, err));
+    MOEC_TRY(get_fact(c, MOEC_FACT_N_GROUP, &f->n_group, err));
+    MOEC_TRY(get_fact(c, MOEC_FACT_TOPK_GROUP, &f->topk_group, err));
+    MOEC_TRY(get_count(c, &c->family->facts[MOEC_FACT_MTP_LAYERS], UINT32_MAX,
+                       &c->mtp_layers, err));
+    c->mtp_known = c->mtp_layers != UINT32_MAX;
+    f->hidden = hidden;
+    f->inter = inter;
+    c->expert_hidden = expert_hidden;
+    MOEC_TRY(get_scale(c, &f->routed_scale, err));
+    MOEC_TRY(get_norm(c, &f->norm_topk, err));
+    MOEC_TRY(get_text(c, MOEC_FACT_SCORE, arena, &f->score, err));
+    MOEC_TRY(get_text(c, MOEC_FACT_ACTIVATION, arena, &f->activation, err));
+    MOEC_TRY(read_shared(c, err));
+    MOEC_TRY(read_block(c, err));
+    return check_ranges(c, err);
+}
+
+/* ------------------------------------------------------------ reading */
+
+/* jansson calls a NaN or 1e999 a syntax error; it is a number all the same,
+ * and the rule about numbers says what to mend. */
+static moec_rule rule_of_syntax(const char *text, size_t n)
+{
+    json_error_t e;
+    json_t *tree = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+    if (tree != NULL) {
+        json_decref(tree);
+        return MOEC_RULE_C02;
+    }
+    if (strstr(e.text, "real number overflow") != NULL ||
+        strstr(e.text, "near 'NaN'") != NULL ||
+        strstr(e.text, "near 'Infinity'") != NULL ||
+        strstr(e.text, "near '-Infinity'") != NULL ||
+        strstr(e.text, "near '-'") != NULL)
+        return MOEC_RULE_C04;
+    return strstr(e.text, "integer") != NULL ? MOEC_RULE_C03 : MOEC_RULE_C02;
+}
+
+moec_status moec_config_read(moec_config *out, const moec_families *families,
+                             const char *text, size_t n, moec_arena *arena,
+                             moec_error *err)
+{
+    moec_error local = MOEC_ERROR_INIT;
+    memset(out, 0, sizeof(*out));
+    moec_status st = moec_json_parse(text, n, CONFIG, MOEC_RULE_C02,
+                                     MOEC_RULE_C02, &out->tree, &local);
+    if (st == MOEC_E_FORMAT && local.rule == MOEC_RULE_C02) {
+        moec_rule rule = rule_of_syntax(text, n);
+        if (rule != MOEC_RULE_C02) {
+            local = (moec_error)MOEC_ERROR_INIT;
+            moec_json_parse(text, n, CONFIG, rule, MOEC_RULE_C02, &out->tree,
+                            &local);
+        }
+    }
+    if (st != MOEC_OK) {
+        if (err != NULL && err->status == MOEC_OK)
+            *err = local;
+        return st;
+    }
+    out->doc =
+        (moec_json_doc){CONFIG,        MOEC_RULE_C02, MOEC_RULE_C11,
+                        MOEC_RULE_C03, MOEC_RULE_C04, MOEC_RULE_C05};
+    out->root = moec_json_root(out->tree, &out->doc);
+    st = moec_json_want_object(&out->root, err);
+    if (st == MOEC_OK)
+        st = find_family(out, families, arena, err);
+    if (st == MOEC_OK) {
+        find_object(out);
+        st = read_facts(out, arena, err);
+    }
+    if (st != MOEC_OK)
+        moec_config_fini(out);
+    return st;
+}
+
+void moec_config_fini(moec_config *config)
+{
+    json_decref(config->tree);
+    config->tree = NULL;
+}
+
+/* --------------------------------------------------------- MoE layers */
+
+/* Mark layer `number` of a list; it must exist. */
+static moec_status mark(const moec_config *c, const moec_json *v,
+                        uint32_t number, uint8_t value, uint8_t *moe,
+                        moec_error *err)
+{
+    if (number >= c->facts.n_layers)
+        return moec_json_fail(v, MOEC_RULE_C06, err,
+                              "names layer %u of %u layers", number,
+                              c->facts.n_layers);
+    moe[number] = value;
+    return MOEC_OK;
+}
+
+/* "3,4,5" */
+static moec_status mark_text(const moec_config *c, const moec_json *v,
+                             uint8_t *moe, moec_error *err)
+{
+    const char *s;
+    MOEC_TRY(moec_json_as_string(v, &s, err));
+    while (*s != '\0') {
+        size_t n = strspn(s, "0123456789");
+        if (n == 0 || n > 9 || (s[n] != '\0' && s[n] != ','))
+            return moec_json_fail(v, MOEC_RULE_C03, err,
+                                  "is not a list of layer numbers");
+        MOEC_TRY(mark(c, v, (uint32_t)strtoul(s, NULL, 10), 1, moe, err));
+        s += n + (s[n] == ',');
+    }
+    return MOEC_OK;
+}
+
+static moec_status mark_list(const moec_config *c, const moec_json *v,
+                             uint8_t value, uint8_t *moe, moec_error *err)
+{
+    uint32_t number;
+    if (!json_is_array(v->value))
+        return moec_json_fail(v, MOEC_RULE_C03, err,
+                              "is not a list of layer numbers");
+    for (size_t i = 0; i < moec_json_len(v); i++) {
+        moec_json item = moec_json_item(v, i);
+        MOEC_TRY(as_count(&item, &number, err));
+        MOEC_TRY(mark(c, &item, number, value, moe, err));
+    }
+    return MOEC_OK;
+}
+
+static moec_status check_length(const moec_config *c, const moec_json *v,
+                                size_t n, moec_error *err)
+{
+    /* Entries behind the decoder layers are about MTP layers. */
+    if (n >= c->facts.n_layers)
+        return MOEC_OK;
+    return moec_json_fail(v, MOEC_RULE_C07, err,
+                          "is about %zu layers, the model has %u", n,
+                          c->facts.n_layers);
+}
+
+static bool is_word(const moec_layer_rule *r, const char *word, size_t n)
+{
+    for (size_t i = 0; i < r->n_moe; i++)
+        if (strlen(r->moe[i]) == n && memcmp(r->moe[i], word, n) == 0)
+            return true;
+    return false;
+}
+
+/* A word a layer, or a string with one letter a layer. */
+static moec_status mark_types(const moec_config *c, const moec_layer_rule *r,
+                              const moec_json *v, uint8_t *moe,
+                              moec_error *err)
+{
+    const char *s;
+    if (!json_is_array(v->value)) {
+        MOEC_TRY(moec_json_as_string(v, &s, err));
+        MOEC_TRY(check_length(c, v, strlen(s), err));
+        for (uint32_t i = 0; i < c->facts.n_layers; i++)
+            moe[i] = is_word(r, s + i, 1);
+        return MOEC_OK;
+    }
+    MOEC_TRY(check_length(c, v, moec_json_len(v), err));
+    for (uint32_t i = 0; i < c->facts.n_layers; i++) {
+        moec_json item = moec_json_item(v, i);
+        MOEC_TRY(moec_json_as_string(&item, &s, err));
+        moe[i] = is_word(r, s, strlen(s));
+    }
+    return MOEC_OK;
+}
+
+/* The frequency of DeepSeek's names is a step, or a list of 0 and 1. */
+static moec_status mark_flags(const moec_config *c, const moec_json *v,
+                              uint32_t first, uint8_t *moe, moec_error *err)
+{
+    uint32_t flag;
+    MOEC_TRY(check_length(c, v, moec_json_len(v), err));
+    for (uint32_t i = 0; i < c->facts.n_layers; i++) {
+        moec_json item = moec_json_item(v, i);
+        MOEC_TRY(as_count(&item, &flag, err));
+        if (flag > 1)
+            return moec_json_fail(&item, MOEC_RULE_C06, err,
+                                  "is %u, must be 0 or 1", flag);
+        moe[i] = flag && i >= first;
+    }
+    return MOEC_OK;
+}
+
+/* Some configs write -1 for "to the end". */
+static moec_status get_last(const moec_config *c, const moec_fact_source *src,
+                            uint32_t *out, moec_error *err)
+{
+    found at;
+    *out = UINT32_MAX;
+    MOEC_TRY(find(c, src, &at, err));
+    if (json_is_integer(at.v->value) && json_integer_value(at.v->value) == -1)
+        return MOEC_OK;
+    return get_count(c, src, UINT32_MAX, out, err);
+}
+
+static moec_status mark_stride(const moec_config *c, const moec_layer_rule *r,
+                               uint8_t *moe, moec_error *err)
+{
+    uint32_t first, last, step, offset;
+    found at;
+    MOEC_TRY(get_count(c, &r->first, 0, &first, err));
+    MOEC_TRY(get_last(c, &r->last, &last, err));
+    MOEC_TRY(get_count(c, &r->offset, 0, &offset, err));
+    MOEC_TRY(find(c, &r->step, &at, err));
+    if (json_is_array(at.v->value))
+        return mark_flags(c, at.v, first, moe, err);
+    MOEC_TRY(get_count(c, &r->step, 1, &step, err));
+    if (step == 0)
+        return moec_json_fail(at.v, MOEC_RULE_C06, err,
+                              "is 0, must be at least 1");
+    for (uint32_t i = 0; i < c->facts.n_layers; i++)
+        moe[i] = i >= first && i <= last && i + r->phase >= offset &&
+                 (i + r->phase - offset) % step == 0;
+    if (!r->except.given)
+        return MOEC_OK;
+    MOEC_TRY(find(c, &r->except, &at, err));
+    return at.v->value == NULL ? MOEC_OK : mark_list(c, at.v, 0, moe, err);
+}
+
+moec_status moec_config_moe_layers(const moec_config *c, uint8_t *moe,
+                                   moec_error *err)
+{
+    found at;
+    memset(moe, 0, c->facts.n_layers);
+    for (size_t i = 0; i < c->family->n_layer_rules; i++) {
+        const moec_layer_rule *r = &c->family->layer_rules[i];
+        if (r->kind == MOEC_LAYERS_ALL) {
+            memset(moe, 1, c->facts.n_layers);
+            return MOEC_OK;
+        }
+        if (r->kind == MOEC_LAYERS_STRIDE)
+            return mark_stride(c, r, moe, err);
+        follow(c->facts_in, r->key, &at);
+        if (at.v->value == NULL)
+            continue;
+        if (r->kind == MOEC_LAYERS_TYPES)
+            return mark_types(c, r, at.v, moe, err);
+        if (json_is_string(at.v->value))
+            return mark_text(c, at.v, moe, err);
+        return mark_list(c, at.v, 1, moe, err);
+    }
+    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C11,
+                     CONFIG ": none of the keys that say which layers have "
+                            "experts is there");
+}

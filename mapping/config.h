@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_CONFIG_H
+#define MOEC_CONFIG_H
+
+/*
+ * What this is: config.json read by a family's description into facts.
+ * Lifetime: facts' strings live in the arena given; the JSON tree lives until
+ *   moec_config_fini, the facts without it.
+ * Errors: FORMAT C02..C07, C11; UNSUPPORTED C08; NOMEM.
+ */
+
+#include <jansson.h>
+
+#include "base/json.h"
+#include "family.h"
+
+typedef struct moec_config {
+    const moec_family *family;
+    moec_facts facts;      /* shared_slots and expert_dtype not set yet */
+    uint64_t expert_hidden; /* width that routed experts work on; H but for
+                               latent experts */
+    uint32_t mtp_layers;
+    uint8_t mtp_known;     /* the config says how many MTP layers there are */
+    uint8_t has_block;     /* of quantization_config.weight_block_size */
+    uint32_t block[2];     /* rows, columns */
+    json_t *tree;
+    moec_json_doc doc;
+    moec_json root;
+    moec_json nested; /* the object of a wrapper config, where there is one */
+    const moec_json *facts_in; /* root or nested */
+} moec_config;
+
+/* Read `text`. Do not move `*out` afterwards: it points into itself. */
+moec_status moec_config_read(moec_config *out, const moec_families *families,
+                             const char *text, size_t n, moec_arena *arena,
+                             moec_error *err);
+void moec_config_fini(moec_config *config);
+
+/* Set moe[i] to 1 where decoder layer i has experts, else 0, for i below
+ * n_layers. Call only once n_layers agrees with the headers. */
+moec_status moec_config_moe_layers(const moec_config *config, uint8_t *moe,
+                                   moec_error *err);
+
+#endif

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_FAMILY_H
+#define MOEC_FAMILY_H
+
+/*
+ * What this is: a family description (families/schema.json) as C values.
+ * Lifetime: a moec_family owns everything it points to.
+ * Threads: immutable once parsed. Errors: FORMAT C09, NOMEM.
+ */
+
+#include <moec/mapping.h>
+
+#include "model.h"
+#include "names.h"
+
+/* Geometry of a component whose shape decides: scales come per tensor, per
+ * row and per block under one name. Resolved in slices.c. */
+#define MOEC_GEO_SCALE 255u
+
+typedef enum moec_stack {
+    MOEC_STACK_NONE = 0,
+    MOEC_STACK_EXPERTS = 1, /* leading axis over experts */
+    MOEC_STACK_ROWS = 2     /* experts are blocks of rows */
+} moec_stack;
+
+/* One size of a shape that the description states: E, H, I or a number. */
+typedef struct moec_dim {
+    char symbol; /* 'E', 'H', 'I', or 0 for the number itself */
+    uint32_t number;
+} moec_dim;
+#define MOEC_DIMS_MAX 4u
+
+/* What one pattern with one suffix names. */
+typedef struct moec_kind {
+    const char *tail; /* normalised: "mlp.experts.#.gate_proj.weight" */
+    uint8_t role;     /* moec_role */
+    uint8_t part;     /* moec_part; ROUTED and SHARED only */
+    uint8_t geometry; /* moec_geometry or MOEC_GEO_SCALE */
+    uint8_t stack;    /* moec_stack */
+    uint8_t in_out, interleaved, per_expert;
+    uint8_t required; /* a MoE layer without it is refused */
+    uint8_t n_dims;   /* 0: shape not stated */
+    moec_dim dims[MOEC_DIMS_MAX];
+    uint16_t component; /* index of moec_family.components */
+    uint16_t group;     /* same (role, component, part): same number */
+    uint16_t pattern;   /* tensors that one pattern names share it */
+} moec_kind;
+
+typedef struct moec_layout_variant {
+    const char *name;
+    const char *experts;   /* "mlp.experts": begin of slot tensors' names */
+    uint32_t routed_parts; /* bit p: part p is described */
+    uint32_t shared_parts;
+} moec_layout_variant;
+
+/* Where a fact stands in config.json. */
+typedef enum moec_fact_type {
+    MOEC_FACT_INTEGER,
+    MOEC_FACT_NUMBER,
+    MOEC_FACT_BOOL,
+    MOEC_FACT_STRING,
+    MOEC_FACT_LIST /* no default */
+} moec_fact_type;
+
+typedef struct moec_fact_source {
+    uint8_t given;    /* the description has it */
+    uint8_t optional; /* it has a default, which may be null */
+    uint8_t has_default;
+    uint8_t per_layer; /* may be a list of equal values */
+    uint8_t p_norm;    /* NORM_TOPK: a number is the p of a p-norm */
+    size_t n_keys;
+    const char **keys; /* alternatives; dotted paths */
+    uint32_t integer;  /* default */
+    double number;
+    const char *string;
+} moec_fact_source;
+
+typedef enum moec_fact {
+    MOEC_FACT_N_EXPERTS,
+    MOEC_FACT_TOP_K,
+    MOEC_FACT_HIDDEN,
+    MOEC_FACT_EXPERT_HIDDEN, /* width that routed experts work on */
+    MOEC_FACT_INTER,
+    MOEC_FACT_N_LAYERS,
+    MOEC_FACT_MTP_LAYERS,
+    MOEC_FACT_N_GROUP,
+    MOEC_FACT_TOPK_GROUP,
+    MOEC_FACT_N_SHARED,
+    MOEC_FACT_SHARED_WIDTH,
+    MOEC_FACT_ROUTED_SCALE,
+    MOEC_FACT_NORM_TOPK,
+    MOEC_FACT_SCORE,
+    MOEC_FACT_ACTIVATION,
+    MOEC_FACT_COUNT
+} moec_fact;
+
+/* Which decoder layers are MoE layers: the first rule whose key is in the
+ * config holds. */
+typedef enum moec_layer_rule_kind {
+    MOEC_LAYERS_ALL,
+    MOEC_LAYERS_LIST,  /* key: the numbers, as list or "3,4,5" */
+    MOEC_LAYERS_TYPES, /* key: a word, or one letter, a layer */
+    MOEC_LAYERS_STRIDE /* first <= i <= last, (i - offset + phase) % step == 0,
+                          not in except */
+} moec_layer_rule_kind;
+
+typedef struct moec_layer_rule {
+    moec_layer_rule_kind kind;
+    const char *key;
+    size_t n_moe; /* TYPES: the words that mean MoE */
+    const char **moe;
+    moec_fact_source first, last, step, offset, except;
+    uint32_t phase;
+} moec_layer_rule;
+
+typedef struct moec_family {
+    moec_arena arena;
+    const char *name;
+    size_t n_model_types;
+    const char **model_types;
+    size_t n_prefixes;
+    const char **prefixes; /* normalised: "model.layers.#." */
+    uint8_t *prefix_space; /* moec_space */
+    const char **prefix_module; /* MTP: "mtp.", what is below is MTP too */
+    uint8_t mtp_after_main;
+    size_t n_spaces;
+    const char **spaces;
+    size_t n_components, cap_components;
+    const char **components; /* in the order in which slices stand */
+    size_t n_kinds, cap_kinds;
+    moec_kind *kinds;
+    size_t n_patterns;
+    size_t n_variants;
+    moec_layout_variant variants[MOEC_VARIANTS_MAX];
+    moec_names names;
+    /* config */
+    size_t n_in;
+    const char **in; /* objects of a wrapper config that hold the facts */
+    moec_fact_source facts[MOEC_FACT_COUNT];
+    size_t n_layer_rules;
+    moec_layer_rule *layer_rules;
+    /* shared expert */
+    moec_shared_kind shared_kind;
+    uint8_t shared_each; /* the width is that of each shared expert */
+    uint8_t fuse;
+    const char *why_not;
+} moec_family;
+
+/* Key of a fact in a description ("n_experts"). */
+const char *moec_fact_name(moec_fact fact);
+
+/* Groups number from 0 to moec_family_n_groups - 1; ascending, they are
+ * (role, component, part) ascending. */
+static inline size_t moec_family_n_groups(const moec_family *f)
+{
+    return f->n_components * 8;
+}
+
+moec_status moec_family_parse(moec_family **out, const char *name,
+                              const char *text, size_t n, moec_error *err);
+void moec_family_destroy(moec_family *family);
+
+/* Return the family for `model_type`, the one added last where several list
+ * it; or NULL. */
+const moec_family *moec_families_find(const moec_families *families,
+                                      const char *model_type);
+/* Append "did you mean" or the known model types to `out`. */
+void moec_families_hint(const moec_families *families, const char *model_type,
+                        moec_buf *out);
+
+/* Write the full name of a kind's tensor. */
+void moec_kind_format(const moec_family *f, const moec_kind *k, size_t prefix,
+                      uint32_t layer, uint32_t expert, char *buf, size_t n);
+
+#endif

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Can the shared expert take slots beside the routed ones, and how many?
+ *
+ * A shared MLP of width m * I is the sum of m MLPs of width I, cut by rows of
+ * gate and up and by columns of down, because the activation is element-wise.
+ * It may stand in slots where each part then has exactly the routed experts'
+ * shapes, dtypes and scale format. Scales must be cut where their blocks
+ * begin: half a block has no scale. Anything else is no mistake of the
+ * checkpoint: the shared expert stays a common tensor, and the reason is kept.
+ */
+
+#include "build.h"
+
+#include <string.h>
+
+/* One projection of an expert in canonical order, wherever it is stored. */
+typedef struct form {
+    uint8_t geometry, dtype;
+    uint32_t rank;
+    uint64_t out, in, rest; /* rest: what an [out, in] place holds */
+} form;
+
+static uint64_t half(const moec_slice *s, uint64_t out)
+{
+    return s->part == MOEC_PART_GATE_UP ? out / 2 : out;
+}
+
+static form form_of(const moec_slice *s)
+{
+    form f = {s->geometry, s->dtype, s->rank, 1, 1, 1};
+    switch ((moec_geometry)s->geometry) {
+    case MOEC_GEO_MATRIX:
+        f.out = half(s, s->shape[s->in_out ? s->rank - 1 : 0]);
+        f.in = s->shape[s->in_out ? 0 : 1];
+        for (uint32_t i = 2; i < s->rank; i++)
+            f.rest *= s->shape[i];
+        break;
+    case MOEC_GEO_MATRIX_KEPT:
+        f.out = half(s, s->shape[s->rank - 1]);
+        f.in = s->rank > 1 ? s->shape[0] : 1;
+        break;
+    case MOEC_GEO_OUT_VECTOR:
+        f.out = half(s, s->shape[0]);
+        break;
+    case MOEC_GEO_SCALAR:
+        break;
+    case MOEC_GEO_RECORD:
+        f.rest = s->bytes;
+        break;
+    }
+    return f;
+}
+
+/* The slice that holds `part` (gate, up or down) of a component. */
+static const moec_slice *holder(const moec_layer_slices *l, moec_role role,
+                                uint32_t part, const char *component)
+{
+    for (size_t i = 0; i < l->n_slices; i++) {
+        const moec_slice *s = &l->slices[i];
+        bool both = s->part == MOEC_PART_GATE_UP && part != MOEC_PART_DOWN;
+        if (s->role == role && (s->part == part || both) &&
+            s->component == component)
+            return s;
+    }
+    return NULL;
+}
+
+/* `dim` entries go along the I features of one expert: does each part of a
+ * shared expert begin at a border of them? A block length that the config
+ * does not state is taken from the shapes only where it must be a power of
+ * two: 192 rows of 2 blocks are 128 + 64, not 96 + 96. */
+static bool cut_at_border(const moec_config *c, const moec_slice *s,
+                          uint64_t dim)
+{
+    uint64_t inter = c->facts.inter;
+    uint32_t axis = s->part == MOEC_PART_DOWN ? 1 : 0;
+    if (dim == 0 || inter % dim != 0)
+        return false;
+    uint64_t block = inter / dim;
+    if (c->has_block && strcmp(s->component, "weight_scale_inv") == 0)
+        return block == c->block[axis];
+    return (block & (block - 1)) == 0;
+}
+
+/* Why the shared slice is not m routed ones, or NULL. */
+static const char *why_apart(const moec_config *c, const moec_slice *routed,
+                             const moec_slice *shared, uint64_t m)
+{
+    form r = form_of(routed), s = form_of(shared);
+    bool down = shared->part == MOEC_PART_DOWN;
+    if (r.dtype != s.dtype)
+        return "is of another dtype";
+    if (r.geometry != s.geometry || r.rank != s.rank || r.rest != s.rest)
+        return "is of another shape";
+    switch ((moec_geometry)s.geometry) {
+    case MOEC_GEO_SCALAR:
+        return NULL;
+    case MOEC_GEO_RECORD:
+    case MOEC_GEO_MATRIX_KEPT:
+        if (m != 1)
+            return "cannot be cut";
+        return r.out == s.out && r.in == s.in ? NULL : "is of another shape";
+    case MOEC_GEO_OUT_VECTOR:
+        if (down && m != 1)
+            return "would be added once for each part";
+        return s.out == (down ? r.out : m * r.out) ? NULL
+                                                   : "is of another shape";
+    case MOEC_GEO_MATRIX:
+        break;
+    }
+    bool once = down && r.in == 1 && s.in == 1; /* a scale of each row */
+    uint64_t out = down ? r.out : m * r.out;
+    uint64_t in = down && !once ? m * r.in : r.in;
+    if (s.out != out || s.in != in)
+        return m > 1 ? "does not cut into parts of the routed shape"
+                     : "is of another shape";
+    if (m > 1 && !once && !cut_at_border(c, shared, down ? r.in : r.out))
+        return "is not cut at borders of its blocks";
+    return NULL;
+}
+
+/* Compare one layer. Puts a sentence into `why` where it does not fuse. */
+static void compare_layer(const moec_config *c, const moec_layer_slices *l,
+                          uint64_t m, moec_buf *why)
+{
+    moec_layer_text layer = moec_layer_say(l->layer.key);
+    for (size_t i = 0; i < l->n_slices && why->len == 0; i++) {
+        const moec_slice *s = &l->slices[i];
+        bool is_shared = s->role == MOEC_ROLE_SHARED;
+        for (uint32_t p = MOEC_PART_GATE; p <= MOEC_PART_DOWN; p++) {
+            if (holder(l, (moec_role)s->role, p, s->component) != s)
+                continue;
+            const moec_slice *other =
+                holder(l, is_shared ? MOEC_ROLE_ROUTED : MOEC_ROLE_SHARED, p,
+                       s->component);
+            const char *what = "is there";
+            if (other != NULL)
+                what = why_apart(c, is_shared ? other : s,
+                                 is_shared ? s : other, m);
+            if (what == NULL)
+                continue;
+            if (other == NULL)
+                moec_buf_printf(why,
+                                "%s: the %s experts have '%s', the %s have "
+                                "none",
+                                layer.s, is_shared ? "shared" : "routed",
+                                s->component, is_shared ? "routed" : "shared");
+            else
+                moec_buf_printf(why, "%s: '%s' of the shared expert %s",
+                                layer.s, s->component, what);
+            return;
+        }
+    }
+}
+
+static void compare_sizes(const moec_build *b, moec_buf *why)
+{
+    const moec_facts *f = &b->config->facts;
+    if (!b->family->fuse)
+        moec_buf_puts(why, b->family->why_not);
+    else if (b->config->expert_hidden != f->hidden)
+        moec_buf_printf(why,
+                        "routed experts work on %ju features, the shared "
+                        "expert on %ju",
+                        (uintmax_t)b->config->expert_hidden,
+                        (uintmax_t)f->hidden);
+    else if (f->shared_width % f->inter != 0)
+        moec_buf_printf(why,
+                        "the shared expert's width %ju is no multiple of the "
+                        "routed experts' %ju",
+                        (uintmax_t)f->shared_width, (uintmax_t)f->inter);
+    else if (f->shared_width / f->inter > INT32_MAX)
+        moec_buf_puts(why, "the shared expert is too wide");
+}
+
+moec_status moec_decide_fusion(const moec_build *b,
+                               const moec_layer_slices *layers, size_t n,
+                               moec_facts *facts, moec_error *err)
+{
+    moec_buf why = {0};
+    moec_status st = MOEC_OK;
+    if (facts->shared_width == 0)
+        return MOEC_OK;
+    compare_sizes(b, &why);
+    uint64_t m = facts->shared_width / facts->inter;
+    for (size_t i = 0; i < n && why.len == 0; i++) {
+        const moec_slice *last = &layers[i].slices[layers[i].n_slices - 1];
+        if (last->stacked && last->role == MOEC_ROLE_SHARED)
+            moec_buf_puts(&why, "the shared experts are stacked in one "
+                                "tensor");
+        else
+            compare_layer(b->config, &layers[i], m, &why);
+    }
+    if (why.oom) {
+        st = moec_fail_nomem(err, "facts of a model");
+    } else if (why.len == 0) {
+        facts->shared_slots = (uint32_t)m;
+    } else {
+        facts->no_fuse_why = moec_arena_strdup(b->arena, why.data, why.len);
+        if (facts->no_fuse_why == NULL)
+            st = moec_fail_nomem(err, "facts of a model");
+    }
+    moec_buf_fini(&why);
+    return st;
+}

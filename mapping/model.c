@@ -1,0 +1,477 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A model: the facts of config.json, confirmed by the shard headers, and what
+ * each tensor of the checkpoint is.
+ *
+ * Tensors are sorted by name, so all of a layer stand side by side: one pass
+ * classifies them and cuts the table into layers. Refused: names inside the
+ * expert name spaces that the family does not describe (T1), layers that the
+ * config does not announce or that are not there (C07), and what slices.c
+ * refuses of a layer.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ckpt.h"
+
+#include "build.h"
+
+/* Use of a tensor in 8 bytes: K3 has half a million. */
+typedef struct packed_use {
+    uint32_t expert;
+    uint32_t layer : 28;
+    uint32_t role : 3;
+    uint32_t is_mtp : 1;
+} packed_use;
+#define NO_LAYER ((1u << 28) - 1)
+
+struct moec_model {
+    const moec_ckpt *ckpt;
+    moec_facts facts;
+    size_t n_layers, n_main;
+    moec_layer_slices *layers;
+    packed_use *uses;
+    moec_arena arena;
+};
+
+/* While the model is made. */
+typedef struct maker {
+    moec_model *m;
+    moec_build b;
+    moec_config config;
+    size_t n_tensors;
+    size_t n_found, cap_found;
+    moec_found_layer *found;
+    uint8_t *moe; /* by decoder layer */
+    moec_error *err;
+} maker;
+
+/* ------------------------------------------------------------ classify */
+
+static moec_space space_of(const maker *k, uint32_t prefix, uint32_t layer)
+{
+    const moec_family *f = k->b.family;
+    if (f->prefix_space[prefix] == MOEC_SPACE_MTP ||
+        (f->mtp_after_main && layer >= k->config.facts.n_layers))
+        return MOEC_SPACE_MTP;
+    return MOEC_SPACE_MAIN;
+}
+
+static moec_status add_layer(maker *k, uint32_t prefix, uint32_t layer,
+                             size_t tensor)
+{
+    if (k->n_found == k->cap_found) {
+        size_t cap = k->cap_found == 0 ? 128 : k->cap_found * 2;
+        moec_found_layer *more =
+            moec_realloc_array(k->found, cap, sizeof(*more));
+        if (more == NULL)
+            return moec_fail_nomem(k->err, "the layers of a model");
+        k->found = more;
+        k->cap_found = cap;
+    }
+    moec_found_layer *l = &k->found[k->n_found++];
+    l->key.space = space_of(k, prefix, layer);
+    l->key.number = layer;
+    if (l->key.space == MOEC_SPACE_MTP &&
+        k->b.family->prefix_space[prefix] == MOEC_SPACE_MAIN)
+        l->key.number -= k->config.facts.n_layers;
+    l->number = layer;
+    l->prefix = prefix;
+    l->begin = tensor;
+    l->end = tensor;
+    return MOEC_OK;
+}
+
+/* True where a tensor outside of layers belongs to an MTP module. */
+static bool in_mtp_module(const moec_family *f, const char *normalised)
+{
+    for (size_t i = 0; i < f->n_prefixes; i++)
+        if (f->prefix_space[i] == MOEC_SPACE_MTP &&
+            strncmp(normalised, f->prefix_module[i],
+                    strlen(f->prefix_module[i])) == 0)
+            return true;
+    return false;
+}
+
+/* Classify tensor `i`; `run` is the layer that the one before it was in, or
+ * SIZE_MAX, and becomes its own. */
+static moec_status classify(maker *k, size_t i, moec_norm *norm, size_t *run)
+{
+    const moec_tensor *t = moec_ckpt_tensor(k->b.ckpt, i);
+    moec_name_found f = moec_names_find(&k->b.family->names, t->name, norm);
+    packed_use *u = &k->m->uses[i];
+    k->b.entries[i] = MOEC_NO_ENTRY;
+    k->b.experts[i] = f.expert;
+    u->expert = f.expert;
+    u->layer = NO_LAYER;
+    if (f.what == MOEC_NAME_STRANGE)
+        return moec_fail(k->err, MOEC_E_MAPPING, MOEC_RULE_T1,
+                         "tensor '%s' lies among the experts, and no pattern "
+                         "of the family '%s' names it",
+                         t->name, k->b.family->name);
+    if (f.what == MOEC_NAME_OTHER) {
+        u->is_mtp = in_mtp_module(k->b.family, norm->text);
+        *run = SIZE_MAX;
+        return MOEC_OK;
+    }
+    if (*run == SIZE_MAX || k->found[*run].prefix != f.prefix ||
+        k->found[*run].number != f.layer) {
+        MOEC_TRY(add_layer(k, f.prefix, f.layer, i));
+        *run = k->n_found - 1;
+    }
+    moec_found_layer *l = &k->found[*run];
+    l->end = i + 1;
+    u->is_mtp = l->key.space == MOEC_SPACE_MTP;
+    if (f.what == MOEC_NAME_KNOWN) {
+        const moec_name_entry *e = &k->b.family->names.entries[f.entry];
+        uint16_t kind = e->kind[__builtin_ctz(e->variants)];
+        u->role = k->b.family->kinds[kind].role & 7u;
+        k->b.entries[i] = f.entry;
+    }
+    return MOEC_OK;
+}
+
+static moec_status classify_all(maker *k)
+{
+    moec_norm norm;
+    size_t run = SIZE_MAX;
+    for (size_t i = 0; i < k->n_tensors; i++)
+        MOEC_TRY(classify(k, i, &norm, &run));
+    return MOEC_OK;
+}
+
+/* -------------------------------------------------------------- layers */
+
+static int by_key(const void *a, const void *b)
+{
+    const moec_found_layer *x = a, *y = b;
+    if (x->key.space != y->key.space)
+        return x->key.space < y->key.space ? -1 : 1;
+    if (x->key.number != y->key.number)
+        return x->key.number < y->key.number ? -1 : 1;
+    return (x->begin > y->begin) - (x->begin < y->begin);
+}
+
+static bool has_experts(const maker *k, const moec_found_layer *l)
+{
+    for (size_t i = l->begin; i < l->end; i++)
+        if (k->b.entries[i] != MOEC_NO_ENTRY)
+            return true;
+    return false;
+}
+
+/* As many decoder layers as the config says? From here on n_layers is a
+ * number that the headers have, too. */
+static moec_status check_n_layers(maker *k)
+{
+    uint32_t n = k->config.facts.n_layers, last = 0;
+    bool any = false;
+    for (size_t i = 0; i < k->n_found; i++) {
+        const moec_found_layer *l = &k->found[i];
+        if (l->key.space != MOEC_SPACE_MAIN)
+            continue;
+        if (!any || l->key.number > last)
+            last = l->key.number;
+        any = true;
+    }
+    if (!any)
+        return moec_fail(k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
+                         "no tensor's name begins like a layer of the family "
+                         "'%s' (%s)",
+                         k->b.family->name, k->b.family->prefixes[0]);
+    if (last + 1 != n || n > k->n_tensors)
+        return moec_fail(k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
+                         CONFIG_NAME " has %u layers, the last one of the "
+                                     "tensors is number %u",
+                         n, last);
+    return MOEC_OK;
+}
+
+/* Keep the layers with experts, sorted; a layer must have one place. */
+static moec_status sort_layers(maker *k)
+{
+    size_t n = 0;
+    qsort(k->found, k->n_found, sizeof(*k->found), by_key);
+    for (size_t i = 0; i < k->n_found; i++) {
+        const moec_found_layer *l = &k->found[i];
+        if (!has_experts(k, l))
+            continue;
+        if (n > 0 && k->found[n - 1].key.space == l->key.space &&
+            k->found[n - 1].key.number == l->key.number)
+            return moec_fail(
+                k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
+                "%s stands twice: tensors '%s' and '%s'",
+                moec_layer_say(l->key).s,
+                moec_ckpt_tensor(k->b.ckpt, k->found[n - 1].begin)->name,
+                moec_ckpt_tensor(k->b.ckpt, l->begin)->name);
+        k->found[n++] = *l;
+    }
+    k->n_found = n;
+    return MOEC_OK;
+}
+
+/* The MoE layers found are those that the config's rule gives. */
+static moec_status check_main(maker *k, size_t *n_main)
+{
+    uint32_t n = k->config.facts.n_layers;
+    size_t at = 0;
+    k->moe = moec_alloc(n);
+    if (k->moe == NULL)
+        return moec_fail_nomem(k->err, "the layers of a model");
+    MOEC_TRY(moec_config_moe_layers(&k->config, k->moe, k->err));
+    for (uint32_t i = 0; i < n; i++) {
+        bool found = at < k->n_found &&
+                     k->found[at].key.space == MOEC_SPACE_MAIN &&
+                     k->found[at].key.number == i;
+        if (found != (k->moe[i] != 0))
+            return moec_fail(k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
+                             "layer main %u is %s by " CONFIG_NAME
+                             ", and %s by its tensors",
+                             i, k->moe[i] ? "a MoE layer" : "dense",
+                             found ? "a MoE layer" : "dense or absent");
+        at += found;
+    }
+    *n_main = at;
+    return MOEC_OK;
+}
+
+/* MTP layers may have been left out by whoever saved the model; those that
+ * are there count from 0, and are no more than announced. */
+static moec_status check_mtp(maker *k, size_t n_main)
+{
+    for (size_t i = n_main; i < k->n_found; i++) {
+        uint32_t number = k->found[i].key.number;
+        bool good = k->config.mtp_known ? number < k->config.mtp_layers
+                                        : number == i - n_main;
+        if (good)
+            continue;
+        return moec_fail(
+            k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
+            "tensor '%s' is of MTP layer %u, " CONFIG_NAME " has %u%s",
+            moec_ckpt_tensor(k->b.ckpt, k->found[i].begin)->name, number,
+            k->config.mtp_known ? k->config.mtp_layers
+                                : (uint32_t)(i - n_main),
+            k->config.mtp_known ? "" : " before it");
+    }
+    return MOEC_OK;
+}
+
+static moec_status find_layers(maker *k)
+{
+    MOEC_TRY(check_n_layers(k));
+    MOEC_TRY(sort_layers(k));
+    MOEC_TRY(check_main(k, &k->m->n_main));
+    MOEC_TRY(check_mtp(k, k->m->n_main));
+    if (k->m->n_main == 0)
+        return moec_fail(k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
+                         "the model has no MoE layer");
+    k->m->n_layers = k->n_found;
+    return MOEC_OK;
+}
+
+/* -------------------------------------------------------------- slices */
+
+static moec_status make_scratch(maker *k)
+{
+    const moec_family *f = k->b.family;
+    size_t largest = 0;
+    for (size_t i = 0; i < k->n_found; i++) {
+        size_t n = k->found[i].end - k->found[i].begin;
+        if (n > largest)
+            largest = n;
+    }
+    k->b.counts = moec_calloc(moec_family_n_groups(f) + 1, sizeof(uint32_t));
+    k->b.members = moec_calloc(largest, sizeof(uint32_t));
+    k->b.seen = moec_calloc(f->n_patterns + 1, 1);
+    k->b.components = moec_arena_alloc(
+        k->b.arena, (f->n_components + 1) * sizeof(char *), _Alignof(char *));
+    if (k->b.counts == NULL || k->b.members == NULL || k->b.seen == NULL ||
+        k->b.components == NULL)
+        return moec_fail_nomem(k->err, "the layers of a model");
+    for (size_t i = 0; i < f->n_components; i++) {
+        const char *name = f->components[i];
+        k->b.components[i] =
+            moec_arena_strdup(k->b.arena, name, strlen(name));
+        if (k->b.components[i] == NULL)
+            return moec_fail_nomem(k->err, "the layers of a model");
+    }
+    return MOEC_OK;
+}
+
+/* Element type of the weights, and whether there is a gate. */
+static void weights_facts(const moec_layer_slices *l, moec_facts *facts)
+{
+    for (size_t i = l->n_slices; i-- > 0;) {
+        const moec_slice *s = &l->slices[i];
+        if (s->role != MOEC_ROLE_ROUTED)
+            continue;
+        if (s->geometry == MOEC_GEO_MATRIX ||
+            s->geometry == MOEC_GEO_MATRIX_KEPT)
+            facts->expert_dtype = (moec_dtype)s->dtype;
+        if (s->part == MOEC_PART_GATE || s->part == MOEC_PART_GATE_UP)
+            facts->gated = 1;
+    }
+}
+
+static moec_status make_layers(maker *k)
+{
+    moec_model *m = k->m;
+    MOEC_TRY(make_scratch(k));
+    m->layers = moec_calloc(m->n_layers, sizeof(*m->layers));
+    if (m->layers == NULL)
+        return moec_fail_nomem(k->err, "the layers of a model");
+    for (size_t i = 0; i < m->n_layers; i++) {
+        MOEC_TRY(moec_build_slices(&k->b, &k->found[i], &m->layers[i],
+                                   k->err));
+        for (size_t t = k->found[i].begin; t < k->found[i].end; t++)
+            m->uses[t].layer = (uint32_t)i & NO_LAYER;
+    }
+    weights_facts(&m->layers[0], &m->facts);
+    return moec_decide_fusion(&k->b, m->layers, m->n_layers, &m->facts,
+                              k->err);
+}
+
+/* -------------------------------------------------------- make and open */
+
+static moec_status make(maker *k, const moec_families *families,
+                        const char *config, size_t n)
+{
+    moec_model *m = k->m;
+    k->n_tensors = moec_ckpt_n_tensors(m->ckpt);
+    if (k->n_tensors >= NO_LAYER)
+        return moec_fail(k->err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                         "the checkpoint has %zu tensors, at most %u are "
+                         "supported",
+                         k->n_tensors, NO_LAYER - 1);
+    MOEC_TRY(moec_config_read(&k->config, families, config, n, &m->arena,
+                              k->err));
+    m->facts = k->config.facts;
+    k->b.ckpt = m->ckpt;
+    k->b.family = k->config.family;
+    k->b.config = &k->config;
+    k->b.arena = &m->arena;
+    m->uses = moec_calloc(k->n_tensors + 1, sizeof(*m->uses));
+    k->b.entries = moec_calloc(k->n_tensors + 1, sizeof(uint32_t));
+    k->b.experts = moec_calloc(k->n_tensors + 1, sizeof(uint32_t));
+    if (m->uses == NULL || k->b.entries == NULL || k->b.experts == NULL)
+        return moec_fail_nomem(k->err, "the uses of tensors");
+    MOEC_TRY(classify_all(k));
+    MOEC_TRY(find_layers(k));
+    return make_layers(k);
+}
+
+moec_status moec_model_create(moec_model **out, const moec_ckpt *ckpt,
+                              const moec_families *families,
+                              const char *config, size_t n, moec_error *err)
+{
+    maker k = {.err = err};
+    if (out == NULL || ckpt == NULL || families == NULL || config == NULL)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "moec_model_create: no argument but err may be "
+                         "NULL");
+    k.m = moec_calloc(1, sizeof(*k.m));
+    if (k.m == NULL)
+        return moec_fail_nomem(err, "a model");
+    k.m->ckpt = ckpt;
+    moec_status st = make(&k, families, config, n);
+    moec_config_fini(&k.config);
+    moec_free(k.b.entries);
+    moec_free(k.b.experts);
+    moec_free(k.b.counts);
+    moec_free(k.b.members);
+    moec_free(k.b.seen);
+    moec_free(k.found);
+    moec_free(k.moe);
+    if (st != MOEC_OK) {
+        moec_model_destroy(k.m);
+        return st;
+    }
+    *out = k.m;
+    return MOEC_OK;
+}
+
+moec_status moec_model_open(moec_model **out, const moec_ckpt *ckpt,
+                            const moec_families *families, moec_error *err)
+{
+    moec_buf text = {0};
+    moec_error local = MOEC_ERROR_INIT;
+    moec_status st = moec_ckpt_read_extra(ckpt, CONFIG_NAME,
+                                          MOEC_JSON_BYTES_MAX, &text, &local);
+    if (st == MOEC_E_IO && local.os_errno == ENOENT)
+        st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C01,
+                       "%s has no " CONFIG_NAME, moec_ckpt_dir(ckpt));
+    else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
+        *err = local;
+    if (st == MOEC_OK)
+        st = moec_model_create(out, ckpt, families,
+                               text.data != NULL ? text.data : "", text.len,
+                               err);
+    moec_buf_fini(&text);
+    return st;
+}
+
+void moec_model_destroy(moec_model *model)
+{
+    if (model == NULL)
+        return;
+    moec_free(model->layers);
+    moec_free(model->uses);
+    moec_arena_fini(&model->arena);
+    moec_free(model);
+}
+
+/* ----------------------------------------------------------- questions */
+
+const moec_facts *moec_model_facts(const moec_model *model)
+{
+    return &model->facts;
+}
+
+const moec_ckpt *moec_model_ckpt(const moec_model *model)
+{
+    return model->ckpt;
+}
+
+size_t moec_model_n_layers(const moec_model *model)
+{
+    return model->n_layers;
+}
+
+const moec_moe_layer *moec_model_layer(const moec_model *model, size_t i)
+{
+    return &model->layers[i].layer;
+}
+
+const moec_layer_slices *moec_model_slices(const moec_model *model, size_t i)
+{
+    return &model->layers[i];
+}
+
+uint32_t moec_model_find_layer(const moec_model *model, moec_layer_key key)
+{
+    bool mtp = key.space == MOEC_SPACE_MTP;
+    size_t low = mtp ? model->n_main : 0;
+    size_t high = mtp ? model->n_layers : model->n_main;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        uint32_t number = model->layers[middle].layer.key.number;
+        if (number == key.number)
+            return (uint32_t)middle;
+        if (number < key.number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return MOEC_NO_LAYER;
+}
+
+moec_tensor_use moec_model_use(const moec_model *model, size_t tensor)
+{
+    const packed_use *p = &model->uses[tensor];
+    moec_tensor_use u = {(moec_role)p->role, p->layer, p->expert, p->is_mtp};
+    if (p->layer == NO_LAYER)
+        u.layer = MOEC_NO_LAYER;
+    return u;
+}

@@ -1,0 +1,720 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From the tensors of one MoE layer to its slices, with the proofs that the
+ * plan rests on: every part and component is there for every expert, once;
+ * all experts have one dtype and one shape; gate is like up; sizes are those
+ * of the config; exactly one of the family's layouts fits.
+ *
+ * Arrays here are sized by what the headers hold, never by a config number:
+ * E is compared with the number of tensors found before anything is sized
+ * by it.
+ */
+
+#include "build.h"
+
+#include <string.h>
+
+moec_layer_text moec_layer_say(moec_layer_key key)
+{
+    moec_layer_text t;
+    snprintf(t.s, sizeof(t.s), "layer %s %u",
+             key.space == MOEC_SPACE_MTP ? "mtp" : "main", key.number);
+    return t;
+}
+
+moec_shape_text moec_shape_say(uint32_t rank, const uint64_t *shape)
+{
+    moec_shape_text t = {"["};
+    size_t n = 1;
+    for (uint32_t i = 0; i < rank && n + 28 < sizeof(t.s); i++)
+        n += (size_t)snprintf(t.s + n, sizeof(t.s) - n, "%s%ju",
+                              i == 0 ? "" : ", ", (uintmax_t)shape[i]);
+    snprintf(t.s + n, sizeof(t.s) - n, "]");
+    return t;
+}
+
+/* The layer at hand, read as one variant. */
+typedef struct reading {
+    moec_build *b;
+    const moec_found_layer *layer;
+    uint32_t variant;
+    moec_error *err;
+} reading;
+
+static const moec_kind *kind_of(const reading *r, size_t tensor)
+{
+    uint32_t e = r->b->entries[tensor];
+    if (e == MOEC_NO_ENTRY)
+        return NULL;
+    uint16_t k = r->b->family->names.entries[e].kind[r->variant];
+    return k == MOEC_NO_KIND ? NULL : &r->b->family->kinds[k];
+}
+
+static bool is_weights(const moec_kind *k)
+{
+    return k->role == MOEC_ROLE_ROUTED || k->role == MOEC_ROLE_SHARED;
+}
+
+static const char *name_of(const reading *r, size_t tensor)
+{
+    return moec_ckpt_tensor(r->b->ckpt, tensor)->name;
+}
+
+#define DISAGREE(r, ...) \
+    moec_fail((r)->err, MOEC_E_FORMAT, MOEC_RULE_C07, __VA_ARGS__)
+
+/* "layer main 3: expert 5 has no tensor '...'" */
+static moec_status missing(const reading *r, const moec_kind *k,
+                           uint32_t expert)
+{
+    char name[MOEC_NAME_BYTES_MAX + 32];
+    moec_kind_format(r->b->family, k, r->layer->prefix, r->layer->number,
+                     expert, name, sizeof(name));
+    if (k->per_expert)
+        return DISAGREE(r, "%s: expert %u of %u has no tensor '%s'",
+                        moec_layer_say(r->layer->key).s, expert,
+                        r->b->config->facts.n_experts, name);
+    return DISAGREE(r, "%s has no tensor '%s'",
+                    moec_layer_say(r->layer->key).s, name);
+}
+
+/* A kind of the variant with this role, part and component. */
+static const moec_kind *find_kind(const reading *r, moec_role role,
+                                  uint32_t part, uint32_t component)
+{
+    const moec_family *f = r->b->family;
+    for (size_t i = 0; i < f->names.n_entries; i++) {
+        uint16_t at = f->names.entries[i].kind[r->variant];
+        if (at == MOEC_NO_KIND)
+            continue;
+        const moec_kind *k = &f->kinds[at];
+        if (k->role == role && k->part == part && k->component == component)
+            return k;
+    }
+    return NULL;
+}
+
+/* ------------------------------------------------------------- groups */
+
+/* Sort the layer's weights into members[] by group. Group g is then
+ * [counts[g - 1], counts[g]), the first one from 0. */
+static void group_tensors(const reading *r)
+{
+    size_t n = moec_family_n_groups(r->b->family);
+    uint32_t *counts = r->b->counts, begin = 0;
+    memset(counts, 0, n * sizeof(*counts));
+    memset(r->b->seen, 0, r->b->family->n_patterns + 1);
+    for (size_t i = r->layer->begin; i < r->layer->end; i++) {
+        const moec_kind *k = kind_of(r, i);
+        if (k == NULL)
+            continue;
+        r->b->seen[k->pattern] = 1;
+        if (is_weights(k))
+            counts[k->group]++;
+    }
+    for (size_t g = 0; g < n; g++) {
+        uint32_t count = counts[g];
+        counts[g] = begin;
+        begin += count;
+    }
+    for (size_t i = r->layer->begin; i < r->layer->end; i++) {
+        const moec_kind *k = kind_of(r, i);
+        if (k != NULL && is_weights(k))
+            r->b->members[counts[k->group]++] = (uint32_t)i;
+    }
+}
+
+/* Fewer tensors than experts: name one that is not there. An id not among the
+ * n found is at most n. */
+static moec_status name_missing(const reading *r, const moec_kind *k,
+                                const uint32_t *tensors, size_t n)
+{
+    uint8_t *there = moec_calloc(n + 1, 1);
+    uint32_t expert = 0;
+    if (there == NULL)
+        return moec_fail_nomem(r->err, "experts of a layer");
+    for (size_t i = 0; i < n; i++) {
+        uint32_t e = r->b->experts[tensors[i]];
+        if (e <= n)
+            there[e] = 1;
+    }
+    while (expert < n && there[expert])
+        expert++;
+    moec_free(there);
+    return missing(r, k, expert);
+}
+
+/* Put the tensors of a per-expert group into expert order. */
+static moec_status order_experts(const reading *r, const moec_kind *k,
+                                 const uint32_t *tensors, size_t n,
+                                 uint32_t **out)
+{
+    uint32_t n_experts = r->b->config->facts.n_experts;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t e = r->b->experts[tensors[i]];
+        if (e >= n_experts)
+            return DISAGREE(r, "tensor '%s' is of expert %u, " CONFIG_NAME
+                               " has %u experts (0 to %u)",
+                            name_of(r, tensors[i]), e, n_experts,
+                            n_experts - 1);
+    }
+    if (n < n_experts)
+        return name_missing(r, k, tensors, n);
+    uint32_t *list = moec_arena_alloc(r->b->arena, n * sizeof(*list),
+                                      _Alignof(uint32_t));
+    if (list == NULL)
+        return moec_fail_nomem(r->err, "experts of a layer");
+    memset(list, 0xff, n * sizeof(*list));
+    for (size_t i = 0; i < n; i++) {
+        uint32_t e = r->b->experts[tensors[i]];
+        if (list[e] != UINT32_MAX)
+            return DISAGREE(r, "tensors '%s' and '%s' are the same %s of one "
+                               "expert",
+                            name_of(r, list[e]), name_of(r, tensors[i]),
+                            r->b->family->components[k->component]);
+        list[e] = tensors[i];
+    }
+    *out = list;
+    return MOEC_OK;
+}
+
+/* --------------------------------------------------------- one slice */
+
+static bool same_form(const moec_tensor *a, const moec_tensor *b)
+{
+    return a->dtype == b->dtype && a->rank == b->rank &&
+           memcmp(a->shape, b->shape, a->rank * sizeof(*a->shape)) == 0;
+}
+
+/* All experts alike? Names the odd one, which may be the first. */
+static moec_status check_uniform(const reading *r, const uint32_t *tensors,
+                                 uint32_t n)
+{
+    const moec_ckpt *ckpt = r->b->ckpt;
+    const moec_tensor *first = moec_ckpt_tensor(ckpt, tensors[0]);
+    for (uint32_t i = 1; i < n; i++) {
+        const moec_tensor *odd = moec_ckpt_tensor(ckpt, tensors[i]);
+        const moec_tensor *usual = first;
+        if (same_form(first, odd))
+            continue;
+        if (i == 1 && n > 2 &&
+            same_form(odd, moec_ckpt_tensor(ckpt, tensors[2]))) {
+            usual = odd;
+            odd = first;
+        }
+        return moec_fail(r->err, MOEC_E_MIXED, MOEC_RULE_C12,
+                         "tensor '%s' is %s %s, the other experts' are %s %s "
+                         "('%s')",
+                         odd->name, moec_dtype_name((moec_dtype)odd->dtype),
+                         moec_shape_say(odd->rank, odd->shape).s,
+                         moec_dtype_name((moec_dtype)usual->dtype),
+                         moec_shape_say(usual->rank, usual->shape).s,
+                         usual->name);
+    }
+    return MOEC_OK;
+}
+
+/* Take the experts' axis off a stacked source. */
+static moec_status unstack(const reading *r, const moec_kind *k,
+                           const moec_tensor *t, moec_slice *s)
+{
+    bool shared = k->role == MOEC_ROLE_SHARED;
+    uint64_t n = shared ? r->b->config->facts.n_shared
+                        : r->b->config->facts.n_experts;
+    bool rows = k->stack == MOEC_STACK_ROWS;
+    bool fits = t->rank > 0 && n != 0 && t->bytes % n == 0 &&
+                (rows ? t->shape[0] % n == 0 : t->shape[0] == n);
+    if (!fits)
+        return DISAGREE(r, "tensor '%s' is %s, " CONFIG_NAME " has %ju "
+                           "experts: they do not stack along its first axis",
+                        t->name, moec_shape_say(t->rank, t->shape).s,
+                        (uintmax_t)n);
+    s->stacked = 1;
+    s->bytes = t->bytes / n;
+    if (rows) {
+        s->shape[0] /= n;
+    } else {
+        s->rank--;
+        memmove(s->shape, s->shape + 1, s->rank * sizeof(*s->shape));
+    }
+    return MOEC_OK;
+}
+
+/* Scales come per tensor, per row and per block under one name. */
+static moec_status settle_geometry(const reading *r, const moec_kind *k,
+                                   const moec_tensor *t, moec_slice *s)
+{
+    bool one = s->rank == 0 || (s->rank == 1 && s->shape[0] == 1);
+    uint8_t geometry = k->geometry;
+    if (geometry == MOEC_GEO_SCALE)
+        geometry = one            ? MOEC_GEO_SCALAR
+                   : s->rank == 1 ? MOEC_GEO_OUT_VECTOR
+                                  : MOEC_GEO_MATRIX;
+    s->geometry = geometry;
+    s->in_out = k->in_out && geometry == MOEC_GEO_MATRIX;
+    bool fits = geometry == MOEC_GEO_MATRIX        ? s->rank >= 2
+                : geometry == MOEC_GEO_MATRIX_KEPT ? s->rank >= 1
+                : geometry == MOEC_GEO_OUT_VECTOR  ? s->rank == 1
+                : geometry == MOEC_GEO_SCALAR      ? one
+                                                   : true;
+    if (fits)
+        return MOEC_OK;
+    return DISAGREE(r, "tensor '%s' is %s%s, which is no %s", t->name,
+                    moec_shape_say(t->rank, t->shape).s,
+                    s->stacked ? " with the experts' axis" : "",
+                    geometry == MOEC_GEO_MATRIX       ? "matrix"
+                    : geometry == MOEC_GEO_OUT_VECTOR ? "vector"
+                                                      : "single number");
+}
+
+static moec_status make_slice(const reading *r, const moec_kind *k,
+                              const uint32_t *tensors, size_t n,
+                              moec_slice *s)
+{
+    uint32_t *list = NULL;
+    memset(s, 0, sizeof(*s));
+    if (k->per_expert) {
+        MOEC_TRY(order_experts(r, k, tensors, n, &list));
+    } else {
+        if (n != 1)
+            return DISAGREE(r, "tensors '%s' and '%s' are the same thing",
+                            name_of(r, tensors[0]), name_of(r, tensors[1]));
+        list = moec_arena_alloc(r->b->arena, sizeof(*list),
+                                _Alignof(uint32_t));
+        if (list == NULL)
+            return moec_fail_nomem(r->err, "experts of a layer");
+        list[0] = tensors[0];
+    }
+    MOEC_TRY(check_uniform(r, list, (uint32_t)n));
+    const moec_tensor *t = moec_ckpt_tensor(r->b->ckpt, list[0]);
+    s->role = k->role;
+    s->part = k->part;
+    s->interleaved = k->interleaved;
+    s->dtype = t->dtype;
+    s->component = r->b->components[k->component];
+    s->rank = t->rank;
+    memcpy(s->shape, t->shape, t->rank * sizeof(*s->shape));
+    s->bytes = t->bytes;
+    s->n_tensors = (uint32_t)n;
+    s->tensors = list;
+    if (k->stack != MOEC_STACK_NONE)
+        MOEC_TRY(unstack(r, k, t, s));
+    return settle_geometry(r, k, t, s);
+}
+
+/* --------------------------------------------------- sizes of a slice */
+
+static bool is_unpacked(moec_dtype dtype)
+{
+    switch (dtype) {
+    case MOEC_DTYPE_F8_E5M2:
+    case MOEC_DTYPE_F8_E4M3:
+    case MOEC_DTYPE_F8_E4M3FNUZ:
+    case MOEC_DTYPE_F8_E5M2FNUZ:
+    case MOEC_DTYPE_F16:
+    case MOEC_DTYPE_BF16:
+    case MOEC_DTYPE_F32:
+    case MOEC_DTYPE_F64:
+        return true;
+    case MOEC_DTYPE_NONE:
+    case MOEC_DTYPE_BOOL:
+    case MOEC_DTYPE_F4:
+    case MOEC_DTYPE_F6_E2M3:
+    case MOEC_DTYPE_F6_E3M2:
+    case MOEC_DTYPE_U8:
+    case MOEC_DTYPE_I8:
+    case MOEC_DTYPE_F8_E8M0:
+    case MOEC_DTYPE_I16:
+    case MOEC_DTYPE_U16:
+    case MOEC_DTYPE_I32:
+    case MOEC_DTYPE_U32:
+    case MOEC_DTYPE_C64:
+    case MOEC_DTYPE_I64:
+    case MOEC_DTYPE_U64:
+    case MOEC_DTYPE_COUNT:
+        break;
+    }
+    return false;
+}
+
+/* Features out of and into a projection. */
+typedef struct features {
+    uint64_t out, in;
+} features;
+
+static features features_of(const reading *r, const moec_slice *s)
+{
+    const moec_facts *f = &r->b->config->facts;
+    bool shared = s->role == MOEC_ROLE_SHARED;
+    uint64_t hidden = shared ? f->hidden : r->b->config->expert_hidden;
+    uint64_t inter = f->inter;
+    if (shared) /* stacked: each of its own width */
+        inter = s->stacked ? f->shared_width / f->n_shared : f->shared_width;
+    if (s->part == MOEC_PART_DOWN)
+        return (features){hidden, inter};
+    return (features){s->part == MOEC_PART_GATE_UP ? 2 * inter : inter,
+                      hidden};
+}
+
+/* Divides, or is 0 and does not. */
+static bool divides(uint64_t part, uint64_t whole)
+{
+    return part != 0 && whole % part == 0;
+}
+
+static bool weight_fits(const moec_slice *s, features w)
+{
+    uint64_t out = s->shape[s->in_out ? s->rank - 1 : 0];
+    uint64_t in = s->shape[s->in_out ? 0 : 1];
+    if (out != w.out)
+        return false;
+    if (s->rank == 2 && is_unpacked((moec_dtype)s->dtype))
+        return in == w.in;
+    return divides(in, w.in); /* packed: several elements in one */
+}
+
+static bool block_scale_fits(const reading *r, const moec_slice *s,
+                             features w)
+{
+    const moec_config *c = r->b->config;
+    uint64_t out = s->shape[s->in_out ? s->rank - 1 : 0];
+    uint64_t in = s->shape[s->in_out ? 0 : 1];
+    bool by_block = c->has_block && s->rank == 2 &&
+                    strcmp(s->component, "weight_scale_inv") == 0;
+    if (by_block)
+        return out == moec_ceil_div(w.out, c->block[0]) &&
+               in == moec_ceil_div(w.in, c->block[1]);
+    return out <= w.out && in <= w.in;
+}
+
+static bool kept_fits(const moec_slice *s, features w)
+{
+    if (s->rank == 1) /* g_idx: a group for each input */
+        return s->shape[0] == w.in;
+    return divides(s->shape[0], w.in) && divides(s->shape[1], w.out);
+}
+
+static moec_status check_sizes(const reading *r, const moec_slice *s)
+{
+    const moec_kind *k = kind_of(r, s->tensors[0]);
+    features w = features_of(r, s);
+    bool fits = true;
+    switch ((moec_geometry)s->geometry) {
+    case MOEC_GEO_MATRIX:
+        fits = k == NULL || k->geometry == MOEC_GEO_SCALE
+                   ? block_scale_fits(r, s, w)
+                   : weight_fits(s, w);
+        break;
+    case MOEC_GEO_MATRIX_KEPT:
+        fits = kept_fits(s, w);
+        break;
+    case MOEC_GEO_OUT_VECTOR:
+        fits = s->shape[0] == w.out;
+        break;
+    case MOEC_GEO_SCALAR:
+    case MOEC_GEO_RECORD:
+        break;
+    }
+    if (fits)
+        return MOEC_OK;
+    return DISAGREE(r, "tensor '%s' is %s (%s an expert), which is no %s of a "
+                       "projection of %ju features from %ju as " CONFIG_NAME
+                       " has it",
+                    name_of(r, s->tensors[0]),
+                    moec_shape_say(
+                        moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->rank,
+                        moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->shape)
+                        .s,
+                    moec_shape_say(s->rank, s->shape).s, s->component,
+                    (uintmax_t)w.out, (uintmax_t)w.in);
+}
+
+/* One source for gate and up can be cut in two only where neither a number
+ * nor a block is of both. */
+static moec_status check_halves(const reading *r, const moec_slice *s)
+{
+    const moec_config *c = r->b->config;
+    features w = features_of(r, s);
+    if (s->part != MOEC_PART_GATE_UP || s->geometry == MOEC_GEO_RECORD)
+        return MOEC_OK;
+    uint64_t out = s->geometry == MOEC_GEO_SCALAR ? 1
+                   : s->geometry == MOEC_GEO_MATRIX_KEPT || s->in_out
+                       ? s->shape[s->rank - 1]
+                       : s->shape[0];
+    bool cut = out % 2 == 0 && (!s->interleaved || out == w.out);
+    if (cut && c->has_block && out == moec_ceil_div(w.out, c->block[0]) &&
+        out != w.out)
+        cut = w.out / 2 % c->block[0] == 0;
+    if (cut)
+        return MOEC_OK;
+    return moec_fail(r->err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                     "tensor '%s' is %s: gate and up share one of its "
+                     "numbers, and cannot be told apart",
+                     name_of(r, s->tensors[0]),
+                     moec_shape_say(s->rank, s->shape).s);
+}
+
+/* ------------------------------------------------------ whole layer */
+
+static const moec_slice *find_slice(const moec_slice *list, size_t n,
+                                    moec_role role, uint32_t part,
+                                    const char *component)
+{
+    for (size_t i = 0; i < n; i++)
+        if (list[i].role == role && list[i].part == part &&
+            list[i].component == component)
+            return &list[i];
+    return NULL;
+}
+
+/* Every part that the variant describes has the same components. */
+static moec_status check_parts(const reading *r, const moec_slice *list,
+                               size_t n, moec_role role, uint32_t parts)
+{
+    const moec_family *f = r->b->family;
+    for (size_t c = 0; c < f->n_components; c++) {
+        uint32_t have = 0;
+        for (uint32_t p = 0; p < 4; p++)
+            if (find_slice(list, n, role, p, r->b->components[c]) != NULL)
+                have |= 1u << p;
+        if (have == 0 || have == parts)
+            continue;
+        for (uint32_t p = 0; p < 4; p++) {
+            const moec_kind *k = find_kind(r, role, p, (uint32_t)c);
+            if ((parts & ~have & 1u << p) != 0 && k != NULL)
+                return missing(r, k, 0);
+        }
+    }
+    return MOEC_OK;
+}
+
+/* Are there weights at all, of each role that must have some? */
+static moec_status check_present(const reading *r, const moec_slice *list,
+                                 size_t n)
+{
+    bool routed = n > 0 && list[0].role == MOEC_ROLE_ROUTED;
+    bool shared = n > 0 && list[n - 1].role == MOEC_ROLE_SHARED;
+    const moec_facts *f = &r->b->config->facts;
+    moec_layer_text layer = moec_layer_say(r->layer->key);
+    size_t some = r->layer->begin;
+    while (r->b->entries[some] == MOEC_NO_ENTRY)
+        some++;
+    if (!routed)
+        return DISAGREE(r, "%s has tensors of a MoE layer (such as '%s') and "
+                           "no routed experts",
+                        layer.s, name_of(r, some));
+    if (shared && f->shared_width == 0)
+        return DISAGREE(r, "tensor '%s' is of a shared expert, " CONFIG_NAME
+                           " has none",
+                        name_of(r, list[n - 1].tensors[0]));
+    if (!shared && f->shared_width != 0)
+        return DISAGREE(r, "%s has no shared expert, " CONFIG_NAME
+                           " has one of width %ju",
+                        layer.s, (uintmax_t)f->shared_width);
+    return MOEC_OK;
+}
+
+static moec_status check_gate_like_up(const reading *r, const moec_slice *list,
+                                      size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const moec_slice *g = &list[i];
+        if (g->part != MOEC_PART_GATE)
+            continue;
+        const moec_slice *u = find_slice(list, n, (moec_role)g->role,
+                                         MOEC_PART_UP, g->component);
+        if (u == NULL ||
+            same_form(moec_ckpt_tensor(r->b->ckpt, g->tensors[0]),
+                      moec_ckpt_tensor(r->b->ckpt, u->tensors[0])))
+            continue;
+        return moec_fail(r->err, MOEC_E_MIXED, MOEC_RULE_C12,
+                         "tensor '%s' is %s %s, its gate '%s' is %s %s",
+                         name_of(r, u->tensors[0]),
+                         moec_dtype_name((moec_dtype)u->dtype),
+                         moec_shape_say(u->rank, u->shape).s,
+                         name_of(r, g->tensors[0]),
+                         moec_dtype_name((moec_dtype)g->dtype),
+                         moec_shape_say(g->rank, g->shape).s);
+    }
+    return MOEC_OK;
+}
+
+static uint64_t dim_value(const reading *r, moec_dim d)
+{
+    const moec_facts *f = &r->b->config->facts;
+    return d.symbol == 'E'   ? f->n_experts
+           : d.symbol == 'H' ? f->hidden
+           : d.symbol == 'I' ? f->inter
+                             : d.number;
+}
+
+/* Routers and gates: there where they must be, in the shape stated. */
+static moec_status check_router(const reading *r)
+{
+    const moec_family *f = r->b->family;
+    for (size_t i = r->layer->begin; i < r->layer->end; i++) {
+        const moec_kind *k = kind_of(r, i);
+        if (k == NULL || is_weights(k) || k->n_dims == 0)
+            continue;
+        const moec_tensor *t = moec_ckpt_tensor(r->b->ckpt, i);
+        uint64_t want[MOEC_DIMS_MAX];
+        for (size_t d = 0; d < k->n_dims; d++)
+            want[d] = dim_value(r, k->dims[d]);
+        if (t->rank != k->n_dims ||
+            memcmp(want, t->shape, k->n_dims * sizeof(*want)) != 0)
+            return DISAGREE(r, "tensor '%s' is %s, must be %s as " CONFIG_NAME
+                               " has it",
+                            t->name, moec_shape_say(t->rank, t->shape).s,
+                            moec_shape_say(k->n_dims, want).s);
+    }
+    for (size_t i = 0; i < f->names.n_entries; i++) {
+        uint16_t at = f->names.entries[i].kind[r->variant];
+        if (at == MOEC_NO_KIND || !f->kinds[at].required ||
+            r->b->seen[f->kinds[at].pattern])
+            continue;
+        if (f->kinds[at].role == MOEC_ROLE_SHARED_GATE &&
+            r->b->config->facts.shared_width == 0)
+            continue;
+        return missing(r, &f->kinds[at], 0);
+    }
+    return MOEC_OK;
+}
+
+static moec_status read_layer(const reading *r, moec_slice *list, size_t *n)
+{
+    const moec_layout_variant *v = &r->b->family->variants[r->variant];
+    size_t n_groups = moec_family_n_groups(r->b->family);
+    group_tensors(r);
+    *n = 0;
+    for (size_t g = 0; g < n_groups; g++) {
+        uint32_t begin = g == 0 ? 0 : r->b->counts[g - 1];
+        uint32_t end = r->b->counts[g];
+        const uint32_t *tensors = r->b->members + begin;
+        const moec_kind *k = begin < end ? kind_of(r, tensors[0]) : NULL;
+        if (k == NULL)
+            continue;
+        MOEC_TRY(make_slice(r, k, tensors, end - begin, &list[(*n)++]));
+    }
+    MOEC_TRY(check_present(r, list, *n));
+    MOEC_TRY(check_parts(r, list, *n, MOEC_ROLE_ROUTED, v->routed_parts));
+    MOEC_TRY(check_parts(r, list, *n, MOEC_ROLE_SHARED, v->shared_parts));
+    for (size_t i = 0; i < *n; i++) {
+        MOEC_TRY(check_sizes(r, &list[i]));
+        MOEC_TRY(check_halves(r, &list[i]));
+    }
+    MOEC_TRY(check_gate_like_up(r, list, *n));
+    return check_router(r);
+}
+
+/* ------------------------------------------------- which layout it is */
+
+/* Variants that have every name of the layer. */
+static moec_status candidates(moec_build *b, const moec_found_layer *layer,
+                              uint32_t *out, moec_error *err)
+{
+    const moec_family *f = b->family;
+    uint32_t mask = (1u << f->n_variants) - 1;
+    size_t first = SIZE_MAX;
+    for (size_t i = layer->begin; i < layer->end; i++) {
+        if (b->entries[i] == MOEC_NO_ENTRY)
+            continue;
+        uint32_t has = f->names.entries[b->entries[i]].variants;
+        if ((mask & has) == 0)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C10,
+                             "%s: tensors '%s' and '%s' belong to different "
+                             "layouts of the family '%s'",
+                             moec_layer_say(layer->key).s,
+                             moec_ckpt_tensor(b->ckpt, first)->name,
+                             moec_ckpt_tensor(b->ckpt, i)->name, f->name);
+        if ((mask & has) != mask || first == SIZE_MAX)
+            first = i;
+        mask &= has;
+    }
+    *out = mask;
+    return MOEC_OK;
+}
+
+/* The one variant among `mask` whose shapes fit. Where none does, the first
+ * one's refusal is the answer. */
+static moec_status choose(moec_build *b, const moec_found_layer *layer,
+                          uint32_t mask, moec_slice *list, uint32_t *out,
+                          moec_error *err)
+{
+    moec_error first = MOEC_ERROR_INIT;
+    uint32_t fits = 0, last = 0;
+    size_t n;
+    for (uint32_t v = 0; v < b->family->n_variants; v++) {
+        moec_error local = MOEC_ERROR_INIT;
+        reading r = {b, layer, v, &local};
+        if ((mask & 1u << v) == 0)
+            continue;
+        if (read_layer(&r, list, &n) != MOEC_OK) {
+            if (local.status == MOEC_E_NOMEM || first.status == MOEC_OK)
+                first = local;
+            continue;
+        }
+        if (fits++ != 0)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C10,
+                             "%s: layouts '%s' and '%s' of the family '%s' "
+                             "both fit names and shapes",
+                             moec_layer_say(layer->key).s,
+                             b->family->variants[last].name,
+                             b->family->variants[v].name, b->family->name);
+        last = v;
+    }
+    *out = last;
+    if (fits == 1)
+        return MOEC_OK;
+    if (err != NULL && err->status == MOEC_OK)
+        *err = first;
+    return first.status;
+}
+
+/* "model.layers.3." + "mlp.experts" */
+static moec_status name_experts(moec_build *b, const moec_found_layer *layer,
+                                uint32_t variant, const char **out,
+                                moec_error *err)
+{
+    char name[MOEC_NAME_BYTES_MAX + 32];
+    moec_kind k = {.tail = b->family->variants[variant].experts};
+    moec_kind_format(b->family, &k, layer->prefix, layer->number, 0, name,
+                     sizeof(name));
+    *out = moec_arena_strdup(b->arena, name, strlen(name));
+    return *out != NULL ? MOEC_OK : moec_fail_nomem(err, "a layer's name");
+}
+
+moec_status moec_build_slices(moec_build *b, const moec_found_layer *found,
+                              moec_layer_slices *out, moec_error *err)
+{
+    size_t n_groups = moec_family_n_groups(b->family), n;
+    uint32_t mask = 0, variant = 0;
+    moec_slice *list = moec_calloc(n_groups + 1, sizeof(*list));
+    if (list == NULL)
+        return moec_fail_nomem(err, "slices of a layer");
+    moec_status st = candidates(b, found, &mask, err);
+    if (st == MOEC_OK && (mask & (mask - 1)) != 0)
+        st = choose(b, found, mask, list, &variant, err);
+    else if (st == MOEC_OK)
+        variant = (uint32_t)__builtin_ctz(mask);
+    if (st != MOEC_OK)
+        goto done;
+    reading r = {b, found, variant, err};
+    st = read_layer(&r, list, &n);
+    if (st != MOEC_OK)
+        goto done;
+    moec_slice *own = moec_arena_alloc(b->arena, n * sizeof(*own),
+                                       _Alignof(moec_slice));
+    st = own == NULL ? moec_fail_nomem(err, "slices of a layer")
+                     : name_experts(b, found, variant,
+                                    &out->layer.experts_prefix, err);
+    if (st != MOEC_OK)
+        goto done;
+    memcpy(own, list, n * sizeof(*own));
+    out->layer.key = found->key;
+    out->layer.source_number = found->number;
+    out->n_slices = n;
+    out->slices = own;
+done:
+    moec_free(list);
+    return st;
+}

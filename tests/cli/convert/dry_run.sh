@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+moe-convert convert fx/olmoe out --ep 4 --dry-run --threads 1
+echo $?
+ls

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+moe-convert explain fx/deepseek_v3 --layer 1 --expert 16

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+row="[0, 1, 2, 3, 4, 5, 6, 6]"
+echo "{\"physical_to_logical_map\": [$row, $row, $row]}" >p.json
+moe-convert plan fx/mixtral --ep 2 --placement p.json

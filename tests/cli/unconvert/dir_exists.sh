@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+moe-convert convert fx/olmoe out --ep 2 --quiet
+mkdir back
+moe-convert unconvert out back

@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+moe-convert convert fx/olmoe out --ep 2 --quiet
+moe-convert unconvert out back --dry-run
+echo $?
+ls

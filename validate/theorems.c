@@ -1,0 +1,714 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The theorems of level 1 over one layer, from snapshots (theorems.h).
+ *
+ * T2 and T1 are exact: destinations tile the slot, sources tile the tensor,
+ * byte for byte, by the arithmetic of moec_moves_tile. T3 (by name) and T5 ask
+ * origin.c where each move's bytes must come from. A move is affine in (row,
+ * column), and so is the origin within one half and one part: where both agree
+ * at the first, second and last row and column they agree in between, and a
+ * move that runs over the border of a half or of a cut row is off at its last
+ * element. So nine points of a move stand for all of them.
+ *
+ * A finding says the first thing that is wrong with a block; what follows from
+ * it is not listed again.
+ */
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "execute.h"
+#include "origin.h"
+#include "report.h"
+#include "theorems.h"
+
+/* Moves that tell one stretch of a source apart (moec_moves_tile's limit). */
+#define CLUSTER_MAX 256u
+
+/* What all functions of one layer's proof need. */
+typedef struct prover {
+    moec_report *r;
+    moec_proof *p;
+    const moec_proof_layer *l;
+    uint32_t n_rows;      /* of every slot tensor */
+    uint8_t *placed;      /* [n_units + 1]: some row holds the unit */
+    moec_origin *origins; /* [n_slices], of the slot tensor at hand */
+    uint8_t *origin_ok;
+    /* the block at hand */
+    size_t t;
+    uint32_t unit;
+    const moec_move *moves;
+    size_t n_moves;
+} prover;
+
+/* ------------------------------------------------------------ findings */
+
+static moec_finding layer_finding(const prover *v, moec_rule rule)
+{
+    moec_finding f = {.rule = rule,
+                      .severity = MOEC_SEVERITY_ERROR,
+                      .has = MOEC_HAS_LAYER,
+                      .layer = v->l->key};
+    return f;
+}
+
+static moec_finding tensor_finding(const prover *v, moec_rule rule)
+{
+    moec_finding f = layer_finding(v, rule);
+
+    f.has |= MOEC_HAS_TENSOR;
+    f.tensor = v->l->tensors[v->t].name;
+    return f;
+}
+
+static moec_finding block_finding(const prover *v, moec_rule rule)
+{
+    moec_finding f = tensor_finding(v, rule);
+
+    if (v->unit < v->l->n_units) {
+        f.has |= MOEC_HAS_EXPERT;
+        f.expert = v->unit;
+    }
+    return f;
+}
+
+static moec_finding row_finding(const prover *v, uint32_t rank, uint32_t row)
+{
+    moec_finding f = layer_finding(v, MOEC_RULE_T4);
+
+    f.has |= MOEC_HAS_RANK | MOEC_HAS_SLOT;
+    f.rank = rank;
+    f.slot = row;
+    return f;
+}
+
+/* ---------------------------------------------------------- T4: the map */
+
+static bool topology_agrees(const prover *v)
+{
+    const moec_topology *topo = &v->p->topo;
+    moec_finding f = layer_finding(v, MOEC_RULE_T4);
+    uint64_t n = (uint64_t)topo->n_ranks * topo->n_local;
+    bool ok = true;
+
+    if (n != topo->n_physical || v->l->n_p2l != topo->n_physical) {
+        moec_report_add(v->r, &f,
+                        "%u ranks of %u routed slots are not the %u physical "
+                        "slots of the topology and the %u of the placement",
+                        topo->n_ranks, topo->n_local, topo->n_physical,
+                        v->l->n_p2l);
+        ok = false;
+    }
+    if (v->p->shared_rows != topo->n_shared_slots && v->p->shared_rows != 0) {
+        moec_report_add(v->r, &f, "%u shared rows, but %u shared slots",
+                        v->p->shared_rows, topo->n_shared_slots);
+        ok = false;
+    }
+    for (size_t t = 0; t < v->l->n_tensors; t++) {
+        const moec_slot_tensor *s = &v->l->tensors[t];
+        if (s->rank > 0 && s->shape[0] == v->n_rows)
+            continue;
+        f.has |= MOEC_HAS_TENSOR;
+        f.tensor = s->name;
+        moec_report_add(v->r, &f,
+                        "%" PRIu64 " rows a rank, expected %u routed and %u "
+                        "shared",
+                        s->rank > 0 ? s->shape[0] : 0, topo->n_local,
+                        v->p->shared_rows);
+        ok = false;
+    }
+    return ok;
+}
+
+/* Rows below L: the routed expert that the placement names. */
+static void prove_routed_row(const prover *v, uint32_t rank, uint32_t row,
+                             uint32_t unit)
+{
+    moec_finding f = row_finding(v, rank, row);
+    uint32_t p = rank * v->p->topo.n_local + row;
+    int32_t want = v->l->p2l[p];
+    char expected[16], found[16];
+
+    if (unit == MOEC_UNIT_EMPTY && want < 0 && v->p->allow_empty)
+        return;
+    if (unit == MOEC_UNIT_EMPTY) {
+        moec_report_add(v->r, &f, "physical slot %u is empty", p);
+        return;
+    }
+    f.has |= MOEC_HAS_EXPERT;
+    f.expert = unit;
+    if (unit >= v->p->n_experts) {
+        moec_report_add(v->r, &f,
+                        "a shared part stands in routed row %u of %u: shared "
+                        "parts stand last",
+                        row, v->p->topo.n_local);
+        return;
+    }
+    if (want >= 0 && (uint32_t)want == unit)
+        return;
+    snprintf(expected, sizeof(expected), "%d", want);
+    snprintf(found, sizeof(found), "%u", unit);
+    f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
+    f.expected = expected;
+    f.found = found;
+    moec_report_add(v->r, &f,
+                    "physical slot %u holds expert %u, the placement says %d",
+                    p, unit, want);
+}
+
+/* Rows from L: shared part row - L. */
+static void prove_shared_row(const prover *v, uint32_t rank, uint32_t row,
+                             uint32_t unit)
+{
+    moec_finding f = row_finding(v, rank, row);
+    uint32_t part = row - v->p->topo.n_local;
+
+    if (unit == v->p->n_experts + part)
+        return;
+    if (unit == MOEC_UNIT_EMPTY || unit < v->p->n_experts) {
+        moec_report_add(v->r, &f, "shared part %u is missing from its row",
+                        part);
+        return;
+    }
+    moec_report_add(v->r, &f, "shared part %u stands where part %u belongs",
+                    unit - v->p->n_experts, part);
+}
+
+static void prove_map(const prover *v)
+{
+    const moec_topology *topo = &v->p->topo;
+
+    for (uint32_t rank = 0; rank < topo->n_ranks; rank++)
+        for (uint32_t row = 0; row < v->n_rows; row++) {
+            uint32_t unit = v->l->units[(size_t)rank * v->n_rows + row];
+
+            if (row < topo->n_local)
+                prove_routed_row(v, rank, row, unit);
+            else
+                prove_shared_row(v, rank, row, unit);
+            if (unit == MOEC_UNIT_EMPTY)
+                v->placed[v->l->n_units] = 1;
+            else if (unit < v->l->n_units)
+                v->placed[unit] = 1;
+        }
+    for (uint32_t e = 0; e < v->p->n_experts; e++) {
+        moec_finding f = layer_finding(v, MOEC_RULE_T4);
+
+        if (v->placed[e])
+            continue;
+        f.has |= MOEC_HAS_EXPERT;
+        f.expert = e;
+        moec_report_add(v->r, &f, "expert %u has no slot on any rank", e);
+    }
+}
+
+/* ------------------------------------------------ one move's two regions */
+
+/* End of the region on one side; false on overflow. */
+static bool region_end(const moec_move *m, uint64_t off, uint64_t row,
+                       uint64_t col, uint64_t *end)
+{
+    uint64_t rows, cols;
+
+    return m->n_rows > 0 && m->n_cols > 0 && m->elem_bytes > 0 &&
+           moec_mul_u64(m->n_rows - 1, row, &rows) &&
+           moec_mul_u64(m->n_cols - 1, col, &cols) &&
+           moec_add_u64(off, rows, end) && moec_add_u64(*end, cols, end) &&
+           moec_add_u64(*end, m->elem_bytes, end);
+}
+
+static bool source_fits(const prover *v, const moec_move *m)
+{
+    uint64_t end;
+
+    return m->tensor < v->p->n_sources &&
+           region_end(m, m->src_off, m->src_row, m->src_col, &end) &&
+           end <= v->p->sources[m->tensor].tensor->bytes;
+}
+
+/* ------------------------------------------------------ T2: written once */
+
+static bool prove_written_once(const prover *v)
+{
+    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    moec_finding f = block_finding(v, MOEC_RULE_T2);
+    uint64_t end, off = 0;
+
+    for (size_t i = 0; i < v->n_moves; i++) {
+        const moec_move *m = &v->moves[i];
+        if (region_end(m, m->dst_off, m->dst_row, m->dst_col, &end) &&
+            end <= t->slot_bytes)
+            continue;
+        moec_report_add(v->r, &f,
+                        "move %zu writes outside the slot's %" PRIu64 " bytes",
+                        i, t->slot_bytes);
+        return false;
+    }
+    if (moec_moves_tile(v->moves, v->n_moves, t->slot_bytes, &off))
+        return true;
+    moec_report_add(v->r, &f,
+                    "byte %" PRIu64 " of the slot's %" PRIu64
+                    " is not written by exactly one of %zu moves",
+                    off, t->slot_bytes, v->n_moves);
+    return false;
+}
+
+/* ------------------------------------- T3 by name, T5: one move's source */
+
+/* Does the tensor belong to this layer, this expert, this projection? */
+static bool prove_identity(const prover *v, const moec_move *m)
+{
+    const moec_proof_source *s = &v->p->sources[m->tensor];
+    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    bool shared = v->unit >= v->p->n_experts;
+    moec_finding f = block_finding(v, MOEC_RULE_T3);
+    const char *name = s->tensor->name;
+
+    f.has |= MOEC_HAS_FOUND;
+    f.found = name;
+    if (s->slice == NULL) {
+        moec_report_add(v->r, &f, "source '%s' holds no expert", name);
+        return false;
+    }
+    if (s->slice < v->l->slices->slices ||
+        s->slice >= v->l->slices->slices + v->l->slices->n_slices) {
+        moec_report_add(v->r, &f, "source '%s' belongs to another layer", name);
+        return false;
+    }
+    if ((s->slice->role == MOEC_ROLE_SHARED) != shared) {
+        moec_report_add(v->r, &f, "source '%s' is %s expert", name,
+                        shared ? "a routed" : "the shared");
+        return false;
+    }
+    if (!shared && !s->slice->stacked && s->use.expert != v->unit) {
+        moec_report_add(v->r, &f, "source '%s' is expert %u, not %u", name,
+                        s->use.expert, v->unit);
+        return false;
+    }
+    if (!v->origin_ok[s->slice - v->l->slices->slices]) {
+        moec_report_add(v->r, &f, "source '%s' is not what '%s' is made of",
+                        name, t->name);
+        return false;
+    }
+    return true;
+}
+
+/* Elements stay whole and the declared operation explains the strides. */
+static bool prove_types(const prover *v, const moec_move *m)
+{
+    const moec_proof_source *s = &v->p->sources[m->tensor];
+    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    uint32_t bits = moec_dtype_bits(t->dtype);
+    moec_finding f = block_finding(v, MOEC_RULE_T5);
+    const char *why = NULL;
+
+    if ((moec_dtype)s->tensor->dtype != t->dtype) {
+        f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
+        f.expected = moec_dtype_name(t->dtype);
+        f.found = moec_dtype_name((moec_dtype)s->tensor->dtype);
+        moec_report_add(v->r, &f, "source '%s' is %s, the slot tensor %s",
+                        s->tensor->name, f.found, f.expected);
+        return false;
+    }
+    if (bits == 0 || m->elem_bytes * 8u % bits != 0)
+        why = "an element is cut";
+    else if (m->op == MOEC_OP_COPY && m->n_cols > 1 &&
+             (m->src_col != m->elem_bytes || m->dst_col != m->elem_bytes))
+        why = "a copy that steps over elements is no copy";
+    else if (m->op == MOEC_OP_TRANSPOSE && !s->slice->in_out)
+        why = "the source is not stored [in, out]";
+    else if (m->op == MOEC_OP_DEINTERLEAVE && !s->slice->interleaved)
+        why = "the source is not interleaved";
+    else if (m->op != MOEC_OP_COPY && bits >= 8 && m->elem_bytes * 8u != bits)
+        why = "an element of another size is rearranged";
+    if (why == NULL)
+        return true;
+    moec_report_add(v->r, &f, "source '%s': %s", s->tensor->name, why);
+    return false;
+}
+
+/* Is the byte that element (r, c) writes the one that belongs there? */
+static bool point_agrees(const prover *v, const moec_move *m, uint64_t r,
+                         uint64_t c)
+{
+    const moec_slice *s = v->p->sources[m->tensor].slice;
+    const moec_origin *o = &v->origins[s - v->l->slices->slices];
+    bool shared = v->unit >= v->p->n_experts;
+    uint32_t part = shared ? v->unit - v->p->n_experts : 0;
+    uint64_t base = !shared && s->stacked ? v->unit * s->bytes : 0;
+    uint64_t at = m->dst_off + r * m->dst_row + c * m->dst_col;
+    uint64_t src = m->src_off + r * m->src_row + c * m->src_col;
+    uint64_t last = m->elem_bytes - 1u, want;
+
+    return moec_origin_of(o, part, at, &want) && base + want == src &&
+           moec_origin_of(o, part, at + last, &want) &&
+           base + want == src + last;
+}
+
+static bool prove_origin(const prover *v, const moec_move *m)
+{
+    const moec_proof_source *s = &v->p->sources[m->tensor];
+    uint64_t rows[3] = {0, m->n_rows > 1, m->n_rows - 1};
+    uint64_t cols[3] = {0, m->n_cols > 1, m->n_cols - 1};
+    moec_finding f = block_finding(v, MOEC_RULE_T3);
+
+    for (uint32_t i = 0; i < 9; i++) {
+        uint64_t r = rows[i / 3], c = cols[i % 3];
+        if (point_agrees(v, m, r, c))
+            continue;
+        f.has |= MOEC_HAS_FOUND;
+        f.found = s->tensor->name;
+        moec_report_add(
+            v->r, &f,
+            "byte %" PRIu64 " of the slot is filled from byte %" PRIu64
+            " of '%s', where other bytes belong",
+            m->dst_off + r * m->dst_row + c * m->dst_col,
+            m->src_off + r * m->src_row + c * m->src_col, s->tensor->name);
+        return false;
+    }
+    return true;
+}
+
+static bool prove_move(const prover *v, const moec_move *m)
+{
+    moec_finding f = block_finding(v, MOEC_RULE_T5);
+    bool fill = m->op == MOEC_OP_FILL;
+
+    if (fill != (v->unit == v->l->n_units)) {
+        f.rule = MOEC_RULE_T3;
+        moec_report_add(v->r, &f,
+                        fill ? "zeros are written where an expert belongs"
+                             : "an empty slot is filled with bytes");
+        return false;
+    }
+    if (fill)
+        return true;
+    if (!source_fits(v, m)) {
+        moec_report_add(v->r, &f, "a move reads outside source tensor %u",
+                        m->tensor);
+        return false;
+    }
+    return prove_identity(v, m) && prove_types(v, m) && prove_origin(v, m);
+}
+
+/* ------------------------------------------------------ one slot tensor */
+
+/* The component's part of "...experts.w13_weight", or NULL. */
+static const char *component_of(const prover *v)
+{
+    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    const char *prefix = v->l->slices->layer.experts_prefix;
+    size_t n = strlen(prefix);
+    const char *w = t->is_w2 ? ".w2_" : ".w13_";
+
+    if (strncmp(t->name, prefix, n) != 0 ||
+        strncmp(t->name + n, w, strlen(w)) != 0)
+        return NULL;
+    return t->name + n + strlen(w);
+}
+
+/* 2 where the component has gate and up, in one source or in two. */
+static uint32_t count_halves(const prover *v, uint8_t role,
+                             const char *component)
+{
+    bool has[4] = {false};
+
+    for (size_t i = 0; i < v->l->slices->n_slices; i++) {
+        const moec_slice *s = &v->l->slices->slices[i];
+        if (s->role == role && strcmp(s->component, component) == 0)
+            has[s->part & 3] = true;
+    }
+    return has[MOEC_PART_GATE_UP] || (has[MOEC_PART_GATE] && has[MOEC_PART_UP])
+               ? 2
+               : 1;
+}
+
+/* Work out the origins of this slot tensor: T5 over shapes. */
+static bool prepare_origins(prover *v)
+{
+    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    const char *component = component_of(v), *why;
+    moec_finding f = tensor_finding(v, MOEC_RULE_T5);
+    size_t n = v->l->slices->n_slices, found = 0;
+
+    memset(v->origin_ok, 0, n);
+    for (size_t i = 0; component != NULL && i < n; i++) {
+        const moec_slice *s = &v->l->slices->slices[i];
+        bool shared = s->role == MOEC_ROLE_SHARED;
+        uint32_t halves = 1;
+
+        if ((s->part == MOEC_PART_DOWN) != (t->is_w2 != 0) ||
+            strcmp(s->component, component) != 0 ||
+            (shared && v->p->shared_rows == 0))
+            continue;
+        if (!t->is_w2)
+            halves = count_halves(v, s->role, component);
+        why = moec_origin_init(&v->origins[i], t, s, halves,
+                               shared ? v->p->topo.n_shared_slots : 1,
+                               v->p->w13_order);
+        if (why != NULL) {
+            moec_report_add(v->r, &f, "%s ('%s')", why,
+                            v->p->sources[s->tensors[0]].tensor->name);
+            return false;
+        }
+        v->origin_ok[i] = 1;
+        found++;
+    }
+    if (found == 0)
+        moec_report_add(v->r, &f, "no source of this layer explains it");
+    return found != 0;
+}
+
+static void prove_tensor(prover *v)
+{
+    uint64_t n_blocks = 0, n_moves = 0;
+    bool explained = prepare_origins(v);
+
+    for (v->unit = 0; v->unit <= v->l->n_units; v->unit++) {
+        const moec_proof_block *b =
+            &v->l->blocks[v->t * ((size_t)v->l->n_units + 1) + v->unit];
+        bool ok;
+
+        if (!v->placed[v->unit])
+            continue;
+        v->moves = v->l->moves + b->first;
+        v->n_moves = b->n;
+        n_blocks++;
+        n_moves += b->n;
+        ok = prove_written_once(v);
+        for (size_t i = 0; ok && explained && i < b->n; i++)
+            ok = prove_move(v, &v->moves[i]);
+    }
+    moec_report_ran(v->r, MOEC_RULE_T2, n_blocks);
+    moec_report_ran(v->r, MOEC_RULE_T5, n_moves);
+}
+
+/* --------------------------------------------------------- T1: all used */
+
+/* Where one move reads. */
+typedef struct extent {
+    uint64_t lo, hi;
+    const moec_move *m;
+} extent;
+
+static int by_number(uint64_t a, uint64_t b)
+{
+    return (a > b) - (a < b);
+}
+
+static int by_extent(const void *pa, const void *pb)
+{
+    const extent *a = pa, *b = pb;
+    int c = by_number(a->m->tensor, b->m->tensor);
+
+    if (c == 0)
+        c = by_number(a->lo, b->lo);
+    if (c == 0)
+        c = by_number(a->hi, b->hi);
+    if (c == 0)
+        c = by_number(a->m->n_rows, b->m->n_rows);
+    if (c == 0)
+        c = by_number(a->m->src_row, b->m->src_row);
+    return c == 0 ? by_number(a->m->src_col, b->m->src_col) : c;
+}
+
+/* Scalars, and per-row scales of a split shared expert, are repeated in
+ * several slots: the same region twice counts once. */
+static bool same_region(const extent *a, const extent *b)
+{
+    return a->lo == b->lo && a->hi == b->hi && a->m->tensor == b->m->tensor &&
+           a->m->n_rows == b->m->n_rows && a->m->n_cols == b->m->n_cols &&
+           a->m->src_row == b->m->src_row && a->m->src_col == b->m->src_col;
+}
+
+/* Do the regions [0, n), whose extents overlap one another, tile theirs? */
+static bool cluster_tiles(const extent *e, size_t n, uint64_t hi,
+                          uint64_t *off_out)
+{
+    moec_move inverse[CLUSTER_MAX];
+
+    if (n > CLUSTER_MAX) {
+        *off_out = e[0].lo;
+        return false;
+    }
+    for (size_t i = 0; i < n; i++)
+        inverse[i] = moec_move_inverse(e[i].m, 0, e[0].lo);
+    if (moec_moves_tile(inverse, n, hi - e[0].lo, off_out))
+        return true;
+    *off_out += e[0].lo;
+    return false;
+}
+
+/* Do the sorted regions of one tensor tile [0, bytes)? */
+static bool tensor_covered(extent *e, size_t n, uint64_t bytes,
+                           uint64_t *off_out)
+{
+    uint64_t at = 0;
+    size_t kept = 0;
+
+    for (size_t i = 0; i < n; i++)
+        if (kept == 0 || !same_region(&e[kept - 1], &e[i]))
+            e[kept++] = e[i];
+    for (size_t i = 0; i < kept;) {
+        uint64_t hi = e[i].hi;
+        size_t k = i + 1;
+
+        *off_out = at;
+        if (e[i].lo != at)
+            return false;
+        for (; k < kept && e[k].lo < hi; k++)
+            hi = moec_max_u64(hi, e[k].hi);
+        if (!cluster_tiles(e + i, k - i, hi, off_out))
+            return false;
+        at = hi;
+        i = k;
+    }
+    *off_out = at;
+    return at == bytes;
+}
+
+/* Regions of the placed blocks that lie within their source. */
+static size_t gather(const prover *v, extent *out)
+{
+    size_t n = 0, width = (size_t)v->l->n_units + 1;
+
+    for (size_t b = 0; b < v->l->n_tensors * width; b++) {
+        const moec_proof_block *block = &v->l->blocks[b];
+
+        if (!v->placed[b % width])
+            continue;
+        for (size_t i = 0; i < block->n; i++) {
+            const moec_move *m = &v->l->moves[block->first + i];
+            extent *e = &out[n];
+
+            if (m->op == MOEC_OP_FILL || !source_fits(v, m))
+                continue;
+            e->lo = m->src_off;
+            e->m = m;
+            n += region_end(m, m->src_off, m->src_row, m->src_col, &e->hi);
+        }
+    }
+    return n;
+}
+
+static moec_status prove_coverage(const prover *v, moec_error *err)
+{
+    extent *e = moec_realloc_array(NULL, v->l->n_moves + 1, sizeof(*e));
+    size_t n, k;
+
+    if (e == NULL)
+        return moec_fail_nomem(err, "regions of a layer's moves");
+    n = gather(v, e);
+    qsort(e, n, sizeof(*e), by_extent);
+    for (size_t i = 0; i < n; i = k) {
+        moec_proof_source *s = &v->p->sources[e[i].m->tensor];
+        moec_finding f = layer_finding(v, MOEC_RULE_T1);
+        uint64_t off;
+
+        for (k = i + 1; k < n && e[k].m->tensor == e[i].m->tensor; k++)
+            ;
+        s->covered = 1;
+        if (tensor_covered(e + i, k - i, s->tensor->bytes, &off))
+            continue;
+        f.has |= MOEC_HAS_TENSOR;
+        f.tensor = s->tensor->name;
+        moec_report_add(v->r, &f,
+                        "byte %" PRIu64 " of the tensor's %" PRIu64
+                        " is used by no move, or by two different ones",
+                        off, s->tensor->bytes);
+    }
+    moec_free(e);
+    return MOEC_OK;
+}
+
+/* ------------------------------------------------------------- one layer */
+
+moec_status moec_prove_layer(moec_report *r, moec_proof *p,
+                             const moec_proof_layer *l, moec_error *err)
+{
+    prover v = {
+        .r = r, .p = p, .l = l, .n_rows = p->topo.n_local + p->shared_rows};
+    uint64_t n_slots = (uint64_t)p->topo.n_ranks * v.n_rows;
+    moec_status st = MOEC_OK;
+
+    moec_report_ran(r, MOEC_RULE_T4, n_slots);
+    if (!topology_agrees(&v))
+        return MOEC_OK;
+    v.placed = moec_calloc((size_t)l->n_units + 1, 1);
+    v.origins = moec_calloc(l->slices->n_slices + 1, sizeof(*v.origins));
+    v.origin_ok = moec_calloc(l->slices->n_slices + 1, 1);
+    if (v.placed == NULL || v.origins == NULL || v.origin_ok == NULL) {
+        st = moec_fail_nomem(err, "proof of a layer");
+        goto done;
+    }
+    prove_map(&v);
+    for (v.t = 0; v.t < l->n_tensors; v.t++)
+        prove_tensor(&v);
+    st = prove_coverage(&v, err);
+done:
+    moec_free(v.placed);
+    moec_free(v.origins);
+    moec_free(v.origin_ok);
+    return st;
+}
+
+/* --------------------------------------------------------- T1: the rest */
+
+/* NULL, or what is wrong with what becomes of a source tensor. */
+static const char *fate_error(const moec_proof *p, const moec_proof_source *s)
+{
+    bool expert =
+        s->use.role == MOEC_ROLE_ROUTED || s->use.role == MOEC_ROLE_SHARED;
+
+    switch (s->fate) {
+    case MOEC_FATE_MOVED:
+        if (!expert)
+            return "is neither an expert's nor kept as a common tensor";
+        return s->covered ? NULL : "belongs to an expert and no move uses it";
+    case MOEC_FATE_COMMON:
+        if (s->covered)
+            return "is moved into slots and kept as a common tensor too";
+        if (s->use.role == MOEC_ROLE_ROUTED)
+            return "is a routed expert's and is not moved into slots";
+        if (s->use.role == MOEC_ROLE_SHARED && p->topo.n_shared_slots != 0)
+            return "is the shared expert's, which has slots, and is not moved";
+        return NULL;
+    case MOEC_FATE_SHARED:
+        if (s->use.role != MOEC_ROLE_SHARED || !p->shared_store_common)
+            return "is put into the shared store and does not belong there";
+        return s->covered ? "is moved and put into the shared store" : NULL;
+    case MOEC_FATE_SKIPPED:
+        if (p->no_mtp && s->use.is_mtp)
+            return NULL;
+        return "is left out, and no rule names it";
+    }
+    return "has no fate";
+}
+
+void moec_prove_sources(moec_report *r, const moec_proof *p)
+{
+    uint64_t skipped = 0;
+
+    for (size_t i = 0; i < p->n_sources; i++) {
+        const moec_proof_source *s = &p->sources[i];
+        const char *why = fate_error(p, s);
+        moec_finding f = {.rule = MOEC_RULE_T1,
+                          .severity = MOEC_SEVERITY_ERROR,
+                          .has = MOEC_HAS_TENSOR | MOEC_HAS_FILE,
+                          .tensor = s->tensor->name};
+
+        skipped += s->fate == MOEC_FATE_SKIPPED;
+        if (why == NULL)
+            continue;
+        f.file = moec_ckpt_file(p->ckpt, s->tensor->file)->name;
+        moec_report_add(r, &f, "'%s' %s", s->tensor->name, why);
+    }
+    moec_report_ran(r, MOEC_RULE_T1, p->n_sources);
+    if (skipped != 0)
+        moec_report_note(r, MOEC_RULE_T1,
+                         "%" PRIu64 " tensors of MTP layers are left out as "
+                         "--no-mtp says",
+                         skipped);
+}
