@@ -6,6 +6,9 @@
 
 #include "digests.h"
 
+/* Leaves digested between two looks at the same bytes: they stay in L2. */
+#define DIGEST_LEAVES 2u
+
 /* Units of a layer: routed, shared parts, and the empty slot behind them. */
 static uint32_t unit_index(const moec_plan *p, uint32_t unit)
 {
@@ -100,13 +103,21 @@ uint64_t moec_digests_block(const moec_digests *d, size_t layer, size_t t,
 moec_status moec_digests_leaves(moec_digests *d, uint64_t base, uint64_t from,
                                 const void *data, size_t n, moec_error *err)
 {
+    moec_sha256 sha[DIGEST_LEAVES];
     const unsigned char *p = data;
     moec_leaf *leaf = &d->leaves[base + from / MOEC_LEAF_BYTES];
 
-    for (size_t off = 0; off < n; off += MOEC_LEAF_BYTES, leaf++) {
-        size_t k = (size_t)moec_min_u64(n - off, MOEC_LEAF_BYTES);
-        MOEC_TRY(moec_sha256_of(p + off, k, &leaf->sha256, err));
-        leaf->xxh128 = moec_xxh128_of(p + off, k);
+    while (n > 0) {
+        size_t k = (size_t)moec_min_u64(n, DIGEST_LEAVES * MOEC_LEAF_BYTES);
+        MOEC_TRY(moec_sha256_leaves(p, k, MOEC_LEAF_BYTES, sha, err));
+        for (size_t i = 0; i * MOEC_LEAF_BYTES < k; i++, leaf++) {
+            size_t off = i * MOEC_LEAF_BYTES;
+            leaf->sha256 = sha[i];
+            leaf->xxh128 = moec_xxh128_of(
+                p + off, (size_t)moec_min_u64(MOEC_LEAF_BYTES, k - off));
+        }
+        p += k;
+        n -= k;
     }
     return MOEC_OK;
 }

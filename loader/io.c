@@ -3,11 +3,11 @@
 /*
  * Bulk reading. See io.h.
  *
- * A large request is first offered to the page cache with RWF_NOWAIT, which
- * copies what is there and never starts device reads (measured: a cached
- * file comes at memory speed, and a cold one costs one failed call per
- * request). What is left is read with O_DIRECT: on the machines we measured,
- * buffered cold reads reach 80 % of the disk and cost four times the CPU.
+ * A large request asks cachestat(2) whether the page cache holds all of it;
+ * then the cache serves it at memory speed. Otherwise it is read with
+ * O_DIRECT: on the machines we measured, buffered cold reads reach 80 % of the
+ * disk and cost four times the CPU. (Trying RWF_NOWAIT first instead took
+ * three times as long as the direct read: on Linux 6.18 it starts readahead.)
  * Sources begin at any byte, so a direct read goes into an aligned buffer and
  * is copied from there unless file offset, length and memory happen to be
  * aligned.
@@ -16,7 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/uio.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "io.h"
@@ -47,22 +47,24 @@ void moec_io_close(moec_io_file *f)
     f->direct_fd = -1;
 }
 
-/* Copy what the page cache holds from the begin of the range; returns bytes. */
-static size_t read_cached(const moec_io_file *f, uint64_t off, void *buf,
-                          size_t n)
-{
-    size_t done = 0;
+#ifndef SYS_cachestat
+#  define SYS_cachestat 451 /* Linux 6.5; the number is the same everywhere */
+#endif
 
-    while (done < n) {
-        struct iovec v = {(char *)buf + done, n - done};
-        ssize_t k = preadv2(f->fd, &v, 1, (off_t)(off + done), RWF_NOWAIT);
-        if (k < 0 && errno == EINTR)
-            continue;
-        if (k <= 0)
-            break;
-        done += (size_t)k;
-    }
-    return done;
+/* Does the page cache hold the whole range? False where nobody can tell. */
+static bool is_cached(const moec_io_file *f, uint64_t off, size_t n)
+{
+    struct {
+        uint64_t off, len;
+    } range = {off, n};
+    struct {
+        uint64_t n_cached, n_dirty, n_writeback, n_evicted, n_recent;
+    } stat = {0};
+    uint64_t first = off / ALIGN, last = (off + n - 1) / ALIGN;
+
+    if (syscall(SYS_cachestat, f->fd, &range, &stat, 0) != 0)
+        return false;
+    return stat.n_cached >= last - first + 1;
 }
 
 /* One aligned read of [begin, end) into `to`; the file may end before `end`.
@@ -126,12 +128,12 @@ moec_status moec_io_read(const moec_io_file *f, moec_io_buf *b, uint64_t off,
 {
     unsigned char *p = buf;
 
-    if (f->direct_fd < 0 || n < MOEC_IO_DIRECT_BYTES) {
+    size_t done = 0;
+
+    if (f->direct_fd < 0 || n < MOEC_IO_DIRECT_BYTES || is_cached(f, off, n)) {
         b->n_bytes_read += n;
         return moec_pread_full(f->fd, f->name, buf, n, off, err);
     }
-    size_t done = read_cached(f, off, p, n);
-    b->n_bytes_read += done;
     while (done < n) {
         size_t k = (size_t)moec_min_u64(n - done, MOEC_IO_REQUEST_BYTES);
         MOEC_TRY(read_direct(f, b, off + done, p + done, k, err));

@@ -48,6 +48,20 @@ moec_status moec_fail_os(moec_error *err, int os_errno, const char *fmt, ...)
 /* NOMEM with what was wanted. */
 moec_status moec_fail_nomem(moec_error *err, const char *what);
 
+/* A refusal is never MOEC_OK. Compilers and analyzers see one file at a time;
+ * without this they follow MOEC_TRY past failures that ended there, and warn
+ * of outputs that nobody wrote. */
+static inline moec_status moec_refused(moec_status status)
+{
+    if (status == MOEC_OK)
+        __builtin_unreachable();
+    return status;
+}
+#define moec_fail(...)       moec_refused((moec_fail)(__VA_ARGS__))
+#define moec_fail_at(...)    moec_refused((moec_fail_at)(__VA_ARGS__))
+#define moec_fail_os(...)    moec_refused((moec_fail_os)(__VA_ARGS__))
+#define moec_fail_nomem(...) moec_refused((moec_fail_nomem)(__VA_ARGS__))
+
 /* Put "prefix: " behind the rule of an error that is already there. */
 void moec_error_prefix(moec_error *err, const char *fmt, ...) MOEC_PRINTF(2, 3);
 
@@ -189,6 +203,11 @@ typedef struct moec_xxh128 {
 /* One-shot digests: cannot fail but for memory inside libcrypto. */
 moec_status moec_sha256_of(const void *data, size_t n, moec_sha256 *out,
                            moec_error *err);
+/* SHA-256 of each `leaf_bytes` of `data`, the last one as short as it is:
+ * ceil(n / leaf_bytes) digests. Two leaves at once where the CPU can: about
+ * twice the speed of one after the other. */
+moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
+                               moec_sha256 *out, moec_error *err);
 moec_xxh128 moec_xxh128_of(const void *data, size_t n);
 /* Streaming SHA-256; opaque, create/update/final(frees). */
 typedef struct moec_hasher moec_hasher;

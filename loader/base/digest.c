@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The two digests: SHA-256 (libcrypto) proves, XXH3-128 finds damage fast.
+ * The two digests: SHA-256 (libcrypto, and two leaves at a time by the CPU's
+ * SHA extensions) proves, XXH3-128 finds damage fast.
  * The only file of the library that includes OpenSSL. */
 
 #include <pthread.h>
@@ -18,7 +19,12 @@
 #  endif
 #endif
 
+#if defined(__x86_64__)
+#  include <cpuid.h>
+#endif
+
 #include "base/base.h"
+#include "base/sha256_shani.h"
 
 /* A fetched algorithm saves libcrypto a search under a lock for each digest.
  * It lives as long as the process. */
@@ -50,6 +56,65 @@ moec_status moec_sha256_of(const void *data, size_t n, moec_sha256 *out,
     if (!EVP_Digest(n ? data : "", n, made.b, NULL, md, NULL))
         return moec_fail_nomem(err, "SHA-256 in libcrypto");
     *out = made;
+    return MOEC_OK;
+}
+
+/* --------------------------------------------- leaves, two at a time */
+
+static bool have_shani;
+static pthread_once_t shani_once = PTHREAD_ONCE_INIT;
+
+static void ask_shani(void)
+{
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+
+    if (!moec_sha256_shani_built() || !__get_cpuid(1, &a, &b, &c, &d) ||
+        !(c & bit_SSSE3) || !(c & bit_SSE4_1))
+        return;
+    have_shani = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA);
+#endif
+}
+
+/* SHA-256 of two messages of `n` bytes, a multiple of 64. */
+static void two_messages(const unsigned char *a, const unsigned char *b,
+                         size_t n, moec_sha256 out[2])
+{
+    static const uint32_t begin[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372,
+                                      0xa54ff53a, 0x510e527f, 0x9b05688c,
+                                      0x1f83d9ab, 0x5be0cd19};
+    uint32_t s[2][8];
+    unsigned char tail[64] = {0x80};
+
+    memcpy(s[0], begin, sizeof(begin));
+    memcpy(s[1], begin, sizeof(begin));
+    for (int i = 0; i < 8; i++)
+        tail[56 + i] = (unsigned char)((uint64_t)n * 8 >> (56 - 8 * i));
+    moec_sha256_shani_x2(s[0], a, s[1], b, n / 64);
+    moec_sha256_shani_x2(s[0], tail, s[1], tail, 1);
+    for (int m = 0; m < 2; m++)
+        for (int i = 0; i < 32; i++)
+            out[m].b[i] = (uint8_t)(s[m][i / 4] >> (24 - 8 * (i % 4)));
+}
+
+moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
+                               moec_sha256 *out, moec_error *err)
+{
+    const unsigned char *p = data;
+    size_t done = 0;
+
+    pthread_once(&shani_once, ask_shani);
+    while (have_shani && leaf_bytes % 64 == 0 && n - done >= 2 * leaf_bytes) {
+        two_messages(p + done, p + done + leaf_bytes, leaf_bytes, out);
+        done += 2 * leaf_bytes;
+        out += 2;
+    }
+    while (done < n) {
+        size_t k = n - done < leaf_bytes ? n - done : leaf_bytes;
+        MOEC_TRY(moec_sha256_of(p + done, k, out, err));
+        done += k;
+        out++;
+    }
     return MOEC_OK;
 }
 

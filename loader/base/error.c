@@ -8,6 +8,12 @@
 
 #include "base/base.h"
 
+/* Defined here, and wrapped by base.h. */
+#undef moec_fail
+#undef moec_fail_at
+#undef moec_fail_os
+#undef moec_fail_nomem
+
 /* Longer than the longest path plus the longest tensor name. What a text has
  * beyond it is lost; the text of an error that fits is not. */
 #define RAW_BYTES 6144

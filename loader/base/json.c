@@ -10,6 +10,9 @@
 #include <math.h>
 #include <string.h>
 
+/* Defined here, and wrapped by the header. */
+#undef moec_json_fail
+
 static moec_status parse_failed(const json_error_t *e, const char *name,
                                 moec_rule rule, moec_rule duplicate_rule,
                                 moec_error *err)

@@ -61,6 +61,7 @@ static inline bool moec_json_has(const moec_json *obj, const char *key)
 /* FORMAT: "FILE: way.to[3].value: " and the text. */
 moec_status moec_json_fail(const moec_json *v, moec_rule rule, moec_error *err,
                            const char *fmt, ...) MOEC_PRINTF(4, 5);
+#define moec_json_fail(...) moec_refused((moec_json_fail)(__VA_ARGS__))
 
 /* The value itself as a C value. An absent one fails with `missing`. Integers
  * are JSON integers: 8.0, "8" and true are none. */

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -139,6 +140,36 @@ static void unhex_refuses_and_leaves_out_alone(void **state)
     }
 }
 
+/* Leaves two at a time against one at a time, at every remainder. */
+static void leaves_are_the_digests_of_their_bytes(void **state)
+{
+    static const size_t leaf[] = {64, 128, 4096, 100, 65536};
+    const size_t most = 300000;
+    unsigned char *p = malloc(most);
+    moec_sha256 got[4800], want;
+
+    (void)state;
+    assert_non_null(p);
+    for (size_t i = 0; i < most; i++)
+        p[i] = (unsigned char)(i % 251 ^ i >> 12);
+    for (size_t k = 0; k < sizeof(leaf) / sizeof(*leaf); k++)
+        for (size_t n = 0; n < most; n = n * 3 + 7 + leaf[k] / 2) {
+            size_t count = (n + leaf[k] - 1) / leaf[k];
+            if (count > sizeof(got) / sizeof(*got))
+                break;
+            assert_int_equal(moec_sha256_leaves(p, n, leaf[k], got, NULL),
+                             MOEC_OK);
+            for (size_t i = 0; i < count; i++) {
+                size_t off = i * leaf[k];
+                size_t bytes = n - off < leaf[k] ? n - off : leaf[k];
+                assert_int_equal(moec_sha256_of(p + off, bytes, &want, NULL),
+                                 MOEC_OK);
+                assert_memory_equal(&got[i], &want, sizeof(want));
+            }
+        }
+    free(p);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -148,6 +179,7 @@ int main(void)
         cmocka_unit_test(xxh128_gives_known_answers),
         cmocka_unit_test(hex_goes_both_ways),
         cmocka_unit_test(unhex_refuses_and_leaves_out_alone),
+        cmocka_unit_test(leaves_are_the_digests_of_their_bytes),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
