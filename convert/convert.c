@@ -10,7 +10,7 @@
 #include <time.h>
 
 #include "crew.h"
-#include "output.h"
+#include "outdir.h"
 #include "pipeline.h"
 
 static double seconds_now(void)

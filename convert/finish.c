@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #include "ckpt.h"
-#include "output.h"
+#include "outdir.h"
 #include "pipeline.h"
 
 #define COPY_BYTES ((size_t)1 << 20)

@@ -24,7 +24,7 @@
 #include "conversion.h"
 #include "crew.h"
 #include "inverse.h"
-#include "output.h"
+#include "outdir.h"
 #include "writer.h"
 
 typedef struct item {

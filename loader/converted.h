@@ -12,12 +12,12 @@
 
 #include "base/base.h"
 
-#define MOEC_MANIFEST_NAME "manifest.json"
-#define MOEC_SLOTS_NAME "slots.bin"
-#define MOEC_SOURCES_NAME "sources.bin"
+#define MOEC_MANIFEST_NAME   "manifest.json"
+#define MOEC_SLOTS_NAME      "slots.bin"
+#define MOEC_SOURCES_NAME    "sources.bin"
 #define MOEC_PROVENANCE_NAME "provenance.json"
-#define MOEC_INDEX_NAME "model.safetensors.index.json"
-#define MOEC_LEAF_BYTES (UINT64_C(1) << 20)
+#define MOEC_INDEX_NAME      "model.safetensors.index.json"
+#define MOEC_LEAF_BYTES      (UINT64_C(1) << 20)
 /* Longest file name: what Linux file systems take. */
 #define MOEC_FILE_NAME_BYTES_MAX 255u
 
@@ -53,7 +53,7 @@ enum {
 };
 
 #define MOEC_LOGICAL_EMPTY (-1) /* an empty slot: zeros */
-#define MOEC_LOGICAL_NONE (-2)  /* the one "slot" of a common tensor */
+#define MOEC_LOGICAL_NONE  (-2) /* the one "slot" of a common tensor */
 
 typedef struct moec_ct_file {
     const char *name; /* NUL-terminated once decoded */
@@ -213,8 +213,8 @@ typedef struct moec_manifest {
  * order, two-space indentation, one line per file and per placement row. */
 moec_status moec_manifest_encode(const moec_manifest *m, moec_buf *out,
                                  moec_error *err);
-moec_status moec_manifest_decode(moec_manifest *out, const char *text,
-                                 size_t n, moec_error *err);
+moec_status moec_manifest_decode(moec_manifest *out, const char *text, size_t n,
+                                 moec_error *err);
 void moec_manifest_fini(moec_manifest *m);
 
 /* ------------------------------------------------- the three together */

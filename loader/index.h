@@ -18,8 +18,8 @@
 
 #include "base/base.h"
 
-/* Entries of a weight_map that we accept: eight times the largest model. */
-#define MOEC_INDEX_TENSORS_MAX 4000000u
+/* Entries of a weight_map that we accept: four times the largest model. */
+#define MOEC_INDEX_TENSORS_MAX 2000000u
 
 /* One entry. Names are not terminated and good until the callback returns.
  * `off` is the byte in the index where the entry begins. */

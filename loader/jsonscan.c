@@ -18,6 +18,9 @@
 #include <sys/random.h>
 #include <time.h>
 
+/* Defined here, and wrapped by the header. */
+#undef moec_js_fail
+
 /* ----------------------------------------------------------- SipHash-1-3
  * Aumasson and Bernstein; one round a word and three at the end is the
  * strength that hash tables want (Rust's and Python's choice). The two output

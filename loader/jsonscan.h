@@ -104,6 +104,7 @@ static inline uint64_t moec_js_pos(const moec_jsonscan *s)
 
 /* Fail with what is wrong at the next byte. */
 moec_status moec_js_fail(moec_jsonscan *s, moec_rule rule, const char *what);
+#define moec_js_fail(...) moec_refused((moec_js_fail)(__VA_ARGS__))
 
 /* Free what the scanner holds (the keys). */
 void moec_js_fini(moec_jsonscan *s);

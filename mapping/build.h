@@ -22,9 +22,9 @@ typedef struct moec_build {
     const moec_ckpt *ckpt;
     const moec_family *family;
     const moec_config *config;
-    moec_arena *arena;   /* the model's */
-    uint32_t *entries;   /* by tensor: index of names.entries, or NO_ENTRY */
-    uint32_t *experts;   /* by tensor: number in its name, or NO_EXPERT */
+    moec_arena *arena; /* the model's */
+    uint32_t *entries; /* by tensor: index of names.entries, or NO_ENTRY */
+    uint32_t *experts; /* by tensor: number in its name, or NO_EXPERT */
     const char **components; /* the model's copies of the family's */
     /* Scratch of slices.c, sized once for the largest layer. */
     uint32_t *counts;  /* by group */

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CONFIG "config.json"
+#define CONFIG         "config.json"
 #define PATH_PARTS_MAX 8u
 
 /* A value found in the config, with the way to it for messages. */
@@ -30,7 +30,7 @@ static void follow(const moec_json *from, const char *path, found *out)
 {
     const moec_json *at = from;
     size_t n = 0;
-    snprintf(out->path, sizeof(out->path), "%s", path);
+    (void)snprintf(out->path, sizeof(out->path), "%s", path);
     for (char *key = out->path; key != NULL && n < PATH_PARTS_MAX; n++) {
         char *dot = strchr(key, '.');
         if (dot != NULL)
@@ -86,7 +86,8 @@ static moec_status as_equal_counts(const moec_json *v, uint32_t *out,
                                    moec_error *err)
 {
     size_t n = moec_json_len(v);
-    uint32_t value;
+    uint32_t value = 0;
+    *out = 0;
     if (n == 0)
         return moec_json_fail(v, MOEC_RULE_C03, err, "is an empty list");
     for (size_t i = 0; i < n; i++) {
@@ -118,15 +119,14 @@ static moec_status get_count(const moec_config *c, const moec_fact_source *src,
     return as_count(at.v, out, err);
 }
 
-static moec_status get_fact(const moec_config *c, moec_fact fact,
-                            uint32_t *out, moec_error *err)
+static moec_status get_fact(const moec_config *c, moec_fact fact, uint32_t *out,
+                            moec_error *err)
 {
     return get_count(c, &c->family->facts[fact], 0, out, err);
 }
 
 /* 0, null and absent mean 1. */
-static moec_status get_scale(const moec_config *c, double *out,
-                             moec_error *err)
+static moec_status get_scale(const moec_config *c, double *out, moec_error *err)
 {
     const moec_fact_source *src = &c->family->facts[MOEC_FACT_ROUTED_SCALE];
     found at;
@@ -197,7 +197,7 @@ static moec_status type_of(const moec_json *obj, const char **out,
 static moec_status find_family(moec_config *c, const moec_families *families,
                                moec_arena *arena, moec_error *err)
 {
-    const char *top, *inner = NULL, *type;
+    const char *top = NULL, *inner = NULL;
     moec_json text = moec_json_member(&c->root, "text_config");
     MOEC_TRY(type_of(&c->root, &top, err));
     if (text.value != NULL && json_is_object(text.value))
@@ -206,28 +206,26 @@ static moec_status find_family(moec_config *c, const moec_families *families,
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C11,
                          CONFIG ": model_type: is missing: it names the "
                                 "family");
-    type = top;
+    const char *type = top != NULL ? top : inner;
     if (top != NULL)
         c->family = moec_families_find(families, top);
     if (c->family == NULL && inner != NULL) {
-        type = inner;
         c->family = moec_families_find(families, inner);
+        type = c->family != NULL ? inner : type;
     }
     if (c->family == NULL) {
         moec_buf hint = {0};
-        type = top != NULL ? top : inner;
         moec_families_hint(families, type, &hint);
-        moec_status st =
-            moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_C08,
-                      CONFIG ": model_type '%s' is in no family "
-                             "description; %s",
-                      type, hint.oom ? "" : hint.data);
+        moec_status st = moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_C08,
+                                   CONFIG ": model_type '%s' is in no family "
+                                          "description; %s",
+                                   type, hint.oom ? "" : hint.data);
         moec_buf_fini(&hint);
         return st;
     }
     c->facts.model_type = moec_arena_strdup(arena, type, strlen(type));
-    c->facts.family = moec_arena_strdup(arena, c->family->name,
-                                        strlen(c->family->name));
+    c->facts.family =
+        moec_arena_strdup(arena, c->family->name, strlen(c->family->name));
     if (c->facts.model_type == NULL || c->facts.family == NULL)
         return moec_fail_nomem(err, "facts of a model");
     return MOEC_OK;
@@ -272,8 +270,8 @@ static moec_status read_block(moec_config *c, moec_error *err)
     return MOEC_OK;
 }
 
-#define OUT_OF_RANGE(err, ...) \
-    moec_fail((err), MOEC_E_FORMAT, MOEC_RULE_C06, CONFIG ": " __VA_ARGS__)
+#define OUT_OF_RANGE(err, ...)                                                 \
+  moec_fail((err), MOEC_E_FORMAT, MOEC_RULE_C06, CONFIG ": " __VA_ARGS__)
 
 /* What the config calls a fact. */
 static const char *key_of(const moec_config *c, moec_fact fact)
@@ -290,15 +288,15 @@ static moec_status check_groups(const moec_config *c, moec_error *err)
         return OUT_OF_RANGE(err, "%s %u does not divide %s %u", groups,
                             f->n_group, key_of(c, MOEC_FACT_N_EXPERTS),
                             f->n_experts);
-    if (f->topk_group > f->n_group ||
-        (f->topk_group == 0 && f->n_group > 1))
+    if (f->topk_group > f->n_group || (f->topk_group == 0 && f->n_group > 1))
         return OUT_OF_RANGE(err, "%s %u must be between 1 and %s %u",
                             key_of(c, MOEC_FACT_TOPK_GROUP), f->topk_group,
                             groups, f->n_group);
     uint32_t kept = f->topk_group == 0 ? 1 : f->topk_group;
     if (f->top_k > f->n_experts / f->n_group * kept)
-        return OUT_OF_RANGE(err, "%s %u is more than the %u experts of the "
-                                 "kept groups",
+        return OUT_OF_RANGE(err,
+                            "%s %u is more than the %u experts of the "
+                            "kept groups",
                             key_of(c, MOEC_FACT_TOP_K), f->top_k,
                             f->n_experts / f->n_group * kept);
     return MOEC_OK;
@@ -306,9 +304,9 @@ static moec_status check_groups(const moec_config *c, moec_error *err)
 
 static moec_status check_ranges(const moec_config *c, moec_error *err)
 {
-    static const moec_fact positive[] = {
-        MOEC_FACT_N_EXPERTS, MOEC_FACT_TOP_K, MOEC_FACT_HIDDEN,
-        MOEC_FACT_INTER, MOEC_FACT_N_LAYERS};
+    static const moec_fact positive[] = {MOEC_FACT_N_EXPERTS, MOEC_FACT_TOP_K,
+                                         MOEC_FACT_HIDDEN, MOEC_FACT_INTER,
+                                         MOEC_FACT_N_LAYERS};
     const moec_facts *f = &c->facts;
     const uint64_t values[] = {f->n_experts, f->top_k, f->hidden, f->inter,
                                f->n_layers};
@@ -414,9 +412,8 @@ moec_status moec_config_read(moec_config *out, const moec_families *families,
             *err = local;
         return st;
     }
-    out->doc =
-        (moec_json_doc){CONFIG,        MOEC_RULE_C02, MOEC_RULE_C11,
-                        MOEC_RULE_C03, MOEC_RULE_C04, MOEC_RULE_C05};
+    out->doc = (moec_json_doc){CONFIG,        MOEC_RULE_C02, MOEC_RULE_C11,
+                               MOEC_RULE_C03, MOEC_RULE_C04, MOEC_RULE_C05};
     out->root = moec_json_root(out->tree, &out->doc);
     st = moec_json_want_object(&out->root, err);
     if (st == MOEC_OK)
@@ -504,8 +501,7 @@ static bool is_word(const moec_layer_rule *r, const char *word, size_t n)
 
 /* A word a layer, or a string with one letter a layer. */
 static moec_status mark_types(const moec_config *c, const moec_layer_rule *r,
-                              const moec_json *v, uint8_t *moe,
-                              moec_error *err)
+                              const moec_json *v, uint8_t *moe, moec_error *err)
 {
     const char *s;
     if (!json_is_array(v->value)) {

@@ -16,13 +16,13 @@
 
 typedef struct moec_config {
     const moec_family *family;
-    moec_facts facts;      /* shared_slots and expert_dtype not set yet */
+    moec_facts facts;       /* shared_slots and expert_dtype not set yet */
     uint64_t expert_hidden; /* width that routed experts work on; H but for
                                latent experts */
     uint32_t mtp_layers;
-    uint8_t mtp_known;     /* the config says how many MTP layers there are */
-    uint8_t has_block;     /* of quantization_config.weight_block_size */
-    uint32_t block[2];     /* rows, columns */
+    uint8_t mtp_known; /* the config says how many MTP layers there are */
+    uint8_t has_block; /* of quantization_config.weight_block_size */
+    uint32_t block[2]; /* rows, columns */
     json_t *tree;
     moec_json_doc doc;
     moec_json root;

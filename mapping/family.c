@@ -21,14 +21,13 @@
  * refuses is MOE-C09 with file, line and key.
  */
 
-#include "family.h"
+#include "family_desc.h"
 
 #include <string.h>
 
-#include <jansson.h>
-
-#include "base/json.h"
-#include "families_builtin.h"
+#define SCHEMA_ID      "moec.family/1"
+#define KINDS_MAX      4096u
+#define COMPONENTS_MAX 256u
 
 /* ------------------------------------------------------------ suffixes
  * Sets that need no description. Their order is that of slices. */
@@ -72,239 +71,11 @@ static const suffix bare[] = {
     {NULL, NULL, 0},
 };
 
-/* ---------------------------------------------------- where it went wrong */
-
-#define SCHEMA_ID "moec.family/1"
-#define WAY_MAX 8u
-#define LIST_MAX 64u
-#define KINDS_MAX 4096u
-#define COMPONENTS_MAX 256u
-
-typedef struct parser {
-    moec_family *f;
-    const char *text;
-    size_t n;
-    json_t *tree;
-    moec_json_doc doc;
-    moec_json root;
-    moec_json suffixes; /* the description's own sets, or absent */
-    moec_error error;
-} parser;
-
-static const char *skip_space(const char *p)
-{
-    while (*p == ' ' || *p == '\t' || *p == '\r' || *p == '\n')
-        p++;
-    return p;
-}
-
-/* Behind the string, object, array or word at `p`. The text has been parsed:
- * strings end and brackets match. */
-static const char *skip_value(const char *p)
-{
-    size_t depth = 0;
-    do {
-        if (*p == '"') {
-            for (p++; *p != '"'; p++)
-                p += *p == '\\';
-            p++;
-        } else if (*p == '{' || *p == '[') {
-            depth++;
-            p++;
-        } else if (*p == '}' || *p == ']') {
-            depth--;
-            p++;
-        } else if (depth != 0) {
-            p++;
-        } else {
-            p += strcspn(p, ",]} \t\r\n");
-        }
-    } while (depth != 0);
-    return p;
-}
-
-/* The value of the step `v` in the object or array at `p`; NULL where it is
- * not there. `*key_at` becomes the place of its key. */
-static const char *step_into(const char *p, const moec_json *v,
-                             const char **key_at)
-{
-    size_t n = v->key != NULL ? strlen(v->key) : 0;
-    p = skip_space(p + 1);
-    for (size_t i = 0; *p != '}' && *p != ']'; i++) {
-        const char *item = p;
-        bool found = v->key == NULL && i == v->index;
-        if (v->key != NULL) {
-            found = strncmp(item + 1, v->key, n) == 0 && item[n + 1] == '"';
-            p = skip_space(skip_value(p));
-            p = skip_space(p + 1);
-        }
-        if (found) {
-            *key_at = item;
-            return p;
-        }
-        p = skip_space(skip_value(p));
-        if (*p == ',')
-            p = skip_space(p + 1);
-    }
-    return NULL;
-}
-
-/* Line of `v`, or of the nearest thing around it that is there. */
-static size_t line_of(const parser *p, const moec_json *v)
-{
-    const moec_json *way[WAY_MAX];
-    size_t n = 0, line = 1;
-    for (; v->parent != NULL && n < WAY_MAX; v = v->parent)
-        way[n++] = v;
-    const char *at = skip_space(p->text);
-    const char *key_at = at;
-    while (n > 0 && at != NULL && (*at == '{' || *at == '['))
-        at = step_into(at, way[--n], &key_at);
-    for (const char *c = p->text; c < key_at; c++)
-        line += *c == '\n';
-    return line;
-}
-
-/* Put ":LINE" behind the file name of the error that was just written. */
-static moec_status with_line(parser *p, const moec_json *v, moec_status st)
-{
-    char rest[MOEC_ERROR_TEXT_BYTES];
-    if (st != MOEC_E_FORMAT)
-        return st;
-    char *at = strstr(p->error.text, p->doc.name);
-    if (at == NULL)
-        return st;
-    at += strlen(p->doc.name);
-    memcpy(rest, at, strlen(at) + 1);
-    snprintf(at, sizeof(p->error.text) - (size_t)(at - p->error.text),
-             ":%zu%s", line_of(p, v), rest);
-    return st;
-}
-
-#define BAD(p, v, ...)    \
-    with_line((p), (v), \
-              moec_json_fail((v), MOEC_RULE_C09, &(p)->error, __VA_ARGS__))
-
-static moec_status no_memory(parser *p)
-{
-    return moec_fail_nomem(&p->error, "a family description");
-}
-
-/* ------------------------------------------------------ plain values */
-
-static moec_status only_keys(parser *p, const moec_json *obj,
-                             const char *const *keys, size_t n)
-{
-    return with_line(p, obj, moec_json_only_keys(obj, keys, n, &p->error));
-}
-#define ONLY_KEYS(p, obj, ...)                                   \
-    only_keys((p), (obj), (const char *const[]){__VA_ARGS__},    \
-              sizeof((const char *const[]){__VA_ARGS__}) /       \
-                  sizeof(const char *))
-
-/* A string as the family's own copy. */
-static moec_status own_string(parser *p, const moec_json *v, const char **out)
-{
-    const char *s;
-    MOEC_TRY(with_line(p, v, moec_json_as_string(v, &s, &p->error)));
-    *out = moec_arena_strdup(&p->f->arena, s, strlen(s));
-    return *out != NULL ? MOEC_OK : no_memory(p);
-}
-
-static moec_status get_string(parser *p, const moec_json *obj, const char *key,
-                              const char **out)
-{
-    moec_json v = moec_json_member(obj, key);
-    return own_string(p, &v, out);
-}
-
-/* The same where the key may be absent: *out stays as it is. */
-static moec_status get_opt_string(parser *p, const moec_json *obj,
-                                  const char *key, const char **out)
-{
-    moec_json v = moec_json_member(obj, key);
-    return v.value != NULL ? own_string(p, &v, out) : MOEC_OK;
-}
-
-static moec_status get_opt_bool(parser *p, const moec_json *obj,
-                                const char *key, uint8_t *out)
-{
-    moec_json v = moec_json_member(obj, key);
-    bool b;
-    if (v.value == NULL)
-        return MOEC_OK;
-    MOEC_TRY(with_line(p, &v, moec_json_as_bool(&v, &b, &p->error)));
-    *out = b;
-    return MOEC_OK;
-}
-
-/* One of the words of a table, by index; absent gives `absent`, or is refused
- * where that is negative. */
-static moec_status get_word(parser *p, const moec_json *obj, const char *key,
-                            const char *const *words, int absent, uint8_t *out)
-{
-    moec_json v = moec_json_member(obj, key);
-    moec_buf known = {0};
-    const char *s;
-    if (v.value == NULL && absent >= 0) {
-        *out = (uint8_t)absent;
-        return MOEC_OK;
-    }
-    MOEC_TRY(with_line(p, &v, moec_json_as_string(&v, &s, &p->error)));
-    for (uint8_t i = 0; words[i] != NULL; i++) {
-        if (strcmp(words[i], s) == 0) {
-            *out = i;
-            return MOEC_OK;
-        }
-    }
-    for (size_t i = 0; words[i] != NULL; i++)
-        moec_buf_printf(&known, "%s\"%s\"", i == 0 ? "" : ", ", words[i]);
-    moec_status st = known.oom ? no_memory(p)
-                               : BAD(p, &v, "is \"%s\", must be one of %s", s,
-                                     known.data);
-    moec_buf_fini(&known);
-    return st;
-}
-
-static moec_status get_list(parser *p, const moec_json *obj, const char *key,
-                            size_t least, moec_json *out, size_t *n_out)
-{
-    *out = moec_json_member(obj, key);
-    *n_out = 0;
-    if (out->value == NULL && least == 0)
-        return MOEC_OK;
-    MOEC_TRY(with_line(p, out, moec_json_want_array(out, &p->error)));
-    *n_out = moec_json_len(out);
-    if (*n_out < least || *n_out > LIST_MAX)
-        return BAD(p, out, "has %zu items, must have %zu to %u", *n_out, least,
-                   LIST_MAX);
-    return MOEC_OK;
-}
-
-static moec_status get_strings(parser *p, const moec_json *obj,
-                               const char *key, size_t least,
-                               const char ***out, size_t *n_out)
-{
-    moec_json list;
-    MOEC_TRY(get_list(p, obj, key, least, &list, n_out));
-    *out = moec_arena_alloc(&p->f->arena, (*n_out + 1) * sizeof(**out),
-                            _Alignof(const char *));
-    if (*out == NULL)
-        return no_memory(p);
-    for (size_t i = 0; i < *n_out; i++) {
-        moec_json v = moec_json_item(&list, i);
-        MOEC_TRY(own_string(p, &v, &(*out)[i]));
-        if ((*out)[i][0] == '\0')
-            return BAD(p, &v, "is empty");
-    }
-    return MOEC_OK;
-}
-
 /* ----------------------------------------------------------- patterns */
 
 /* Turn "a.{E}.b" into "a.#.b". Only `symbol` may stand in braces, only as a
  * whole segment; digits and '#' would never match. Counts the braces. */
-static moec_status normalise(parser *p, const moec_json *v, const char *text,
+static moec_status normalise(moec_desc *p, const moec_json *v, const char *text,
                              char symbol, const char **out, size_t *n_symbols)
 {
     moec_buf b = {0};
@@ -332,14 +103,13 @@ static moec_status normalise(parser *p, const moec_json *v, const char *text,
     moec_status st = MOEC_OK;
     if (why != NULL)
         st = BAD(p, v, "\"%s\" %s", text, why);
-    else if (b.oom ||
-             !(*out = moec_arena_strdup(&p->f->arena, b.data, b.len)))
-        st = no_memory(p);
+    else if (b.oom || !(*out = moec_arena_strdup(&p->f->arena, b.data, b.len)))
+        st = moec_desc_nomem(p);
     moec_buf_fini(&b);
     return st;
 }
 
-static moec_status component_of(parser *p, const moec_json *v,
+static moec_status component_of(moec_desc *p, const moec_json *v,
                                 const char *name, uint16_t *out)
 {
     moec_family *f = p->f;
@@ -356,13 +126,13 @@ static moec_status component_of(parser *p, const moec_json *v,
         const char **more =
             moec_realloc_array(f->components, cap, sizeof(*more));
         if (more == NULL)
-            return no_memory(p);
+            return moec_desc_nomem(p);
         f->components = more;
         f->cap_components = cap;
     }
     const char *own = moec_arena_strdup(&f->arena, name, strlen(name));
     if (own == NULL)
-        return no_memory(p);
+        return moec_desc_nomem(p);
     f->components[f->n_components] = own;
     *out = (uint16_t)f->n_components++;
     return MOEC_OK;
@@ -379,7 +149,7 @@ static bool same_reading(const moec_kind *a, const moec_kind *b)
 }
 
 /* Add a kind and its names under every prefix. */
-static moec_status add_kind(parser *p, const moec_json *v, uint32_t variant,
+static moec_status add_kind(moec_desc *p, const moec_json *v, uint32_t variant,
                             const moec_kind *kind)
 {
     moec_family *f = p->f;
@@ -390,7 +160,7 @@ static moec_status add_kind(parser *p, const moec_json *v, uint32_t variant,
         size_t cap = f->cap_kinds == 0 ? 64 : f->cap_kinds * 2;
         moec_kind *more = moec_realloc_array(f->kinds, cap, sizeof(*more));
         if (more == NULL)
-            return no_memory(p);
+            return moec_desc_nomem(p);
         f->kinds = more;
         f->cap_kinds = cap;
     }
@@ -403,8 +173,9 @@ static moec_status add_kind(parser *p, const moec_json *v, uint32_t variant,
         const moec_kind *o = other != MOEC_NO_KIND ? &f->kinds[other] : kind;
         if (o->role != kind->role || o->part != kind->part ||
             o->component != kind->component)
-            return BAD(p, v, "calls '%s' by another role, part or component "
-                             "than another variant does",
+            return BAD(p, v,
+                       "calls '%s' by another role, part or component "
+                       "than another variant does",
                        kind->tail);
     }
     return MOEC_OK;
@@ -412,25 +183,25 @@ static moec_status add_kind(parser *p, const moec_json *v, uint32_t variant,
 
 /* ------------------------------------------------------ one tensor rule */
 
-static const char *const roles[] = {"common", "routed", "shared",
+static const char *const roles[] = {"common", "routed",      "shared",
                                     "router", "shared_gate", NULL};
 static const char *const parts[] = {"gate", "up", "down", "gate_up", NULL};
 static const char *const stacks[] = {"none", "experts", "rows", NULL};
 static const char *const orientations[] = {"out_in", "in_out", NULL};
-static const char *const geometries[] = {"matrix", "kept",   "vector",
-                                         "scalar", "record", "scale", NULL};
+static const char *const geometries[] = {"matrix", "kept",  "vector", "scalar",
+                                         "record", "scale", NULL};
 
 static uint8_t geometry_value(uint8_t word)
 {
     return word == 5 ? MOEC_GEO_SCALE : word;
 }
 
-static moec_status parse_shape(parser *p, const moec_json *rule,
+static moec_status parse_shape(moec_desc *p, const moec_json *rule,
                                moec_kind *kind)
 {
     moec_json list;
     size_t n;
-    MOEC_TRY(get_list(p, rule, "shape", 0, &list, &n));
+    MOEC_TRY(moec_desc_list(p, rule, "shape", 0, &list, &n));
     if (n > MOEC_DIMS_MAX)
         return BAD(p, &list, "has %zu dimensions, at most %u", n,
                    MOEC_DIMS_MAX);
@@ -440,15 +211,15 @@ static moec_status parse_shape(parser *p, const moec_json *rule,
         moec_dim *d = &kind->dims[i];
         const char *s;
         if (json_is_integer(v.value)) {
-            MOEC_TRY(with_line(p, &v,
-                               moec_json_as_u32(&v, INT32_MAX, &d->number,
-                                                &p->error)));
+            MOEC_TRY(moec_desc_at(
+                p, &v, moec_json_as_u32(&v, INT32_MAX, &d->number, &p->error)));
             continue;
         }
-        MOEC_TRY(with_line(p, &v, moec_json_as_string(&v, &s, &p->error)));
+        MOEC_TRY(moec_desc_at(p, &v, moec_json_as_string(&v, &s, &p->error)));
         if (strlen(s) != 1 || strchr("EHI", s[0]) == NULL)
-            return BAD(p, &v, "is \"%s\", must be \"E\", \"H\", \"I\" or a "
-                              "number",
+            return BAD(p, &v,
+                       "is \"%s\", must be \"E\", \"H\", \"I\" or a "
+                       "number",
                        s);
         d->symbol = s[0];
     }
@@ -456,55 +227,61 @@ static moec_status parse_shape(parser *p, const moec_json *rule,
 }
 
 /* What a rule says besides its name, and what cannot be said together. */
-static moec_status parse_reading(parser *p, const moec_json *rule,
+static moec_status parse_reading(moec_desc *p, const moec_json *rule,
                                  moec_kind *kind)
 {
     bool weights;
-    MOEC_TRY(get_word(p, rule, "role", roles, -1, &kind->role));
+    MOEC_TRY(moec_desc_word(p, rule, "role", roles, -1, &kind->role));
     weights = kind->role == MOEC_ROLE_ROUTED || kind->role == MOEC_ROLE_SHARED;
-    MOEC_TRY(get_word(p, rule, "part", parts, weights ? -1 : 0, &kind->part));
-    MOEC_TRY(get_word(p, rule, "stack", stacks, 0, &kind->stack));
-    MOEC_TRY(get_word(p, rule, "orientation", orientations, 0,
-                      &kind->in_out));
-    MOEC_TRY(get_opt_bool(p, rule, "interleaved", &kind->interleaved));
-    MOEC_TRY(get_opt_bool(p, rule, "required", &kind->required));
+    MOEC_TRY(
+        moec_desc_word(p, rule, "part", parts, weights ? -1 : 0, &kind->part));
+    MOEC_TRY(moec_desc_word(p, rule, "stack", stacks, 0, &kind->stack));
+    MOEC_TRY(
+        moec_desc_word(p, rule, "orientation", orientations, 0, &kind->in_out));
+    MOEC_TRY(moec_desc_opt_bool(p, rule, "interleaved", &kind->interleaved));
+    MOEC_TRY(moec_desc_opt_bool(p, rule, "required", &kind->required));
     MOEC_TRY(parse_shape(p, rule, kind));
     if (!weights) {
         static const char *const of_weights[] = {
-            "part", "stack", "orientation", "interleaved", "component",
-            "geometry", "suffixes"};
+            "part",      "stack",    "orientation", "interleaved",
+            "component", "geometry", "suffixes"};
         for (size_t i = 0; i < sizeof(of_weights) / sizeof(*of_weights); i++)
             if (moec_json_has(rule, of_weights[i]))
-                return BAD(p, rule, "has '%s', which only a routed or shared "
-                                    "tensor has",
+                return BAD(p, rule,
+                           "has '%s', which only a routed or shared "
+                           "tensor has",
                            of_weights[i]);
         return MOEC_OK;
     }
     if (kind->n_dims != 0 || kind->required)
-        return BAD(p, rule, "has 'shape' or 'required', which follow from the "
-                            "part of a routed or shared tensor");
+        return BAD(p, rule,
+                   "has 'shape' or 'required', which follow from the "
+                   "part of a routed or shared tensor");
     if (kind->interleaved && kind->part != MOEC_PART_GATE_UP)
-        return BAD(p, rule, "is interleaved, which only part \"gate_up\" "
-                            "can be");
+        return BAD(p, rule,
+                   "is interleaved, which only part \"gate_up\" "
+                   "can be");
     return MOEC_OK;
 }
 
 /* Does a rule with {E}, stacked or neither make sense for its role? */
-static moec_status check_experts(parser *p, const moec_json *rule,
+static moec_status check_experts(moec_desc *p, const moec_json *rule,
                                  const moec_kind *kind)
 {
     bool stacked = kind->stack != MOEC_STACK_NONE;
     if (kind->role == MOEC_ROLE_ROUTED && stacked == kind->per_expert)
-        return BAD(p, rule, "is routed: its name has {E}, or 'stack' says "
-                            "where the experts are, and not both");
+        return BAD(p, rule,
+                   "is routed: its name has {E}, or 'stack' says "
+                   "where the experts are, and not both");
     if (kind->role != MOEC_ROLE_ROUTED && kind->per_expert)
-        return BAD(p, rule, "has {E} in its name, which only a routed tensor "
-                            "has");
+        return BAD(p, rule,
+                   "has {E} in its name, which only a routed tensor "
+                   "has");
     return MOEC_OK;
 }
 
 /* Add the kind of `head` + `tail`. */
-static moec_status add_pattern(parser *p, const moec_json *rule,
+static moec_status add_pattern(moec_desc *p, const moec_json *rule,
                                uint32_t variant, moec_kind *kind,
                                const char *head, size_t head_bytes,
                                const char *tail, const char *component)
@@ -527,7 +304,7 @@ static moec_status add_pattern(parser *p, const moec_json *rule,
 }
 
 /* Every suffix of one of the description's own sets. */
-static moec_status add_own_set(parser *p, const moec_json *rule,
+static moec_status add_own_set(moec_desc *p, const moec_json *rule,
                                uint32_t variant, moec_kind *kind,
                                const char *head, size_t n, const char *name)
 {
@@ -537,26 +314,25 @@ static moec_status add_own_set(parser *p, const moec_json *rule,
     if (set.value == NULL)
         return BAD(p, rule, "uses suffixes \"%s\", which are not described",
                    name);
-    MOEC_TRY(with_line(p, &set, moec_json_want_object(&set, &p->error)));
+    MOEC_TRY(moec_desc_at(p, &set, moec_json_want_object(&set, &p->error)));
     json_object_foreach (set.value, key, value) {
         moec_json v = moec_json_member(&set, key);
         uint8_t word;
         MOEC_TRY(ONLY_KEYS(p, &v, "component", "geometry"));
-        MOEC_TRY(get_string(p, &v, "component", &component));
-        MOEC_TRY(get_word(p, &v, "geometry", geometries, -1, &word));
+        MOEC_TRY(moec_desc_get_string(p, &v, "component", &component));
+        MOEC_TRY(moec_desc_word(p, &v, "geometry", geometries, -1, &word));
         kind->geometry = geometry_value(word);
-        MOEC_TRY(
-            add_pattern(p, rule, variant, kind, head, n, key, component));
+        MOEC_TRY(add_pattern(p, rule, variant, kind, head, n, key, component));
     }
     return MOEC_OK;
 }
 
-static moec_status add_suffixes(parser *p, const moec_json *rule,
+static moec_status add_suffixes(moec_desc *p, const moec_json *rule,
                                 uint32_t variant, moec_kind *kind,
                                 const char *name, size_t n)
 {
     const char *own = NULL;
-    MOEC_TRY(get_opt_string(p, rule, "suffixes", &own));
+    MOEC_TRY(moec_desc_opt_string(p, rule, "suffixes", &own));
     if (own != NULL)
         return add_own_set(p, rule, variant, kind, name, n, own);
     const suffix *set = n > 0 && name[n - 1] == '.' ? dotted : bare;
@@ -568,7 +344,7 @@ static moec_status add_suffixes(parser *p, const moec_json *rule,
     return MOEC_OK;
 }
 
-static moec_status parse_rule(parser *p, const moec_json *rule,
+static moec_status parse_rule(moec_desc *p, const moec_json *rule,
                               uint32_t variant)
 {
     moec_family *f = p->f;
@@ -579,10 +355,10 @@ static moec_status parse_rule(parser *p, const moec_json *rule,
     MOEC_TRY(ONLY_KEYS(p, rule, "name", "role", "part", "stack", "orientation",
                        "interleaved", "component", "geometry", "suffixes",
                        "shape", "required", "about"));
-    MOEC_TRY(get_string(p, rule, "name", &name));
+    MOEC_TRY(moec_desc_get_string(p, rule, "name", &name));
     MOEC_TRY(parse_reading(p, rule, &kind));
-    MOEC_TRY(get_opt_string(p, rule, "component", &component));
-    MOEC_TRY(get_word(p, rule, "geometry", geometries, 0, &word));
+    MOEC_TRY(moec_desc_opt_string(p, rule, "component", &component));
+    MOEC_TRY(moec_desc_word(p, rule, "geometry", geometries, 0, &word));
     kind.geometry = geometry_value(word);
     kind.pattern = (uint16_t)f->n_patterns;
     if (kind.role == MOEC_ROLE_ROUTED)
@@ -597,19 +373,20 @@ static moec_status parse_rule(parser *p, const moec_json *rule,
     if (brace[strlen("{suffix}")] != '\0')
         return BAD(p, &at, "has {suffix} before its end");
     if (moec_json_has(rule, "component") || moec_json_has(rule, "geometry"))
-        return BAD(p, rule, "has 'component' or 'geometry' beside {suffix}, "
-                            "which names them");
+        return BAD(p, rule,
+                   "has 'component' or 'geometry' beside {suffix}, "
+                   "which names them");
     return add_suffixes(p, rule, variant, &kind, name, (size_t)(brace - name));
 }
 
 /* ----------------------------------------------------------- variants */
 
-static moec_status parse_rules(parser *p, const moec_json *obj,
+static moec_status parse_rules(moec_desc *p, const moec_json *obj,
                                uint32_t variant)
 {
     moec_json list;
     size_t n;
-    MOEC_TRY(get_list(p, obj, "tensors", 0, &list, &n));
+    MOEC_TRY(moec_desc_list(p, obj, "tensors", 0, &list, &n));
     for (size_t i = 0; i < n; i++) {
         moec_json rule = moec_json_item(&list, i);
         p->f->n_patterns++;
@@ -618,7 +395,7 @@ static moec_status parse_rules(parser *p, const moec_json *obj,
     return MOEC_OK;
 }
 
-static moec_status check_parts(parser *p, const moec_json *v,
+static moec_status check_parts(moec_desc *p, const moec_json *v,
                                const moec_layout_variant *var)
 {
     const uint32_t gate = 1u << MOEC_PART_GATE, up = 1u << MOEC_PART_UP,
@@ -629,15 +406,16 @@ static moec_status check_parts(parser *p, const moec_json *v,
             continue;
         if (sets[i] != (gate | up | down) && sets[i] != (both | down) &&
             sets[i] != (up | down))
-            return BAD(p, v, "describes %s tensors of parts other than gate, "
-                             "up and down; gate_up and down; or up and down",
+            return BAD(p, v,
+                       "describes %s tensors of parts other than gate, "
+                       "up and down; gate_up and down; or up and down",
                        i == 0 ? "routed" : "shared");
     }
     return MOEC_OK;
 }
 
 /* Variant `i`: the common list, then its own. */
-static moec_status parse_variant(parser *p, const moec_json *obj, uint32_t i,
+static moec_status parse_variant(moec_desc *p, const moec_json *obj, uint32_t i,
                                  const char *experts)
 {
     moec_layout_variant *var = &p->f->variants[i];
@@ -647,14 +425,15 @@ static moec_status parse_variant(parser *p, const moec_json *obj, uint32_t i,
     MOEC_TRY(parse_rules(p, &p->root, i));
     if (obj != &p->root) {
         MOEC_TRY(ONLY_KEYS(p, obj, "name", "about", "experts", "tensors"));
-        MOEC_TRY(get_string(p, obj, "name", &var->name));
-        MOEC_TRY(get_opt_string(p, obj, "experts", &var->experts));
+        MOEC_TRY(moec_desc_get_string(p, obj, "name", &var->name));
+        MOEC_TRY(moec_desc_opt_string(p, obj, "experts", &var->experts));
         MOEC_TRY(parse_rules(p, obj, i));
     }
     moec_json at = moec_json_member(obj, "experts");
     if (var->experts == NULL)
-        return BAD(p, &at, "is missing: what names of slot tensors begin "
-                           "with behind the layer's prefix");
+        return BAD(p, &at,
+                   "is missing: what names of slot tensors begin "
+                   "with behind the layer's prefix");
     MOEC_TRY(normalise(p, &at, var->experts, 'E', &var->experts, &n_numbers));
     if (n_numbers != 0)
         return BAD(p, &at, "has {E}");
@@ -662,24 +441,24 @@ static moec_status parse_variant(parser *p, const moec_json *obj, uint32_t i,
     for (size_t a = first; a < p->f->n_kinds; a++)
         for (size_t b = first; b < a; b++)
             if (!same_reading(&p->f->kinds[a], &p->f->kinds[b]))
-                return BAD(p, obj, "reads '%s' and '%s', both %s of one part, "
-                                   "in two ways",
+                return BAD(p, obj,
+                           "reads '%s' and '%s', both %s of one part, "
+                           "in two ways",
                            p->f->kinds[b].tail, p->f->kinds[a].tail,
                            p->f->components[p->f->kinds[a].component]);
     return MOEC_OK;
 }
 
-static moec_status parse_variants(parser *p)
+static moec_status parse_variants(moec_desc *p)
 {
     moec_family *f = p->f;
     moec_json list;
     size_t n;
     const char *experts = NULL;
-    MOEC_TRY(get_opt_string(p, &p->root, "experts", &experts));
-    MOEC_TRY(get_list(p, &p->root, "variants", 0, &list, &n));
+    MOEC_TRY(moec_desc_opt_string(p, &p->root, "experts", &experts));
+    MOEC_TRY(moec_desc_list(p, &p->root, "variants", 0, &list, &n));
     if (n > MOEC_VARIANTS_MAX)
-        return BAD(p, &list, "has %zu items, at most %u", n,
-                   MOEC_VARIANTS_MAX);
+        return BAD(p, &list, "has %zu items, at most %u", n, MOEC_VARIANTS_MAX);
     f->n_variants = n == 0 ? 1 : n;
     if (n == 0)
         MOEC_TRY(parse_variant(p, &p->root, 0, experts));
@@ -697,7 +476,7 @@ static moec_status parse_variants(parser *p)
 
 /* ------------------------------------------------------------- prefixes */
 
-static moec_status parse_prefix(parser *p, const moec_json *v, size_t i)
+static moec_status parse_prefix(moec_desc *p, const moec_json *v, size_t i)
 {
     static const char *const spaces[] = {"main", "mtp", NULL};
     moec_family *f = p->f;
@@ -705,8 +484,8 @@ static moec_status parse_prefix(parser *p, const moec_json *v, size_t i)
     const char *text;
     size_t n_layers;
     MOEC_TRY(ONLY_KEYS(p, v, "prefix", "space"));
-    MOEC_TRY(get_string(p, v, "prefix", &text));
-    MOEC_TRY(get_word(p, v, "space", spaces, 0, &f->prefix_space[i]));
+    MOEC_TRY(moec_desc_get_string(p, v, "prefix", &text));
+    MOEC_TRY(moec_desc_word(p, v, "space", spaces, 0, &f->prefix_space[i]));
     size_t n = strlen(text);
     if (n < 4 || strcmp(text + n - 4, "{L}.") != 0)
         return BAD(p, &at, "is \"%s\", must end in \"{L}.\"", text);
@@ -720,18 +499,18 @@ static moec_status parse_prefix(parser *p, const moec_json *v, size_t i)
      * a segment "mtp" is theirs. */
     const char *mtp = strstr(f->prefixes[i], "mtp.");
     bool segment = mtp != NULL && (mtp == f->prefixes[i] || mtp[-1] == '.');
-    size_t bytes = segment ? (size_t)(mtp - f->prefixes[i]) + 4
-                           : strlen(f->prefixes[i]);
+    size_t bytes =
+        segment ? (size_t)(mtp - f->prefixes[i]) + 4 : strlen(f->prefixes[i]);
     f->prefix_module[i] = moec_arena_strdup(&f->arena, f->prefixes[i], bytes);
-    return f->prefix_module[i] != NULL ? MOEC_OK : no_memory(p);
+    return f->prefix_module[i] != NULL ? MOEC_OK : moec_desc_nomem(p);
 }
 
-static moec_status parse_names(parser *p)
+static moec_status parse_names(moec_desc *p)
 {
     moec_family *f = p->f;
     moec_json list;
     size_t n_numbers;
-    MOEC_TRY(get_list(p, &p->root, "layers", 1, &list, &f->n_prefixes));
+    MOEC_TRY(moec_desc_list(p, &p->root, "layers", 1, &list, &f->n_prefixes));
     f->prefixes = moec_arena_alloc(&f->arena, f->n_prefixes * sizeof(char *),
                                    _Alignof(char *));
     f->prefix_module = moec_arena_alloc(
@@ -739,18 +518,18 @@ static moec_status parse_names(parser *p)
     f->prefix_space = moec_arena_alloc(&f->arena, f->n_prefixes, 1);
     if (f->prefixes == NULL || f->prefix_module == NULL ||
         f->prefix_space == NULL)
-        return no_memory(p);
+        return moec_desc_nomem(p);
     for (size_t i = 0; i < f->n_prefixes; i++) {
         moec_json v = moec_json_item(&list, i);
         MOEC_TRY(parse_prefix(p, &v, i));
     }
-    MOEC_TRY(get_strings(p, &p->root, "namespaces", 1, &f->spaces,
-                         &f->n_spaces));
+    MOEC_TRY(moec_desc_strings(p, &p->root, "namespaces", 1, &f->spaces,
+                               &f->n_spaces));
     moec_json spaces = moec_json_member(&p->root, "namespaces");
     for (size_t i = 0; i < f->n_spaces; i++) {
         moec_json v = moec_json_item(&spaces, i);
-        MOEC_TRY(normalise(p, &v, f->spaces[i], 'E', &f->spaces[i],
-                           &n_numbers));
+        MOEC_TRY(
+            normalise(p, &v, f->spaces[i], 'E', &f->spaces[i], &n_numbers));
         if (n_numbers != 0 || f->spaces[i][strlen(f->spaces[i]) - 1] == '.')
             return BAD(p, &v, "has {E} or ends in a dot");
     }
@@ -758,185 +537,9 @@ static moec_status parse_names(parser *p)
                            f->n_spaces, &p->error);
 }
 
-/* --------------------------------------------------------------- config */
-
-static const struct {
-    const char *name;
-    moec_fact_type type;
-    bool needed;
-} fact_info[MOEC_FACT_COUNT] = {
-    [MOEC_FACT_N_EXPERTS] = {"n_experts", MOEC_FACT_INTEGER, true},
-    [MOEC_FACT_TOP_K] = {"top_k", MOEC_FACT_INTEGER, true},
-    [MOEC_FACT_HIDDEN] = {"hidden", MOEC_FACT_INTEGER, true},
-    [MOEC_FACT_EXPERT_HIDDEN] = {"expert_hidden", MOEC_FACT_INTEGER, false},
-    [MOEC_FACT_INTER] = {"inter", MOEC_FACT_INTEGER, true},
-    [MOEC_FACT_N_LAYERS] = {"n_layers", MOEC_FACT_INTEGER, true},
-    [MOEC_FACT_MTP_LAYERS] = {"mtp_layers", MOEC_FACT_INTEGER, false},
-    [MOEC_FACT_N_GROUP] = {"n_group", MOEC_FACT_INTEGER, false},
-    [MOEC_FACT_TOPK_GROUP] = {"topk_group", MOEC_FACT_INTEGER, false},
-    [MOEC_FACT_N_SHARED] = {"n_shared", MOEC_FACT_INTEGER, false},
-    [MOEC_FACT_SHARED_WIDTH] = {"shared_width", MOEC_FACT_INTEGER, false},
-    [MOEC_FACT_ROUTED_SCALE] = {"routed_scale", MOEC_FACT_NUMBER, false},
-    [MOEC_FACT_NORM_TOPK] = {"norm_topk", MOEC_FACT_BOOL, false},
-    [MOEC_FACT_SCORE] = {"score", MOEC_FACT_STRING, true},
-    [MOEC_FACT_ACTIVATION] = {"activation", MOEC_FACT_STRING, true},
-};
-
-const char *moec_fact_name(moec_fact fact)
-{
-    return fact_info[fact].name;
-}
-
-static moec_status parse_default(parser *p, const moec_json *v,
-                                 moec_fact_type type, moec_fact_source *out)
-{
-    bool b;
-    out->has_default = 1;
-    switch (type) {
-    case MOEC_FACT_INTEGER:
-        return with_line(p, v,
-                         moec_json_as_u32(v, INT32_MAX, &out->integer,
-                                          &p->error));
-    case MOEC_FACT_NUMBER:
-        return with_line(p, v,
-                         moec_json_as_double(v, &out->number, &p->error));
-    case MOEC_FACT_BOOL:
-        MOEC_TRY(with_line(p, v, moec_json_as_bool(v, &b, &p->error)));
-        out->integer = b;
-        return MOEC_OK;
-    case MOEC_FACT_STRING:
-        return own_string(p, v, &out->string);
-    case MOEC_FACT_LIST:
-        break;
-    }
-    return BAD(p, v, "stands at a list, which has no default");
-}
-
-static moec_status parse_fact(parser *p, const moec_json *obj, const char *key,
-                              moec_fact_type type, bool needed,
-                              moec_fact_source *out)
-{
-    moec_json v = moec_json_member(obj, key);
-    if (v.value == NULL && !needed)
-        return MOEC_OK;
-    MOEC_TRY(ONLY_KEYS(p, &v, "keys", "default", "per_layer", "p_norm",
-                       "about"));
-    out->given = 1;
-    MOEC_TRY(get_strings(p, &v, "keys", 0, &out->keys, &out->n_keys));
-    MOEC_TRY(get_opt_bool(p, &v, "per_layer", &out->per_layer));
-    MOEC_TRY(get_opt_bool(p, &v, "p_norm", &out->p_norm));
-    out->optional = json_object_get(v.value, "default") != NULL;
-    moec_json def = moec_json_member(&v, "default");
-    if (def.value != NULL)
-        MOEC_TRY(parse_default(p, &def, type, out));
-    if (out->n_keys == 0 && !out->has_default)
-        return BAD(p, &v, "has neither 'keys' nor a 'default'");
-    return MOEC_OK;
-}
-
-static moec_status parse_config(parser *p)
-{
-    moec_family *f = p->f;
-    moec_json config = moec_json_member(&p->root, "config");
-    const char *keys[MOEC_FACT_COUNT + 1];
-    for (size_t i = 0; i < MOEC_FACT_COUNT; i++)
-        keys[i] = fact_info[i].name;
-    keys[MOEC_FACT_COUNT] = "in";
-    MOEC_TRY(only_keys(p, &config, keys, MOEC_FACT_COUNT + 1));
-    MOEC_TRY(get_strings(p, &config, "in", 0, &f->in, &f->n_in));
-    for (size_t i = 0; i < MOEC_FACT_COUNT; i++)
-        MOEC_TRY(parse_fact(p, &config, fact_info[i].name, fact_info[i].type,
-                            fact_info[i].needed, &f->facts[i]));
-    return MOEC_OK;
-}
-
-static moec_status parse_layer_rule(parser *p, const moec_json *v,
-                                    moec_layer_rule *r)
-{
-    static const char *const kinds[] = {"all", "list", "types", "stride",
-                                        NULL};
-    uint8_t kind;
-    MOEC_TRY(get_word(p, v, "kind", kinds, -1, &kind));
-    r->kind = (moec_layer_rule_kind)kind;
-    switch (r->kind) {
-    case MOEC_LAYERS_ALL:
-        return ONLY_KEYS(p, v, "kind");
-    case MOEC_LAYERS_LIST:
-        MOEC_TRY(ONLY_KEYS(p, v, "kind", "key"));
-        return get_string(p, v, "key", &r->key);
-    case MOEC_LAYERS_TYPES:
-        MOEC_TRY(ONLY_KEYS(p, v, "kind", "key", "moe"));
-        MOEC_TRY(get_strings(p, v, "moe", 1, &r->moe, &r->n_moe));
-        return get_string(p, v, "key", &r->key);
-    case MOEC_LAYERS_STRIDE:
-        break;
-    }
-    MOEC_TRY(ONLY_KEYS(p, v, "kind", "first", "last", "step", "offset",
-                       "phase", "except"));
-    MOEC_TRY(parse_fact(p, v, "first", MOEC_FACT_INTEGER, false, &r->first));
-    MOEC_TRY(parse_fact(p, v, "last", MOEC_FACT_INTEGER, false, &r->last));
-    MOEC_TRY(parse_fact(p, v, "step", MOEC_FACT_INTEGER, false, &r->step));
-    MOEC_TRY(parse_fact(p, v, "offset", MOEC_FACT_INTEGER, false, &r->offset));
-    MOEC_TRY(parse_fact(p, v, "except", MOEC_FACT_LIST, false, &r->except));
-    moec_json phase = moec_json_member(v, "phase");
-    if (phase.value == NULL)
-        return MOEC_OK;
-    return with_line(p, &phase,
-                     moec_json_as_u32(&phase, 1024, &r->phase, &p->error));
-}
-
-static moec_status parse_layer_rules(parser *p)
-{
-    moec_family *f = p->f;
-    moec_json list;
-    MOEC_TRY(get_list(p, &p->root, "moe_layers", 1, &list,
-                      &f->n_layer_rules));
-    size_t bytes = f->n_layer_rules * sizeof(*f->layer_rules);
-    f->layer_rules =
-        moec_arena_alloc(&f->arena, bytes, _Alignof(moec_layer_rule));
-    if (f->layer_rules == NULL)
-        return no_memory(p);
-    memset(f->layer_rules, 0, bytes);
-    for (size_t i = 0; i < f->n_layer_rules; i++) {
-        moec_json v = moec_json_item(&list, i);
-        MOEC_TRY(parse_layer_rule(p, &v, &f->layer_rules[i]));
-    }
-    return MOEC_OK;
-}
-
-static moec_status parse_shared(parser *p)
-{
-    static const char *const kinds[] = {"plain", "sigmoid", "router", NULL};
-    moec_family *f = p->f;
-    moec_json v = moec_json_member(&p->root, "shared");
-    bool described = false;
-    uint8_t kind;
-    for (size_t i = 0; i < f->n_variants; i++)
-        described |= f->variants[i].shared_parts != 0;
-    bool counted = f->facts[MOEC_FACT_N_SHARED].given != 0;
-    if (v.value == NULL && !described && !counted)
-        return MOEC_OK;
-    MOEC_TRY(ONLY_KEYS(p, &v, "kind", "each", "fuse", "why_not"));
-    if (!described || !counted)
-        return BAD(p, &v, "stands without %s",
-                   described ? "the fact 'n_shared'"
-                             : "tensors of role \"shared\"");
-    MOEC_TRY(get_word(p, &v, "kind", kinds, -1, &kind));
-    f->shared_kind = (moec_shared_kind)(kind + 1);
-    f->shared_each = !f->facts[MOEC_FACT_SHARED_WIDTH].given;
-    f->fuse = 1;
-    MOEC_TRY(get_opt_bool(p, &v, "each", &f->shared_each));
-    MOEC_TRY(get_opt_bool(p, &v, "fuse", &f->fuse));
-    MOEC_TRY(get_opt_string(p, &v, "why_not", &f->why_not));
-    if (f->fuse == (f->why_not != NULL))
-        return BAD(p, &v, "must have 'why_not' where 'fuse' is false, and "
-                          "only there");
-    return MOEC_OK;
-}
-
 /* ------------------------------------------------------------- a family */
 
-static moec_status parse_top(parser *p)
+static moec_status parse_top(moec_desc *p)
 {
     moec_family *f = p->f;
     const char *schema;
@@ -945,32 +548,33 @@ static moec_status parse_top(parser *p)
                        "model_types", "layers", "mtp_after_main", "experts",
                        "namespaces", "suffixes", "tensors", "variants",
                        "config", "moe_layers", "shared"));
-    MOEC_TRY(get_string(p, &p->root, "schema", &schema));
+    MOEC_TRY(moec_desc_get_string(p, &p->root, "schema", &schema));
     if (strcmp(schema, SCHEMA_ID) != 0)
         return BAD(p, &at, "is \"%s\", must be \"" SCHEMA_ID "\"", schema);
-    MOEC_TRY(get_string(p, &p->root, "family", &f->name));
-    MOEC_TRY(get_strings(p, &p->root, "model_types", 1, &f->model_types,
-                         &f->n_model_types));
-    MOEC_TRY(get_opt_bool(p, &p->root, "mtp_after_main", &f->mtp_after_main));
+    MOEC_TRY(moec_desc_get_string(p, &p->root, "family", &f->name));
+    MOEC_TRY(moec_desc_strings(p, &p->root, "model_types", 1, &f->model_types,
+                               &f->n_model_types));
+    MOEC_TRY(
+        moec_desc_opt_bool(p, &p->root, "mtp_after_main", &f->mtp_after_main));
     p->suffixes = moec_json_member(&p->root, "suffixes");
     MOEC_TRY(parse_names(p));
     MOEC_TRY(parse_variants(p));
-    MOEC_TRY(parse_config(p));
-    MOEC_TRY(parse_layer_rules(p));
-    return parse_shared(p);
+    MOEC_TRY(moec_desc_config(p));
+    MOEC_TRY(moec_desc_layer_rules(p));
+    return moec_desc_shared(p);
 }
 
 moec_status moec_family_parse(moec_family **out, const char *name,
                               const char *text, size_t n, moec_error *err)
 {
-    parser p = {.text = text, .n = n};
+    moec_desc p = {.text = text};
     MOEC_TRY(moec_json_parse(text, n, name, MOEC_RULE_C09, MOEC_RULE_C09,
                              &p.tree, err));
     p.doc = (moec_json_doc){name,          MOEC_RULE_C09, MOEC_RULE_C09,
                             MOEC_RULE_C09, MOEC_RULE_C09, MOEC_RULE_C09};
     p.root = moec_json_root(p.tree, &p.doc);
     p.f = moec_calloc(1, sizeof(*p.f));
-    moec_status st = p.f != NULL ? parse_top(&p) : no_memory(&p);
+    moec_status st = p.f != NULL ? parse_top(&p) : moec_desc_nomem(&p);
     json_decref(p.tree);
     if (st != MOEC_OK) {
         moec_family_destroy(p.f);
@@ -1000,10 +604,10 @@ void moec_kind_format(const moec_family *f, const moec_kind *k, size_t prefix,
     const char *expert_at = strchr(k->tail, '#');
     int head_bytes = (int)(layer_at - head);
     if (expert_at == NULL)
-        snprintf(buf, n, "%.*s%u%s%s", head_bytes, head, layer, layer_at + 1,
-                 k->tail);
+        (void)snprintf(buf, n, "%.*s%u%s%s", head_bytes, head, layer,
+                       layer_at + 1, k->tail);
     else
-        snprintf(buf, n, "%.*s%u%s%.*s%u%s", head_bytes, head, layer,
-                 layer_at + 1, (int)(expert_at - k->tail), k->tail, expert,
-                 expert_at + 1);
+        (void)snprintf(buf, n, "%.*s%u%s%.*s%u%s", head_bytes, head, layer,
+                       layer_at + 1, (int)(expert_at - k->tail), k->tail,
+                       expert, expert_at + 1);
 }

@@ -119,8 +119,8 @@ typedef struct moec_family {
     size_t n_model_types;
     const char **model_types;
     size_t n_prefixes;
-    const char **prefixes; /* normalised: "model.layers.#." */
-    uint8_t *prefix_space; /* moec_space */
+    const char **prefixes;      /* normalised: "model.layers.#." */
+    uint8_t *prefix_space;      /* moec_space */
     const char **prefix_module; /* MTP: "mtp.", what is below is MTP too */
     uint8_t mtp_after_main;
     size_t n_spaces;

@@ -83,73 +83,84 @@ static bool cut_at_border(const moec_config *c, const moec_slice *s,
     return (block & (block - 1)) == 0;
 }
 
+/* The same for a matrix: cut by rows, or down by columns. */
+static const char *why_matrix_apart(const moec_config *c, const moec_slice *s,
+                                    form routed, form shared, uint64_t m)
+{
+    bool down = s->part == MOEC_PART_DOWN;
+    bool once = down && routed.in == 1 && shared.in == 1; /* scale of a row */
+    uint64_t out = down ? routed.out : m * routed.out;
+    uint64_t in = down && !once ? m * routed.in : routed.in;
+    if (shared.out != out || shared.in != in)
+        return m > 1 ? "does not cut into parts of the routed shape"
+                     : "is of another shape";
+    if (m > 1 && !once && !cut_at_border(c, s, down ? routed.in : routed.out))
+        return "is not cut at borders of its blocks";
+    return NULL;
+}
+
 /* Why the shared slice is not m routed ones, or NULL. */
 static const char *why_apart(const moec_config *c, const moec_slice *routed,
                              const moec_slice *shared, uint64_t m)
 {
+    static const char other_shape[] = "is of another shape";
     form r = form_of(routed), s = form_of(shared);
     bool down = shared->part == MOEC_PART_DOWN;
     if (r.dtype != s.dtype)
         return "is of another dtype";
     if (r.geometry != s.geometry || r.rank != s.rank || r.rest != s.rest)
-        return "is of another shape";
+        return other_shape;
     switch ((moec_geometry)s.geometry) {
     case MOEC_GEO_SCALAR:
-        return NULL;
+        break;
     case MOEC_GEO_RECORD:
     case MOEC_GEO_MATRIX_KEPT:
         if (m != 1)
             return "cannot be cut";
-        return r.out == s.out && r.in == s.in ? NULL : "is of another shape";
+        return r.out == s.out && r.in == s.in ? NULL : other_shape;
     case MOEC_GEO_OUT_VECTOR:
         if (down && m != 1)
             return "would be added once for each part";
-        return s.out == (down ? r.out : m * r.out) ? NULL
-                                                   : "is of another shape";
+        return s.out == (down ? r.out : m * r.out) ? NULL : other_shape;
     case MOEC_GEO_MATRIX:
-        break;
+        return why_matrix_apart(c, shared, r, s, m);
     }
-    bool once = down && r.in == 1 && s.in == 1; /* a scale of each row */
-    uint64_t out = down ? r.out : m * r.out;
-    uint64_t in = down && !once ? m * r.in : r.in;
-    if (s.out != out || s.in != in)
-        return m > 1 ? "does not cut into parts of the routed shape"
-                     : "is of another shape";
-    if (m > 1 && !once && !cut_at_border(c, shared, down ? r.in : r.out))
-        return "is not cut at borders of its blocks";
     return NULL;
+}
+
+/* Compare part `part` of slice `s` with that of the other role. */
+static void compare_part(const moec_config *c, const moec_layer_slices *l,
+                         const moec_slice *s, uint32_t part, uint64_t m,
+                         moec_buf *why)
+{
+    bool is_shared = s->role == MOEC_ROLE_SHARED;
+    const moec_slice *other = holder(
+        l, is_shared ? MOEC_ROLE_ROUTED : MOEC_ROLE_SHARED, part, s->component);
+    moec_layer_text layer = moec_layer_say(l->layer.key);
+    if (other == NULL) {
+        moec_buf_printf(why, "%s: the %s experts have '%s', the %s have none",
+                        layer.s, is_shared ? "shared" : "routed", s->component,
+                        is_shared ? "routed" : "shared");
+        return;
+    }
+    const char *what =
+        why_apart(c, is_shared ? other : s, is_shared ? s : other, m);
+    if (what != NULL)
+        moec_buf_printf(why, "%s: '%s' of the shared expert %s", layer.s,
+                        s->component, what);
 }
 
 /* Compare one layer. Puts a sentence into `why` where it does not fuse. */
 static void compare_layer(const moec_config *c, const moec_layer_slices *l,
                           uint64_t m, moec_buf *why)
 {
-    moec_layer_text layer = moec_layer_say(l->layer.key);
-    for (size_t i = 0; i < l->n_slices && why->len == 0; i++) {
+    for (size_t i = 0; i < l->n_slices; i++) {
         const moec_slice *s = &l->slices[i];
-        bool is_shared = s->role == MOEC_ROLE_SHARED;
         for (uint32_t p = MOEC_PART_GATE; p <= MOEC_PART_DOWN; p++) {
-            if (holder(l, (moec_role)s->role, p, s->component) != s)
-                continue;
-            const moec_slice *other =
-                holder(l, is_shared ? MOEC_ROLE_ROUTED : MOEC_ROLE_SHARED, p,
-                       s->component);
-            const char *what = "is there";
-            if (other != NULL)
-                what = why_apart(c, is_shared ? other : s,
-                                 is_shared ? s : other, m);
-            if (what == NULL)
-                continue;
-            if (other == NULL)
-                moec_buf_printf(why,
-                                "%s: the %s experts have '%s', the %s have "
-                                "none",
-                                layer.s, is_shared ? "shared" : "routed",
-                                s->component, is_shared ? "routed" : "shared");
-            else
-                moec_buf_printf(why, "%s: '%s' of the shared expert %s",
-                                layer.s, s->component, what);
-            return;
+            if (holder(l, (moec_role)s->role, p, s->component) == s)
+                compare_part(c, l, s, p, m, why);
+            if (why->len != 0)
+                return;
         }
     }
 }

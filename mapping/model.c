@@ -251,8 +251,7 @@ static moec_status check_mtp(maker *k, size_t n_main)
             k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
             "tensor '%s' is of MTP layer %u, " CONFIG_NAME " has %u%s",
             moec_ckpt_tensor(k->b.ckpt, k->found[i].begin)->name, number,
-            k->config.mtp_known ? k->config.mtp_layers
-                                : (uint32_t)(i - n_main),
+            k->config.mtp_known ? k->config.mtp_layers : (uint32_t)(i - n_main),
             k->config.mtp_known ? "" : " before it");
     }
     return MOEC_OK;
@@ -292,8 +291,7 @@ static moec_status make_scratch(maker *k)
         return moec_fail_nomem(k->err, "the layers of a model");
     for (size_t i = 0; i < f->n_components; i++) {
         const char *name = f->components[i];
-        k->b.components[i] =
-            moec_arena_strdup(k->b.arena, name, strlen(name));
+        k->b.components[i] = moec_arena_strdup(k->b.arena, name, strlen(name));
         if (k->b.components[i] == NULL)
             return moec_fail_nomem(k->err, "the layers of a model");
     }
@@ -323,14 +321,12 @@ static moec_status make_layers(maker *k)
     if (m->layers == NULL)
         return moec_fail_nomem(k->err, "the layers of a model");
     for (size_t i = 0; i < m->n_layers; i++) {
-        MOEC_TRY(moec_build_slices(&k->b, &k->found[i], &m->layers[i],
-                                   k->err));
+        MOEC_TRY(moec_build_slices(&k->b, &k->found[i], &m->layers[i], k->err));
         for (size_t t = k->found[i].begin; t < k->found[i].end; t++)
             m->uses[t].layer = (uint32_t)i & NO_LAYER;
     }
     weights_facts(&m->layers[0], &m->facts);
-    return moec_decide_fusion(&k->b, m->layers, m->n_layers, &m->facts,
-                              k->err);
+    return moec_decide_fusion(&k->b, m->layers, m->n_layers, &m->facts, k->err);
 }
 
 /* -------------------------------------------------------- make and open */
@@ -345,8 +341,8 @@ static moec_status make(maker *k, const moec_families *families,
                          "the checkpoint has %zu tensors, at most %u are "
                          "supported",
                          k->n_tensors, NO_LAYER - 1);
-    MOEC_TRY(moec_config_read(&k->config, families, config, n, &m->arena,
-                              k->err));
+    MOEC_TRY(
+        moec_config_read(&k->config, families, config, n, &m->arena, k->err));
     m->facts = k->config.facts;
     k->b.ckpt = m->ckpt;
     k->b.family = k->config.family;
@@ -363,8 +359,8 @@ static moec_status make(maker *k, const moec_families *families,
 }
 
 moec_status moec_model_create(moec_model **out, const moec_ckpt *ckpt,
-                              const moec_families *families,
-                              const char *config, size_t n, moec_error *err)
+                              const moec_families *families, const char *config,
+                              size_t n, moec_error *err)
 {
     maker k = {.err = err};
     if (out == NULL || ckpt == NULL || families == NULL || config == NULL)

@@ -67,8 +67,7 @@ bool moec_norm_name(moec_norm *out, const char *name)
 }
 
 static moec_status copy_list(moec_names *names, const char ***out,
-                             const char *const *list, size_t n,
-                             moec_error *err)
+                             const char *const *list, size_t n, moec_error *err)
 {
     *out = moec_arena_alloc(&names->arena, (n + 1) * sizeof(**out),
                             _Alignof(const char *));
@@ -110,8 +109,7 @@ void moec_names_fini(moec_names *names)
 
 /* Give the entry of a key, a new one where there is none. */
 static moec_status entry_of(moec_names *names, const char *key,
-                            size_t key_bytes, uint64_t *index,
-                            moec_error *err)
+                            size_t key_bytes, uint64_t *index, moec_error *err)
 {
     if (moec_strmap_get(&names->map, key, key_bytes, index))
         return MOEC_OK;
@@ -129,8 +127,8 @@ static moec_status entry_of(moec_names *names, const char *key,
         return moec_fail_nomem(err, "a table of names");
     bool existed;
     *index = names->n_entries;
-    MOEC_TRY(moec_strmap_put(&names->map, own, key_bytes, *index, &existed,
-                             err));
+    MOEC_TRY(
+        moec_strmap_put(&names->map, own, key_bytes, *index, &existed, err));
     moec_name_entry *e = &names->entries[names->n_entries++];
     memset(e, 0, sizeof(*e));
     for (size_t v = 0; v < MOEC_VARIANTS_MAX; v++)
@@ -139,9 +137,8 @@ static moec_status entry_of(moec_names *names, const char *key,
 }
 
 moec_status moec_names_add(moec_names *names, size_t prefix, const char *tail,
-                           uint32_t variant, uint16_t kind,
-                           uint16_t *old_out, uint16_t *other_out,
-                           moec_error *err)
+                           uint32_t variant, uint16_t kind, uint16_t *old_out,
+                           uint16_t *other_out, moec_error *err)
 {
     char key[MOEC_NAME_BYTES_MAX + 1];
     size_t head = strlen(names->prefixes[prefix]);

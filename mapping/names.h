@@ -12,9 +12,9 @@
 
 #include "base/base.h"
 
-#define MOEC_VARIANTS_MAX 8u
+#define MOEC_VARIANTS_MAX     8u
 #define MOEC_NAME_NUMBERS_MAX 4u
-#define MOEC_NO_KIND UINT16_MAX
+#define MOEC_NO_KIND          UINT16_MAX
 
 /* A name with every segment of digits replaced by '#'. */
 typedef struct moec_norm {
@@ -59,15 +59,14 @@ void moec_names_fini(moec_names *names);
  * (nothing is changed then), or MOEC_NO_KIND; `*other_out` one that it has in
  * another variant, or MOEC_NO_KIND. */
 moec_status moec_names_add(moec_names *names, size_t prefix, const char *tail,
-                           uint32_t variant, uint16_t kind,
-                           uint16_t *old_out, uint16_t *other_out,
-                           moec_error *err);
+                           uint32_t variant, uint16_t kind, uint16_t *old_out,
+                           uint16_t *other_out, moec_error *err);
 
 typedef enum moec_name_class {
-    MOEC_NAME_OTHER = 0,   /* in no layer */
-    MOEC_NAME_LAYER = 1,   /* a layer's, but nothing of its experts */
-    MOEC_NAME_KNOWN = 2,   /* entry says what */
-    MOEC_NAME_STRANGE = 3  /* inside an expert name space, and no pattern's */
+    MOEC_NAME_OTHER = 0,  /* in no layer */
+    MOEC_NAME_LAYER = 1,  /* a layer's, but nothing of its experts */
+    MOEC_NAME_KNOWN = 2,  /* entry says what */
+    MOEC_NAME_STRANGE = 3 /* inside an expert name space, and no pattern's */
 } moec_name_class;
 
 typedef struct moec_name_found {

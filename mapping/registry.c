@@ -9,9 +9,13 @@
 
 #include <string.h>
 
+typedef struct entry {
+    moec_family *family;
+} entry;
+
 struct moec_families {
     size_t n, cap;
-    moec_family **list; /* the one that wins first */
+    entry *list; /* the one that wins first */
 };
 
 /* Put `family` in front (`front`) or at the end; it is the registry's then. */
@@ -20,7 +24,7 @@ static moec_status insert(moec_families *fs, moec_family *family, bool front,
 {
     if (fs->n == fs->cap) {
         size_t cap = fs->cap == 0 ? 32 : fs->cap * 2;
-        moec_family **more = moec_realloc_array(fs->list, cap, sizeof(*more));
+        entry *more = moec_realloc_array(fs->list, cap, sizeof(*more));
         if (more == NULL)
             return moec_fail_nomem(err, "the list of families");
         fs->list = more;
@@ -28,7 +32,7 @@ static moec_status insert(moec_families *fs, moec_family *family, bool front,
     }
     if (front)
         memmove(fs->list + 1, fs->list, fs->n * sizeof(*fs->list));
-    fs->list[front ? 0 : fs->n] = family;
+    fs->list[front ? 0 : fs->n].family = family;
     fs->n++;
     return MOEC_OK;
 }
@@ -53,7 +57,7 @@ moec_status moec_families_create(moec_families **out, moec_error *err)
         return moec_fail_nomem(err, "the list of families");
     for (size_t i = 0; st == MOEC_OK && i < moec_n_builtin_families; i++) {
         const struct moec_builtin_family *b = &moec_builtin_families[i];
-        snprintf(name, sizeof(name), "built-in %s.json", b->name);
+        (void)snprintf(name, sizeof(name), "built-in %s.json", b->name);
         st = add(fs, name, b->text, b->bytes, false, err);
     }
     if (st != MOEC_OK) {
@@ -69,7 +73,7 @@ void moec_families_destroy(moec_families *families)
     if (families == NULL)
         return;
     for (size_t i = 0; i < families->n; i++)
-        moec_family_destroy(families->list[i]);
+        moec_family_destroy(families->list[i].family);
     moec_free(families->list);
     moec_free(families);
 }
@@ -91,14 +95,14 @@ size_t moec_families_count(const moec_families *families)
 
 const char *moec_families_name(const moec_families *families, size_t i)
 {
-    return families->list[i]->name;
+    return families->list[i].family->name;
 }
 
 const moec_family *moec_families_find(const moec_families *families,
                                       const char *model_type)
 {
     for (size_t i = 0; i < families->n; i++) {
-        const moec_family *f = families->list[i];
+        const moec_family *f = families->list[i].family;
         for (size_t j = 0; j < f->n_model_types; j++)
             if (strcmp(f->model_types[j], model_type) == 0)
                 return f;
@@ -138,7 +142,7 @@ void moec_families_hint(const moec_families *families, const char *model_type,
     const char *best = NULL;
     size_t least = 3; /* more edits than two are another word */
     for (size_t i = 0; i < families->n; i++) {
-        const moec_family *f = families->list[i];
+        const moec_family *f = families->list[i].family;
         for (size_t j = 0; j < f->n_model_types; j++) {
             const char *known = f->model_types[j];
             if (strlen(known) > HINT_BYTES_MAX ||
@@ -157,7 +161,7 @@ void moec_families_hint(const moec_families *families, const char *model_type,
     }
     moec_buf_puts(out, "known are");
     for (size_t i = 0; i < families->n; i++)
-        for (size_t j = 0; j < families->list[i]->n_model_types; j++)
+        for (size_t j = 0; j < families->list[i].family->n_model_types; j++)
             moec_buf_printf(out, "%s %s", i + j == 0 ? "" : ",",
-                            families->list[i]->model_types[j]);
+                            families->list[i].family->model_types[j]);
 }

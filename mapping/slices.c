@@ -17,8 +17,8 @@
 moec_layer_text moec_layer_say(moec_layer_key key)
 {
     moec_layer_text t;
-    snprintf(t.s, sizeof(t.s), "layer %s %u",
-             key.space == MOEC_SPACE_MTP ? "mtp" : "main", key.number);
+    (void)snprintf(t.s, sizeof(t.s), "layer %s %u",
+                   key.space == MOEC_SPACE_MTP ? "mtp" : "main", key.number);
     return t;
 }
 
@@ -29,7 +29,7 @@ moec_shape_text moec_shape_say(uint32_t rank, const uint64_t *shape)
     for (uint32_t i = 0; i < rank && n + 28 < sizeof(t.s); i++)
         n += (size_t)snprintf(t.s + n, sizeof(t.s) - n, "%s%ju",
                               i == 0 ? "" : ", ", (uintmax_t)shape[i]);
-    snprintf(t.s + n, sizeof(t.s) - n, "]");
+    (void)snprintf(t.s + n, sizeof(t.s) - n, "]");
     return t;
 }
 
@@ -60,8 +60,8 @@ static const char *name_of(const reading *r, size_t tensor)
     return moec_ckpt_tensor(r->b->ckpt, tensor)->name;
 }
 
-#define DISAGREE(r, ...) \
-    moec_fail((r)->err, MOEC_E_FORMAT, MOEC_RULE_C07, __VA_ARGS__)
+#define DISAGREE(r, ...)                                                       \
+  moec_fail((r)->err, MOEC_E_FORMAT, MOEC_RULE_C07, __VA_ARGS__)
 
 /* "layer main 3: expert 5 has no tensor '...'" */
 static moec_status missing(const reading *r, const moec_kind *k,
@@ -74,8 +74,8 @@ static moec_status missing(const reading *r, const moec_kind *k,
         return DISAGREE(r, "%s: expert %u of %u has no tensor '%s'",
                         moec_layer_say(r->layer->key).s, expert,
                         r->b->config->facts.n_experts, name);
-    return DISAGREE(r, "%s has no tensor '%s'",
-                    moec_layer_say(r->layer->key).s, name);
+    return DISAGREE(r, "%s has no tensor '%s'", moec_layer_say(r->layer->key).s,
+                    name);
 }
 
 /* A kind of the variant with this role, part and component. */
@@ -153,23 +153,25 @@ static moec_status order_experts(const reading *r, const moec_kind *k,
     for (size_t i = 0; i < n; i++) {
         uint32_t e = r->b->experts[tensors[i]];
         if (e >= n_experts)
-            return DISAGREE(r, "tensor '%s' is of expert %u, " CONFIG_NAME
-                               " has %u experts (0 to %u)",
+            return DISAGREE(r,
+                            "tensor '%s' is of expert %u, " CONFIG_NAME
+                            " has %u experts (0 to %u)",
                             name_of(r, tensors[i]), e, n_experts,
                             n_experts - 1);
     }
     if (n < n_experts)
         return name_missing(r, k, tensors, n);
-    uint32_t *list = moec_arena_alloc(r->b->arena, n * sizeof(*list),
-                                      _Alignof(uint32_t));
+    uint32_t *list =
+        moec_arena_alloc(r->b->arena, n * sizeof(*list), _Alignof(uint32_t));
     if (list == NULL)
         return moec_fail_nomem(r->err, "experts of a layer");
     memset(list, 0xff, n * sizeof(*list));
     for (size_t i = 0; i < n; i++) {
         uint32_t e = r->b->experts[tensors[i]];
         if (list[e] != UINT32_MAX)
-            return DISAGREE(r, "tensors '%s' and '%s' are the same %s of one "
-                               "expert",
+            return DISAGREE(r,
+                            "tensors '%s' and '%s' are the same %s of one "
+                            "expert",
                             name_of(r, list[e]), name_of(r, tensors[i]),
                             r->b->family->components[k->component]);
         list[e] = tensors[i];
@@ -219,14 +221,15 @@ static moec_status unstack(const reading *r, const moec_kind *k,
                            const moec_tensor *t, moec_slice *s)
 {
     bool shared = k->role == MOEC_ROLE_SHARED;
-    uint64_t n = shared ? r->b->config->facts.n_shared
-                        : r->b->config->facts.n_experts;
+    uint64_t n =
+        shared ? r->b->config->facts.n_shared : r->b->config->facts.n_experts;
     bool rows = k->stack == MOEC_STACK_ROWS;
     bool fits = t->rank > 0 && n != 0 && t->bytes % n == 0 &&
                 (rows ? t->shape[0] % n == 0 : t->shape[0] == n);
     if (!fits)
-        return DISAGREE(r, "tensor '%s' is %s, " CONFIG_NAME " has %ju "
-                           "experts: they do not stack along its first axis",
+        return DISAGREE(r,
+                        "tensor '%s' is %s, " CONFIG_NAME " has %ju "
+                        "experts: they do not stack along its first axis",
                         t->name, moec_shape_say(t->rank, t->shape).s,
                         (uintmax_t)n);
     s->stacked = 1;
@@ -268,8 +271,7 @@ static moec_status settle_geometry(const reading *r, const moec_kind *k,
 }
 
 static moec_status make_slice(const reading *r, const moec_kind *k,
-                              const uint32_t *tensors, size_t n,
-                              moec_slice *s)
+                              const uint32_t *tensors, size_t n, moec_slice *s)
 {
     uint32_t *list = NULL;
     memset(s, 0, sizeof(*s));
@@ -279,12 +281,12 @@ static moec_status make_slice(const reading *r, const moec_kind *k,
         if (n != 1)
             return DISAGREE(r, "tensors '%s' and '%s' are the same thing",
                             name_of(r, tensors[0]), name_of(r, tensors[1]));
-        list = moec_arena_alloc(r->b->arena, sizeof(*list),
-                                _Alignof(uint32_t));
-        if (list == NULL)
-            return moec_fail_nomem(r->err, "experts of a layer");
-        list[0] = tensors[0];
+        list = moec_arena_alloc(r->b->arena, sizeof(*list), _Alignof(uint32_t));
+        if (list != NULL)
+            list[0] = tensors[0];
     }
+    if (list == NULL)
+        return moec_fail_nomem(r->err, "experts of a layer");
     MOEC_TRY(check_uniform(r, list, (uint32_t)n));
     const moec_tensor *t = moec_ckpt_tensor(r->b->ckpt, list[0]);
     s->role = k->role;
@@ -352,8 +354,7 @@ static features features_of(const reading *r, const moec_slice *s)
         inter = s->stacked ? f->shared_width / f->n_shared : f->shared_width;
     if (s->part == MOEC_PART_DOWN)
         return (features){hidden, inter};
-    return (features){s->part == MOEC_PART_GATE_UP ? 2 * inter : inter,
-                      hidden};
+    return (features){s->part == MOEC_PART_GATE_UP ? 2 * inter : inter, hidden};
 }
 
 /* Divides, or is 0 and does not. */
@@ -373,8 +374,7 @@ static bool weight_fits(const moec_slice *s, features w)
     return divides(in, w.in); /* packed: several elements in one */
 }
 
-static bool block_scale_fits(const reading *r, const moec_slice *s,
-                             features w)
+static bool block_scale_fits(const reading *r, const moec_slice *s, features w)
 {
     const moec_config *c = r->b->config;
     uint64_t out = s->shape[s->in_out ? s->rank - 1 : 0];
@@ -417,16 +417,16 @@ static moec_status check_sizes(const reading *r, const moec_slice *s)
     }
     if (fits)
         return MOEC_OK;
-    return DISAGREE(r, "tensor '%s' is %s (%s an expert), which is no %s of a "
-                       "projection of %ju features from %ju as " CONFIG_NAME
-                       " has it",
-                    name_of(r, s->tensors[0]),
-                    moec_shape_say(
-                        moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->rank,
-                        moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->shape)
-                        .s,
-                    moec_shape_say(s->rank, s->shape).s, s->component,
-                    (uintmax_t)w.out, (uintmax_t)w.in);
+    return DISAGREE(
+        r,
+        "tensor '%s' is %s (%s an expert), which is no %s of a "
+        "projection of %ju features from %ju as " CONFIG_NAME " has it",
+        name_of(r, s->tensors[0]),
+        moec_shape_say(moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->rank,
+                       moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->shape)
+            .s,
+        moec_shape_say(s->rank, s->shape).s, s->component, (uintmax_t)w.out,
+        (uintmax_t)w.in);
 }
 
 /* One source for gate and up can be cut in two only where neither a number
@@ -500,17 +500,18 @@ static moec_status check_present(const reading *r, const moec_slice *list,
     while (r->b->entries[some] == MOEC_NO_ENTRY)
         some++;
     if (!routed)
-        return DISAGREE(r, "%s has tensors of a MoE layer (such as '%s') and "
-                           "no routed experts",
+        return DISAGREE(r,
+                        "%s has tensors of a MoE layer (such as '%s') and "
+                        "no routed experts",
                         layer.s, name_of(r, some));
     if (shared && f->shared_width == 0)
-        return DISAGREE(r, "tensor '%s' is of a shared expert, " CONFIG_NAME
-                           " has none",
-                        name_of(r, list[n - 1].tensors[0]));
+        return DISAGREE(
+            r, "tensor '%s' is of a shared expert, " CONFIG_NAME " has none",
+            name_of(r, list[n - 1].tensors[0]));
     if (!shared && f->shared_width != 0)
-        return DISAGREE(r, "%s has no shared expert, " CONFIG_NAME
-                           " has one of width %ju",
-                        layer.s, (uintmax_t)f->shared_width);
+        return DISAGREE(
+            r, "%s has no shared expert, " CONFIG_NAME " has one of width %ju",
+            layer.s, (uintmax_t)f->shared_width);
     return MOEC_OK;
 }
 
@@ -521,20 +522,18 @@ static moec_status check_gate_like_up(const reading *r, const moec_slice *list,
         const moec_slice *g = &list[i];
         if (g->part != MOEC_PART_GATE)
             continue;
-        const moec_slice *u = find_slice(list, n, (moec_role)g->role,
-                                         MOEC_PART_UP, g->component);
-        if (u == NULL ||
-            same_form(moec_ckpt_tensor(r->b->ckpt, g->tensors[0]),
-                      moec_ckpt_tensor(r->b->ckpt, u->tensors[0])))
+        const moec_slice *u =
+            find_slice(list, n, (moec_role)g->role, MOEC_PART_UP, g->component);
+        if (u == NULL || same_form(moec_ckpt_tensor(r->b->ckpt, g->tensors[0]),
+                                   moec_ckpt_tensor(r->b->ckpt, u->tensors[0])))
             continue;
-        return moec_fail(r->err, MOEC_E_MIXED, MOEC_RULE_C12,
-                         "tensor '%s' is %s %s, its gate '%s' is %s %s",
-                         name_of(r, u->tensors[0]),
-                         moec_dtype_name((moec_dtype)u->dtype),
-                         moec_shape_say(u->rank, u->shape).s,
-                         name_of(r, g->tensors[0]),
-                         moec_dtype_name((moec_dtype)g->dtype),
-                         moec_shape_say(g->rank, g->shape).s);
+        return moec_fail(
+            r->err, MOEC_E_MIXED, MOEC_RULE_C12,
+            "tensor '%s' is %s %s, its gate '%s' is %s %s",
+            name_of(r, u->tensors[0]), moec_dtype_name((moec_dtype)u->dtype),
+            moec_shape_say(u->rank, u->shape).s, name_of(r, g->tensors[0]),
+            moec_dtype_name((moec_dtype)g->dtype),
+            moec_shape_say(g->rank, g->shape).s);
     }
     return MOEC_OK;
 }
@@ -548,10 +547,26 @@ static uint64_t dim_value(const reading *r, moec_dim d)
                              : d.number;
 }
 
+static moec_status check_required(const reading *r)
+{
+    const moec_family *f = r->b->family;
+    bool shared = r->b->config->facts.shared_width != 0;
+    for (size_t i = 0; f->kinds != NULL && i < f->names.n_entries; i++) {
+        uint16_t at = f->names.entries[i].kind[r->variant];
+        if (at == MOEC_NO_KIND)
+            continue;
+        const moec_kind *k = &f->kinds[at];
+        bool wanted =
+            k->required && (shared || k->role != MOEC_ROLE_SHARED_GATE);
+        if (wanted && !r->b->seen[k->pattern])
+            return missing(r, k, 0);
+    }
+    return MOEC_OK;
+}
+
 /* Routers and gates: there where they must be, in the shape stated. */
 static moec_status check_router(const reading *r)
 {
-    const moec_family *f = r->b->family;
     for (size_t i = r->layer->begin; i < r->layer->end; i++) {
         const moec_kind *k = kind_of(r, i);
         if (k == NULL || is_weights(k) || k->n_dims == 0)
@@ -562,22 +577,12 @@ static moec_status check_router(const reading *r)
             want[d] = dim_value(r, k->dims[d]);
         if (t->rank != k->n_dims ||
             memcmp(want, t->shape, k->n_dims * sizeof(*want)) != 0)
-            return DISAGREE(r, "tensor '%s' is %s, must be %s as " CONFIG_NAME
-                               " has it",
-                            t->name, moec_shape_say(t->rank, t->shape).s,
-                            moec_shape_say(k->n_dims, want).s);
+            return DISAGREE(
+                r, "tensor '%s' is %s, must be %s as " CONFIG_NAME " has it",
+                t->name, moec_shape_say(t->rank, t->shape).s,
+                moec_shape_say(k->n_dims, want).s);
     }
-    for (size_t i = 0; i < f->names.n_entries; i++) {
-        uint16_t at = f->names.entries[i].kind[r->variant];
-        if (at == MOEC_NO_KIND || !f->kinds[at].required ||
-            r->b->seen[f->kinds[at].pattern])
-            continue;
-        if (f->kinds[at].role == MOEC_ROLE_SHARED_GATE &&
-            r->b->config->facts.shared_width == 0)
-            continue;
-        return missing(r, &f->kinds[at], 0);
-    }
-    return MOEC_OK;
+    return check_required(r);
 }
 
 static moec_status read_layer(const reading *r, moec_slice *list, size_t *n)
@@ -702,11 +707,11 @@ moec_status moec_build_slices(moec_build *b, const moec_found_layer *found,
     st = read_layer(&r, list, &n);
     if (st != MOEC_OK)
         goto done;
-    moec_slice *own = moec_arena_alloc(b->arena, n * sizeof(*own),
-                                       _Alignof(moec_slice));
-    st = own == NULL ? moec_fail_nomem(err, "slices of a layer")
-                     : name_experts(b, found, variant,
-                                    &out->layer.experts_prefix, err);
+    moec_slice *own =
+        moec_arena_alloc(b->arena, n * sizeof(*own), _Alignof(moec_slice));
+    st = own == NULL
+             ? moec_fail_nomem(err, "slices of a layer")
+             : name_experts(b, found, variant, &out->layer.experts_prefix, err);
     if (st != MOEC_OK)
         goto done;
     memcpy(own, list, n * sizeof(*own));

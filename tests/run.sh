@@ -37,28 +37,28 @@ need python3-numpy find_python numpy
 need python3-venv can_make_venv
 install_missing
 
-# Stock safetensors, for the checks that share no code with this project.
-# Without it they are skipped, and the summary of CTest names them.
-python=$(command -v "$(find_python 'numpy, safetensors.numpy')" || :)
+# The layout checks share no code with us: python3 and, where it can be had,
+# stock safetensors, which Debian has no package of.
+python=$(find_python 'numpy, safetensors.numpy' || :)
 if [ -z "$python" ]; then
-    base=$(find_python numpy)
+    python=$(find_python numpy)
     echo "installing with pip into build/venv: safetensors"
     mkdir -p build
     if {
-        "$base" -m venv --system-site-packages build/venv &&
+        "$python" -m venv --system-site-packages build/venv &&
             build/venv/bin/pip install --disable-pip-version-check \
                 --timeout 10 --retries 1 safetensors &&
             build/venv/bin/python -c 'import safetensors.numpy'
     } >build/pip.log 2>&1; then
         python=build/venv/bin/python
     else
-        echo "stock safetensors cannot be installed here: the layout checks" \
-            "that share no code with us are skipped (build/pip.log:" \
-            "$(tail -n 1 build/pip.log))"
+        echo "stock safetensors cannot be installed here, so the layout" \
+            "checks go without it ($(tail -n 1 build/pip.log))"
     fi
 fi
+python=$(command -v "$python")
 case $python in
-'' | /*) ;;
+/*) ;;
 *) python=$(pwd)/$python ;;
 esac
 

@@ -113,25 +113,57 @@ static moec_status make_model(moec_conversion *c, const moec_families *families,
     return st;
 }
 
+/* ------------------------------------------------ manifest against plan */
+
+static moec_status differs(const char *key, moec_error *err)
+{
+    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
+                     "%s: %s is not what source, config and options give",
+                     MOEC_MANIFEST_NAME, key);
+}
+
+static moec_status check_number(const char *key, uint64_t said, uint64_t is,
+                                moec_error *err)
+{
+    if (said == is)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
+                     "%s: %s is %" PRIu64
+                     ", source, config and options give %" PRIu64,
+                     MOEC_MANIFEST_NAME, key, said, is);
+}
+
+static moec_status check_word(const char *key, const char *said, const char *is,
+                              moec_error *err)
+{
+    return strcmp(said, is) == 0 ? MOEC_OK : differs(key, err);
+}
+
+/* Experts and redundant slots, padded where empty slots are allowed, are the
+ * physical slots. Asked first: the plan would refuse them by another name. */
+static moec_status check_slots(const moec_manifest *m, moec_error *err)
+{
+    uint64_t given = (uint64_t)m->n_experts + m->n_redundant, all = given;
+
+    if (m->allow_empty)
+        all = moec_ceil_div(given, m->n_ranks) * m->n_ranks;
+    return check_number("topology.physical_slots", m->n_physical, all, err);
+}
+
 /* The rows as they were given: without the empty slots that --allow-empty
  * put behind them, which the plan adds again. */
 static moec_status make_placement(moec_conversion *c, moec_error *err)
 {
     const moec_manifest *m = &c->files.manifest;
-    size_t n = m->n_mf_layers;
-    uint64_t given = (uint64_t)m->n_experts + m->n_redundant, total;
+    size_t n = m->n_mf_layers, given;
     int32_t *rows;
     moec_status st;
 
+    MOEC_TRY(check_slots(m, err));
     if (m->p2l == NULL)
         return MOEC_OK;
-    if (given > m->n_physical || !moec_mul_u64(n, given, &total) ||
-        n > UINT32_MAX)
-        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
-                         "%s: topology: redundant: %" PRIu32 " for %" PRIu32
-                         " slots",
-                         MOEC_MANIFEST_NAME, m->n_redundant, m->n_physical);
-    rows = moec_calloc((size_t)total, sizeof(*rows));
+    given = (size_t)m->n_experts + m->n_redundant;
+    rows = moec_calloc(n, given * sizeof(*rows));
     if (rows == NULL)
         return moec_fail_nomem(err, "placement of the manifest");
     for (size_t i = 0; i < n; i++)
@@ -169,32 +201,6 @@ static moec_status make_plan(moec_conversion *c, moec_error *err)
     opts.placement = c->placement;
     MOEC_TRY(moec_plan_create(&c->plan, c->model, &opts, err));
     return moec_layout_create(&c->layout, c->plan, m->max_part_bytes, err);
-}
-
-/* ------------------------------------------------ manifest against plan */
-
-static moec_status differs(const char *key, moec_error *err)
-{
-    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
-                     "%s: %s is not what source, config and options give",
-                     MOEC_MANIFEST_NAME, key);
-}
-
-static moec_status check_number(const char *key, uint64_t said, uint64_t is,
-                                moec_error *err)
-{
-    if (said == is)
-        return MOEC_OK;
-    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
-                     "%s: %s is %" PRIu64
-                     ", source, config and options give %" PRIu64,
-                     MOEC_MANIFEST_NAME, key, said, is);
-}
-
-static moec_status check_word(const char *key, const char *said, const char *is,
-                              moec_error *err)
-{
-    return strcmp(said, is) == 0 ? MOEC_OK : differs(key, err);
 }
 
 static const char *kind_word(moec_shared_kind k)

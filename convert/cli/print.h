@@ -93,8 +93,8 @@ void moec_cli_json_error(moec_cli_json *j, moec_status status,
 /* ---------------------------------------------------- findings, notes */
 
 /* The finding as one line, or as an object. */
-void moec_cli_print_finding(FILE *f, const moec_finding *finding);
-void moec_cli_json_finding(moec_cli_json *j, const moec_finding *finding);
+void moec_cli_print_finding(FILE *f, const moec_finding *x);
+void moec_cli_json_finding(moec_cli_json *j, const moec_finding *x);
 
 /* Notes of a checkpoint and of a plan (either may be NULL): the member
  * "problems", and lines on stderr unless --quiet. moec_cli_n_warnings counts

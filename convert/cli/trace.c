@@ -328,7 +328,8 @@ static moec_status no_such_layer(const moec_trace *t, moec_error *err)
     moec_cli_layer_ranges(main_layers, sizeof(main_layers), model_of(t),
                           MOEC_SPACE_MAIN);
     if (n_mtp > 0)
-        (void)snprintf(mtp, sizeof(mtp), ", mtp.0 to mtp.%zu%s", n_mtp - 1,
+        (void)snprintf(mtp, sizeof(mtp), ", %s%zu%s",
+                       n_mtp > 1 ? "mtp.0 to mtp." : "mtp.", n_mtp - 1,
                        moec_plan_options(plan_of(t))->no_mtp
                            ? " (left out by --no-mtp)"
                            : "");

@@ -36,7 +36,7 @@ if [ ! -x "$program" ]; then
     exit 1
 fi
 
-tmp=$(mktemp -d)
+tmp=$(mktemp -d) || exit 1
 trap 'chmod -R u+w "$tmp"; rm -rf "$tmp"' EXIT
 trap 'exit 130' INT TERM
 tmp=$(cd "$tmp" && pwd -P)
@@ -47,7 +47,8 @@ export PATH
 
 # What a golden cannot hold.
 normalise() { # FILE
-    sed -e "s,$tmp/scratch,TMP,g" -e "s,$root,ROOT,g" \
+    # ROOT only as a whole: a clone in /src is no part of "TMP/src".
+    sed -e "s,$tmp/scratch,TMP,g" -e "s,\(^\|[^A-Za-z0-9_]\)$root/,\1ROOT/,g" \
         -e 's,\("seconds"\|"gb_per_s"\): [0-9.e+-]*,\1: 0,' \
         -e 's,\("n_threads"\|"peak_memory_bytes"\): [0-9]*,\1: 0,' \
         -e 's,^peak memory .*,peak memory  N,' \

@@ -32,7 +32,7 @@ static inline tmpdir tmpdir_make(void)
     tmpdir d;
 
     (void)snprintf(d.path, sizeof(d.path), "%s/moec-test-XXXXXX",
-                   base != NULL && strlen(base) < 200 ? base : "/tmp");
+                   base != NULL && strlen(base) < 200 ? base : P_tmpdir);
     assert_non_null(mkdtemp(d.path));
     return d;
 }

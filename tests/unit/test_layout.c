@@ -118,7 +118,7 @@ static subject open_shards(shard *shards, size_t n, const char *config)
     moec_error err = MOEC_ERROR_INIT;
     moec_buf headers[2] = {{0}, {0}};
     moec_header_blob blobs[2];
-    char names[2][32];
+    char names[2][48];
     subject s = {0};
 
     assert_true(n <= 2);
@@ -216,6 +216,16 @@ static subject open_row_scaled_model(void)
         put_row_scaled_mlp(&s, prefix, ROW_I);
     }
     return open_shards(&s, 1, config);
+}
+
+static void lay_out(subject *s, const moec_plan_opts *opts,
+                    uint64_t max_part_bytes)
+{
+    moec_error err = MOEC_ERROR_INIT;
+
+    if (moec_plan_create(&s->plan, s->model, opts, &err) ||
+        moec_layout_create(&s->layout, s->plan, max_part_bytes, &err))
+        fail_msg("%s", err.text);
 }
 
 /* ------------------------------------------------------- what must hold */

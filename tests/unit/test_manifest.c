@@ -24,7 +24,7 @@ static moec_status round_trip(const void *data, size_t n, moec_buf *out,
 
 static const reason reasons[] = {
     {"empty", "is empty"},
-    {"json", "manifest.json: line 83"},
+    {"json", "manifest.json: line 78"},
     {"duplicate", "manifest.json: line 47"},
     {"schema", "[MOE-M02 manifest-version] manifest.json: schema: "
                "'moec.manifest/2'"},

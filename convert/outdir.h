@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef MOEC_OUTPUT_H
-#define MOEC_OUTPUT_H
+#ifndef MOEC_OUTDIR_H
+#define MOEC_OUTDIR_H
 
 /*
  * What this is: the directory that a conversion writes, seen by others either
@@ -74,7 +74,8 @@ moec_status moec_output_commit(moec_output *o, moec_error *err);
 /* Leave OUT.partial as it is: the next begin takes it over. */
 void moec_output_abandon(moec_output *o);
 
-/* Remove OUT.partial where nothing was made in it, else abandon. */
+/* Remove OUT.partial and all that was made in it: for wrong input. Where that
+ * fails, what is left is still known as ours. */
 void moec_output_discard(moec_output *o);
 
 #endif

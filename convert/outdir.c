@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The output directory: output.h says what it promises. The order of steps is
+ * The output directory: outdir.h says what it promises. The order of steps is
  * the whole of it:
  *
  *   begin:  make OUT.partial, lock it, see that the locked one still has that
@@ -14,7 +14,7 @@
  * writer.
  */
 
-#include "output.h"
+#include "outdir.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "converted.h"
@@ -31,6 +32,9 @@
  * there is a new directory to lock. Each round means that one of them made
  * progress, so a few are plenty. */
 enum { LOCK_TRIES = 16 };
+
+/* Up to a second for a lock that is held for microseconds. */
+enum { LOCK_WAITS = 100, LOCK_WAIT_NS = 10000000 };
 
 /* How every manifest.json of ours begins, whatever its version. */
 static const char manifest_begin[] = "{\n  \"schema\": \"moec.manifest/";
@@ -394,14 +398,10 @@ moec_status moec_output_begin(moec_output *o, const char *path, bool force,
 
     st = open_parent(&made, path, err);
     if (st == MOEC_OK)
-        st = check_target(&made, &old, err);
-    close_fd(&old);
+        st = lock_partial(&made, err);
     if (st != MOEC_OK)
         goto fail;
-    st = lock_partial(&made, err);
-    if (st != MOEC_OK)
-        goto fail;
-    /* Again under the lock: who held it may have committed. */
+    /* Under the lock: before it another process may be replacing OUT. */
     st = check_target(&made, &old, err);
     close_fd(&old);
     if (st == MOEC_OK)
@@ -518,16 +518,32 @@ static moec_status rename_over(const moec_output *o, const char **name_out,
     return os_failed(o, err, "rename it");
 }
 
-/* Rename; `old` is the OUT to replace, or -1. It is locked before it gets the
- * name of OUT.partial, lest another process takes it over while we delete. */
+/* Lock the OUT to replace before it gets the name of OUT.partial, lest another
+ * process takes it over while we delete. One that took it for OUT.partial just
+ * before it became OUT lets go of it at once. */
+static moec_status lock_old(const moec_output *o, int old, moec_error *err)
+{
+    const struct timespec moment = {.tv_nsec = LOCK_WAIT_NS};
+
+    for (int i = 0; i < LOCK_WAITS; i++) {
+        if (flock(old, LOCK_EX | LOCK_NB) == 0)
+            return MOEC_OK;
+        if (errno != EWOULDBLOCK)
+            return moec_fail_os(err, errno, "%s: cannot lock it", o->path);
+        nanosleep(&moment, NULL);
+    }
+    return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
+                     "%s: another process holds a lock on it", o->path);
+}
+
+/* Rename; `old` is the OUT to replace, or -1. */
 static moec_status publish(const moec_output *o, int old, const char **name_out,
                            moec_error *err)
 {
     moec_status st;
 
-    if (old >= 0 && flock(old, LOCK_EX | LOCK_NB) != 0)
-        return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
-                         "%s: another process holds it", o->path);
+    if (old >= 0)
+        MOEC_TRY(lock_old(o, old, err));
     if (unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) != 0)
         return os_failed(o, err, "remove its marker");
     if (fsync(o->dirfd) != 0)
@@ -627,8 +643,10 @@ void moec_output_discard(moec_output *o)
 
     if (!o->begun)
         return;
-    if (each_entry(o, o->dirfd, check_entry, &n, NULL) == MOEC_OK && n == 1 &&
-        is_current(o) && unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) == 0)
+    if (is_current(o) &&
+        each_entry(o, o->dirfd, check_entry, &n, NULL) == MOEC_OK &&
+        delete_files(o, o->dirfd, NULL) == MOEC_OK &&
+        unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) == 0)
         unlinkat(o->parentfd, o->partial, AT_REMOVEDIR);
     release(o);
 }

@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Family descriptions: the built-in ones are sound, and each mistake of a
+ * description is refused with file, line and key.
+ */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <moec/moec.h>
+
+#include "base/base.h"
+#include "family.h"
+
+/* A sound description, a line for each key so that lines can be told. */
+static const char sound[] =
+    "{\"schema\": \"moec.family/1\",\n"                          /* 1 */
+    " \"family\": \"mine\",\n"                                   /* 2 */
+    " \"model_types\": [\"mine_moe\"],\n"                        /* 3 */
+    " \"layers\": [{\"prefix\": \"model.layers.{L}.\"}],\n"      /* 4 */
+    " \"namespaces\": [\"mlp.experts\", \"mlp.shared\"],\n"      /* 5 */
+    " \"experts\": \"mlp.experts\",\n"                           /* 6 */
+    " \"tensors\": [\n"                                          /* 7 */
+    "  {\"name\": \"mlp.gate.weight\", \"role\": \"router\"},\n" /* 8 */
+    "  {\"name\": \"mlp.experts.{E}.w1.{suffix}\",\n"            /* 9 */
+    "   \"role\": \"routed\", \"part\": \"gate\"},\n"            /* 10 */
+    "  {\"name\": \"mlp.experts.{E}.w3.{suffix}\",\n"            /* 11 */
+    "   \"role\": \"routed\", \"part\": \"up\"},\n"              /* 12 */
+    "  {\"name\": \"mlp.experts.{E}.w2.{suffix}\",\n"            /* 13 */
+    "   \"role\": \"routed\", \"part\": \"down\"},\n"            /* 14 */
+    "  {\"name\": \"mlp.shared.gate_up.weight\",\n"              /* 15 */
+    "   \"role\": \"shared\", \"part\": \"gate_up\"},\n"         /* 16 */
+    "  {\"name\": \"mlp.shared.down.weight\",\n"                 /* 17 */
+    "   \"role\": \"shared\", \"part\": \"down\"}],\n"           /* 18 */
+    " \"config\": {\"n_experts\": {\"keys\": [\"E\"]},\n"        /* 19 */
+    "  \"top_k\": {\"keys\": [\"K\"]},\n"                        /* 20 */
+    "  \"hidden\": {\"keys\": [\"H\"]},\n"                       /* 21 */
+    "  \"inter\": {\"keys\": [\"I\"]},\n"                        /* 22 */
+    "  \"n_layers\": {\"keys\": [\"N\"]},\n"                     /* 23 */
+    "  \"n_shared\": {\"keys\": [\"S\"], \"default\": 0},\n"     /* 24 */
+    "  \"score\": {\"default\": \"softmax\"},\n"                 /* 25 */
+    "  \"activation\": {\"default\": \"silu\"}},\n"              /* 26 */
+    " \"moe_layers\": [{\"kind\": \"all\"}],\n"                  /* 27 */
+    " \"shared\": {\"kind\": \"plain\"}}\n";                     /* 28 */
+
+/* `sound` with the first `from` replaced. The result is the caller's. */
+static char *changed(const char *from, const char *to)
+{
+    const char *at = strstr(sound, from);
+    assert_non_null(at);
+    moec_buf b = {0};
+    moec_buf_append(&b, sound, (size_t)(at - sound));
+    moec_buf_puts(&b, to);
+    moec_buf_puts(&b, at + strlen(from));
+    assert_false(b.oom);
+    char *text = strdup(b.data);
+    assert_non_null(text);
+    moec_buf_fini(&b);
+    return text;
+}
+
+static void builtin_families_are_sound(void **state)
+{
+    static const char *const want[] = {
+        "dbrx",      "deepseek_v2", "deepseek_v3", "glm4_moe",
+        "gpt_oss",   "llama4",      "mixtral",     "olmoe",
+        "qwen2_moe", "qwen3_moe",   "qwen3_next"};
+    moec_families *fs = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    if (moec_families_create(&fs, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    assert_int_equal(moec_families_count(fs), sizeof(want) / sizeof(*want));
+    for (size_t i = 0; i < sizeof(want) / sizeof(*want); i++)
+        assert_string_equal(moec_families_name(fs, i), want[i]);
+    assert_non_null(moec_families_find(fs, "deepseek_v32"));
+    assert_non_null(moec_families_find(fs, "glm_moe_dsa"));
+    assert_null(moec_families_find(fs, "deepseek"
+                                       "_v9"));
+    moec_families_destroy(fs);
+}
+
+static void reads_a_sound_description(void **state)
+{
+    moec_family *f = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    if (moec_family_parse(&f, "mine.json", sound, sizeof(sound) - 1, &err) !=
+        MOEC_OK)
+        fail_msg("%s", err.text);
+    assert_string_equal(f->name, "mine");
+    assert_string_equal(f->prefixes[0], "model.layers.#.");
+    assert_int_equal(f->n_variants, 1);
+    assert_int_equal(f->shared_kind, MOEC_SHARED_PLAIN);
+    assert_int_equal(f->shared_each, 1);
+    assert_int_equal(f->fuse, 1);
+    moec_norm norm;
+    moec_name_found found = moec_names_find(
+        &f->names, "model.layers.1.mlp.experts.2.w2.weight_scale_2", &norm);
+    assert_int_equal(found.what, MOEC_NAME_KNOWN);
+    const moec_kind *k = &f->kinds[f->names.entries[found.entry].kind[0]];
+    assert_int_equal(k->role, MOEC_ROLE_ROUTED);
+    assert_int_equal(k->part, MOEC_PART_DOWN);
+    assert_int_equal(k->geometry, MOEC_GEO_SCALE);
+    assert_string_equal(f->components[k->component], "weight_scale_2");
+    char name[128];
+    moec_kind_format(f, k, 0, 11, 12, name, sizeof(name));
+    assert_string_equal(name,
+                        "model.layers.11.mlp.experts.12.w2.weight_scale_2");
+    moec_family_destroy(f);
+}
+
+typedef struct bad {
+    const char *from, *to;
+    const char *want; /* the whole error text behind rule and file name */
+} bad;
+
+static const bad bads[] = {
+    {"moec.family/1", "moec.family/2",
+     ":1: schema: is \"moec.family/2\", must be \"moec.family/1\""},
+    {"\"family\": \"mine\"", "\"family\": 7",
+     ":2: family: is an integer, must be a string"},
+    {" \"family\": \"mine\",\n", "",
+     ":1: family: is missing, must be a "
+     "string"},
+    {"\"family\": \"mine\"", "\"family\": \"mine\", \"famly\": 1",
+     ":1: has the unknown key 'famly'"},
+    {"[\"mine_moe\"]", "[]", ":3: model_types: has 0 items, must have 1 to 64"},
+    {"[\"mine_moe\"]", "[\"\"]", ":3: model_types[0]: is empty"},
+    {"\"mine_moe\"", "\"mine_moe\", 3",
+     ":3: model_types[1]: is an integer, must be a string"},
+    {"model.layers.{L}.", "model.layers.{L}",
+     ":4: layers[0].prefix: is \"model.layers.{L}\", must end in \"{L}.\""},
+    {"model.layers.{L}.", "{L}.layers.{L}.",
+     ":4: layers[0].prefix: has {L} more than once"},
+    {"model.layers.{L}.", "model.0.{L}.",
+     ":4: layers[0].prefix: \"model.0.{L}.\" has a segment of digits: write "
+     "{L} or {E}"},
+    {"\"model.layers.{L}.\"", "\"model.layers.{L}.\", \"space\": \"side\"",
+     ":4: layers[0].space: is \"side\", must be one of \"main\", \"mtp\""},
+    {"\"mlp.shared\"", "\"mlp.#\"",
+     ":5: namespaces[1]: \"mlp.#\" has a '{', '}' or '#' outside a segment of "
+     "its own"},
+    {" \"experts\": \"mlp.experts\",\n", "",
+     ":1: experts: is missing: what names of slot tensors begin with behind "
+     "the layer's prefix"},
+    {"\"role\": \"router\"", "\"role\": \"ruoter\"",
+     ":8: tensors[0].role: is \"ruoter\", must be one of \"common\", "
+     "\"routed\", \"shared\", \"router\", \"shared_gate\""},
+    {"\"role\": \"router\"", "\"role\": \"router\", \"part\": \"up\"",
+     ":8: tensors[0]: has 'part', which only a routed or shared tensor has"},
+    {"\"role\": \"router\"", "\"role\": \"router\", \"shape\": [\"E\", \"X\"]",
+     ":8: tensors[0].shape[1]: is \"X\", must be \"E\", \"H\", \"I\" or a "
+     "number"},
+    {"mlp.experts.{E}.w1", "mlp.experts.{X}.w1",
+     ":9: tensors[1].name: \"mlp.experts.{X}.w1.weight\" has a '{', '}' or "
+     "'#' outside a segment of its own"},
+    {"mlp.experts.{E}.w1", "mlp.experts.w1",
+     ":9: tensors[1]: is routed: its name has {E}, or 'stack' says where the "
+     "experts are, and not both"},
+    {"\"part\": \"gate\"", "\"part\": \"gate\", \"stack\": \"rows\"",
+     ":9: tensors[1]: is routed: its name has {E}, or 'stack' says where the "
+     "experts are, and not both"},
+    {"\"part\": \"gate\"", "\"part\": \"gate\", \"interleaved\": true",
+     ":9: tensors[1]: is interleaved, which only part \"gate_up\" can be"},
+    {"\"part\": \"gate\"", "\"part\": \"gate\", \"interleaved\": 1",
+     ":10: tensors[1].interleaved: is an integer, must be a boolean"},
+    {"\"part\": \"gate\"", "\"part\": \"gate\", \"component\": \"x\"",
+     ":9: tensors[1]: has 'component' or 'geometry' beside {suffix}, which "
+     "names them"},
+    {"\"part\": \"gate\"", "\"part\": \"gate\", \"suffixes\": \"my\"",
+     ":9: tensors[1]: uses suffixes \"my\", which are not described"},
+    {"w1.{suffix}", "{suffix}.w1",
+     ":9: tensors[1].name: has {suffix} before its end"},
+    {"w3.{suffix}", "w1.{suffix}",
+     ":11: tensors[2]: names 'mlp.experts.#.w1.weight' a second time"},
+    {"\"part\": \"up\"", "\"part\": \"gate\"",
+     ":1: describes routed tensors of parts other than gate, up and down; "
+     "gate_up and down; or up and down"},
+    {"\"role\": \"shared\", \"part\": \"gate_up\"",
+     "\"role\": \"shared\", \"part\": \"gate_up\", \"required\": true",
+     ":15: tensors[4]: has 'shape' or 'required', which follow from the part "
+     "of a routed or shared tensor"},
+    {"mlp.shared.down.weight", "mlp.shared.{E}.weight",
+     ":17: tensors[5]: has {E} in its name, which only a routed tensor has"},
+    {"\"keys\": [\"E\"]", "\"kays\": [\"E\"]",
+     ":19: config.n_experts: has the unknown key 'kays'"},
+    {"\"keys\": [\"K\"]", "",
+     ":20: config.top_k: has neither 'keys' nor a 'default'"},
+    {"  \"inter\": {\"keys\": [\"I\"]},\n", "",
+     ":19: config.inter: is missing, must be an object"},
+    {"\"default\": 0", "\"default\": \"0\"",
+     ":24: config.n_shared.default: is a string, must be an integer"},
+    {"\"default\": \"softmax\"", "\"default\": 1",
+     ":25: config.score.default: is an integer, must be a string"},
+    {"\"activation\"", "\"activision\"",
+     ":19: config: has the unknown key 'activision'"},
+    {"{\"kind\": \"all\"}", "",
+     ":27: moe_layers: has 0 items, must have 1 to 64"},
+    {"\"kind\": \"all\"", "\"kind\": \"list\"",
+     ":27: moe_layers[0].key: is missing, must be a string"},
+    {"\"kind\": \"all\"", "\"kind\": \"stride\", \"stop\": 1",
+     ":27: moe_layers[0]: has the unknown key 'stop'"},
+    {"\"kind\": \"plain\"", "\"kind\": \"plain\", \"fuse\": false",
+     ":28: shared: must have 'why_not' where 'fuse' is false, and only there"},
+    {"  \"n_shared\": {\"keys\": [\"S\"], \"default\": 0},\n", "",
+     ":27: shared: stands without the fact 'n_shared'"},
+    {",\n \"shared\": {\"kind\": \"plain\"}", "",
+     ":1: shared: is missing, must be an object"},
+};
+
+static void each_mistake_is_refused_with_its_line(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(bads) / sizeof(*bads); i++) {
+        static const char begin[] = "[MOE-C09 family-file] mine.json";
+        char *text = changed(bads[i].from, bads[i].to);
+        moec_family *f = NULL;
+        moec_error err = MOEC_ERROR_INIT;
+        moec_status st =
+            moec_family_parse(&f, "mine.json", text, strlen(text), &err);
+        if (st != MOEC_E_FORMAT || err.rule != MOEC_RULE_C09 ||
+            strncmp(err.text, begin, sizeof(begin) - 1) != 0 ||
+            strcmp(err.text + sizeof(begin) - 1, bads[i].want) != 0)
+            fail_msg("case %zu\n  want %s\n  have %s", i, bads[i].want,
+                     err.text);
+        assert_null(f);
+        free(text);
+    }
+}
+
+static void refuses_text_that_is_no_json(void **state)
+{
+    moec_family *f = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    assert_int_equal(moec_family_parse(&f, "x.json", "{\"a\":\n,", 7, &err),
+                     MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_C09);
+    assert_non_null(strstr(err.text, "x.json: line 2"));
+    err = (moec_error)MOEC_ERROR_INIT;
+    assert_int_equal(
+        moec_family_parse(&f, "x.json", "{\"a\":1,\"a\":1}", 13, &err),
+        MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_C09);
+}
+
+static void variants_must_agree_on_what_a_name_is(void **state)
+{
+    static const char tensors[] =
+        "\"variants\": [{\"name\": \"a\"}, {\"name\": \"b\", \"tensors\": "
+        "[{\"name\": \"mlp.x\", \"role\": \"router\"}]}, {\"name\": \"c\", "
+        "\"tensors\": [{\"name\": \"mlp.x\", \"role\": \"shared_gate\"}]}],\n"
+        " \"config\"";
+    char *text = changed("\"config\"", tensors);
+    moec_family *f = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    assert_int_equal(
+        moec_family_parse(&f, "mine.json", text, strlen(text), &err),
+        MOEC_E_FORMAT);
+    assert_string_equal(err.text,
+                        "[MOE-C09 family-file] mine.json:19: "
+                        "variants[2].tensors[0]: calls 'mlp.x' by another "
+                        "role, part or component than another variant does");
+    free(text);
+}
+
+static void own_suffix_sets_take_the_place_of_ours(void **state)
+{
+    char *text = changed(
+        "\"role\": \"routed\", \"part\": \"down\"",
+        "\"role\": \"routed\", \"part\": \"down\", \"suffixes\": \"my\"");
+    char *two = strdup(text);
+    moec_buf b = {0};
+    moec_family *f = NULL;
+    moec_norm norm;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    assert_non_null(two);
+    moec_buf_puts(&b, "{\"suffixes\": {\"my\": {\"q4\": {\"component\": "
+                      "\"weight\", \"geometry\": \"kept\"}}},");
+    moec_buf_puts(&b, two + 1);
+    if (moec_family_parse(&f, "mine.json", b.data, b.len, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    moec_name_found q4 =
+        moec_names_find(&f->names, "model.layers.0.mlp.experts.0.w2.q4", &norm);
+    assert_int_equal(q4.what, MOEC_NAME_KNOWN);
+    assert_int_equal(f->kinds[f->names.entries[q4.entry].kind[0]].geometry,
+                     MOEC_GEO_MATRIX_KEPT);
+    assert_int_equal(moec_names_find(&f->names,
+                                     "model.layers.0.mlp.experts.0.w2.weight",
+                                     &norm)
+                         .what,
+                     MOEC_NAME_STRANGE);
+    moec_family_destroy(f);
+    moec_buf_fini(&b);
+    free(two);
+    free(text);
+}
+
+static void an_added_family_wins(void **state)
+{
+    char *text = changed("mine_moe", "mixtral");
+    moec_families *fs = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    assert_int_equal(moec_families_create(&fs, &err), MOEC_OK);
+    size_t n = moec_families_count(fs);
+    assert_string_equal(moec_families_find(fs, "mixtral")->name, "mixtral");
+    assert_int_equal(
+        moec_families_add(fs, "mine.json", text, strlen(text), &err), MOEC_OK);
+    assert_int_equal(moec_families_count(fs), n + 1);
+    assert_string_equal(moec_families_find(fs, "mixtral")->name, "mine");
+    assert_int_equal(moec_families_add(fs, "bad.json", "{}", 2, &err),
+                     MOEC_E_FORMAT);
+    assert_int_equal(moec_families_count(fs), n + 1);
+    moec_families_destroy(fs);
+    free(text);
+}
+
+static void hints_at_near_names_and_lists_the_rest(void **state)
+{
+    moec_families *fs = NULL;
+    moec_buf b = {0};
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    assert_int_equal(moec_families_create(&fs, &err), MOEC_OK);
+    moec_families_hint(fs, "mixtrall", &b);
+    assert_string_equal(b.data, "did you mean 'mixtral'?");
+    b.len = 0;
+    moec_families_hint(fs, "something_else", &b);
+    assert_non_null(strstr(b.data, "known are dbrx, deepseek_v2"));
+    moec_buf_fini(&b);
+    moec_families_destroy(fs);
+}
+
+/* Every allocation of a parse fails in turn: an error, no leak, no crash. */
+static void survives_every_failing_allocation(void **state)
+{
+    moec_status st = MOEC_E_NOMEM;
+    uint64_t n = 1;
+    (void)state;
+    for (; st != MOEC_OK && n < 100000; n++) {
+        moec_family *f = NULL;
+        moec_error err = MOEC_ERROR_INIT;
+        moec_alloc_fail_at(n);
+        st = moec_family_parse(&f, "mine.json", sound, sizeof(sound) - 1, &err);
+        moec_alloc_fail_at(0);
+        if (st != MOEC_OK)
+            assert_int_equal(st, MOEC_E_NOMEM);
+        moec_family_destroy(f);
+    }
+    assert_int_equal(st, MOEC_OK);
+    assert_true(n > 10);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(builtin_families_are_sound),
+        cmocka_unit_test(reads_a_sound_description),
+        cmocka_unit_test(each_mistake_is_refused_with_its_line),
+        cmocka_unit_test(refuses_text_that_is_no_json),
+        cmocka_unit_test(variants_must_agree_on_what_a_name_is),
+        cmocka_unit_test(own_suffix_sets_take_the_place_of_ours),
+        cmocka_unit_test(an_added_family_wins),
+        cmocka_unit_test(hints_at_near_names_and_lists_the_rest),
+        cmocka_unit_test(survives_every_failing_allocation),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
