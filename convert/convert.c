@@ -128,8 +128,8 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
     moec_convert_stats none = {0};
 
     *stats = none;
-    MOEC_TRY(moec_crew_choose(
-        &crew, moec_crew_range(moec_layout_plan(layout)), opts, err));
+    MOEC_TRY(moec_crew_choose(&crew, moec_crew_range(moec_layout_plan(layout)),
+                              opts, err));
     MOEC_TRY(prove(moec_layout_plan(layout), err));
     MOEC_TRY(moec_output_begin(&out, out_dir, opts->force, err));
     moec_status st = convert_into(layout, &out, opts, stats, err);

@@ -17,13 +17,13 @@
 #include <moec/validate.h>
 
 typedef struct moec_convert_opts {
-    uint32_t n_threads;      /* 0: chosen */
-    uint64_t memory_bytes;   /* cap on buffers; 0: the default */
-    uint64_t max_part_bytes; /* 0: the default */
-    bool force;              /* replace an existing output */
-    bool no_direct;          /* never use O_DIRECT */
-    const char *family_text; /* description given with --family, or NULL */
-    const char *command;     /* command line for provenance.json, or NULL */
+    uint32_t n_threads;        /* 0: chosen */
+    uint64_t memory_bytes;     /* cap on buffers; 0: the default */
+    uint64_t max_part_bytes;   /* 0: the default */
+    bool force;                /* replace an existing output */
+    bool no_direct;            /* never use O_DIRECT */
+    const char *family_text;   /* description given with --family, or NULL */
+    const char *command;       /* command line for provenance.json, or NULL */
     moec_progress_fn progress; /* bytes written and to write */
     void *progress_ctx;
     volatile sig_atomic_t *stop; /* non-zero: stop soon; may be NULL */

@@ -42,9 +42,9 @@ static moec_status count_blocks(moec_digests *d, moec_error *err)
     for (size_t i = 0; i < n_layers; i++)
         for (size_t t = 0; t < moec_plan_n_slot_tensors(d->plan, i); t++) {
             d->block_base[d->layer_first[i] + t] = leaf;
-            leaf += n_units(d->plan) *
-                    moec_n_leaves(
-                        moec_plan_slot_tensor(d->plan, i, t)->slot_bytes);
+            leaf +=
+                n_units(d->plan) *
+                moec_n_leaves(moec_plan_slot_tensor(d->plan, i, t)->slot_bytes);
         }
     d->n_leaves = (size_t)leaf;
     return MOEC_OK;

@@ -79,10 +79,9 @@ static moec_status add_slots(finish *f, const moec_out_file *file,
                              const moec_out_tensor *o, moec_ct_tensor *t,
                              moec_error *err)
 {
-    const moec_slot_tensor *s =
-        moec_plan_slot_tensor(f->plan, o->layer, o->t);
-    const moec_moe_layer *l = moec_model_layer(
-        f->model, moec_plan_model_layer(f->plan, o->layer));
+    const moec_slot_tensor *s = moec_plan_slot_tensor(f->plan, o->layer, o->t);
+    const moec_moe_layer *l =
+        moec_model_layer(f->model, moec_plan_model_layer(f->plan, o->layer));
 
     t->kind = MOEC_CT_SLOTS;
     t->dtype = (uint8_t)s->dtype;
@@ -255,8 +254,9 @@ static moec_status write_index(finish *f, moec_error *err)
     if (n == 0)
         return MOEC_OK;
     qsort(e, n, sizeof(*e), entry_order);
-    moec_buf_printf(&b, "{\n  \"metadata\": {\n    \"total_size\": %llu\n"
-                        "  },\n  \"weight_map\": {\n",
+    moec_buf_printf(&b,
+                    "{\n  \"metadata\": {\n    \"total_size\": %llu\n"
+                    "  },\n  \"weight_map\": {\n",
                     (unsigned long long)total);
     for (size_t i = 0; i < n; i++) {
         moec_buf_puts(&b, "    ");
@@ -266,9 +266,9 @@ static moec_status write_index(finish *f, moec_error *err)
         moec_buf_puts(&b, i + 1 < n ? ",\n" : "\n");
     }
     moec_buf_puts(&b, "  }\n}\n");
-    moec_status st = b.oom ? moec_fail_nomem(err, "the index")
-                           : moec_output_write(f->out, MOEC_INDEX_NAME, b.data,
-                                               b.len, err);
+    moec_status st =
+        b.oom ? moec_fail_nomem(err, "the index")
+              : moec_output_write(f->out, MOEC_INDEX_NAME, b.data, b.len, err);
     moec_buf_fini(&b);
     return st;
 }
@@ -291,13 +291,12 @@ static bool name_taken(const finish *f, const char *name)
     return false;
 }
 
-static moec_status keep_in_sources(finish *f, const char *name,
-                                   moec_error *err)
+static moec_status keep_in_sources(finish *f, const char *name, moec_error *err)
 {
     moec_source_entry *e = &f->sources.entries[f->sources.n_entries];
     moec_buf b = {0};
-    moec_status st = moec_ckpt_read_extra(f->ckpt, name, MOEC_JSON_BYTES_MAX,
-                                          &b, err);
+    moec_status st =
+        moec_ckpt_read_extra(f->ckpt, name, MOEC_JSON_BYTES_MAX, &b, err);
 
     if (st == MOEC_OK) {
         void *data = moec_arena_strdup(&f->arena, b.len ? b.data : "", b.len);
@@ -584,8 +583,8 @@ static moec_status describe_transforms(finish *f, moec_error *err)
             moec_buf_printf(&b, "%s: %s", s->name,
                             s->op == MOEC_OP_TRANSPOSE ? "transpose"
                                                        : "deinterleave");
-            lines[n] = b.oom ? NULL
-                             : moec_arena_strdup(&f->arena, b.data, b.len);
+            lines[n] =
+                b.oom ? NULL : moec_arena_strdup(&f->arena, b.data, b.len);
             if (lines[n++] == NULL) {
                 moec_buf_fini(&b);
                 return moec_fail_nomem(err, "transforms of the manifest");
@@ -622,8 +621,7 @@ static moec_status write_tables(finish *f, moec_error *err)
     MOEC_TRY(st);
     st = moec_sources_encode(&f->sources, &b, err);
     if (st == MOEC_OK)
-        st = write_digested(f, MOEC_SOURCES_NAME, &b, &f->mf.sources_file,
-                            err);
+        st = write_digested(f, MOEC_SOURCES_NAME, &b, &f->mf.sources_file, err);
     moec_buf_fini(&b);
     return st;
 }
@@ -654,10 +652,9 @@ static moec_status write_provenance(finish *f, const moec_convert_stats *stats,
                     "  \"threads\": %u,\n  \"bytes_read\": %llu\n}\n",
                     moec_version(), when, stats->n_threads,
                     (unsigned long long)stats->bytes_read);
-    moec_status st =
-        b.oom ? moec_fail_nomem(err, "provenance.json")
-              : moec_output_write(f->out, MOEC_PROVENANCE_NAME, b.data, b.len,
-                                  err);
+    moec_status st = b.oom ? moec_fail_nomem(err, "provenance.json")
+                           : moec_output_write(f->out, MOEC_PROVENANCE_NAME,
+                                               b.data, b.len, err);
     moec_buf_fini(&b);
     return st;
 }
@@ -694,12 +691,15 @@ moec_status moec_finish_write(const moec_layout *layout, const moec_digests *d,
                               const moec_sha256 *header_sha256,
                               struct moec_output *out,
                               const moec_convert_opts *opts,
-                              const moec_convert_stats *stats,
-                              moec_error *err)
+                              const moec_convert_stats *stats, moec_error *err)
 {
     const moec_plan *plan = moec_layout_plan(layout);
-    finish f = {.layout = layout, .plan = plan, .d = d, .out = out,
-                .headers = header_sha256, .opts = opts,
+    finish f = {.layout = layout,
+                .plan = plan,
+                .d = d,
+                .out = out,
+                .headers = header_sha256,
+                .opts = opts,
                 .model = moec_plan_model(plan)};
 
     f.ckpt = moec_model_ckpt(f.model);

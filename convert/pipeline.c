@@ -24,7 +24,7 @@
 #define NO_BLOCK UINT32_MAX
 
 typedef struct item {
-    uint64_t src_off;  /* sort key: first source byte */
+    uint64_t src_off; /* sort key: first source byte */
     uint32_t src_file;
     uint32_t layer, t; /* planned layer and slot tensor; NO_BLOCK: common */
     uint32_t unit;     /* unit, or index of the common tensor */
@@ -120,9 +120,9 @@ static moec_status place_layer(run *r, size_t layer, places *pl,
     for (int pass = 0; pass < 2; pass++) {
         for (uint32_t p = 0; p < topo.n_physical; p++) {
             moec_physical_id id = {p};
-            uint32_t u = moec_plan_unit(r->plan, layer,
-                                        moec_physical_rank(topo, id),
-                                        moec_physical_local(topo, id));
+            uint32_t u =
+                moec_plan_unit(r->plan, layer, moec_physical_rank(topo, id),
+                               moec_physical_local(topo, id));
             if (u == MOEC_UNIT_EMPTY && pass == 0)
                 pl->empty[pl->n_empty++] = p;
             else if (u != MOEC_UNIT_EMPTY && pass == 0)
@@ -229,10 +229,10 @@ static moec_status add_common(run *r, moec_error *err)
             continue;
         it.src_file = src->file;
         it.src_off = src->off;
-        MOEC_TRY(add_ranges(r, it, src->bytes,
-                            moec_min_u64(r->crew.range_bytes,
-                                         MOEC_COPY_RANGE_BYTES),
-                            true, err));
+        MOEC_TRY(
+            add_ranges(r, it, src->bytes,
+                       moec_min_u64(r->crew.range_bytes, MOEC_COPY_RANGE_BYTES),
+                       true, err));
     }
     return MOEC_OK;
 }
@@ -289,9 +289,8 @@ static moec_status write_row(hand *k, const item *it, uint32_t rank,
     uint64_t off;
 
     moec_layout_find_slots(r->layout, rank, it->layer, it->t, &file, &off);
-    MOEC_TRY(moec_writer_write(r->w, file,
-                               off + row * s->slot_bytes + it->from, k->worker->buf, n,
-                               err));
+    MOEC_TRY(moec_writer_write(r->w, file, off + row * s->slot_bytes + it->from,
+                               k->worker->buf, n, err));
     return moec_crew_done(&r->crew, n, err);
 }
 
@@ -322,11 +321,11 @@ static moec_status do_block(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
     moec_move moves[MOEC_BLOCK_MOVES_MAX];
-    size_t n = moec_plan_block_moves(r->plan, it->layer, it->t, it->unit,
-                                     moves);
+    size_t n =
+        moec_plan_block_moves(r->plan, it->layer, it->t, it->unit, moves);
 
-    MOEC_TRY(moec_block_read(moves, n, it->from, it->to, k->worker->buf, read_source,
-                             k, &k->worker->scratch, err));
+    MOEC_TRY(moec_block_read(moves, n, it->from, it->to, k->worker->buf,
+                             read_source, k, &k->worker->scratch, err));
     MOEC_TRY(moec_digests_leaves(
         r->d, moec_digests_block(r->d, it->layer, it->t, it->unit), it->from,
         k->worker->buf, (size_t)(it->to - it->from), err));
@@ -346,7 +345,8 @@ static moec_status do_common(hand *k, const item *it, moec_error *err)
         return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_T1,
                          "tensor '%s' is common and in no file",
                          moec_ckpt_tensor(r->ckpt, it->unit)->name);
-    MOEC_TRY(moec_writer_write(r->w, file, off + it->from, k->worker->buf, n, err));
+    MOEC_TRY(
+        moec_writer_write(r->w, file, off + it->from, k->worker->buf, n, err));
     return moec_crew_done(&r->crew, n, err);
 }
 
@@ -363,8 +363,8 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
 
 static moec_status prepare(run *r, moec_error *err)
 {
-    MOEC_TRY(moec_crew_choose(&r->crew, moec_crew_range(r->plan), r->opts,
-                              err));
+    MOEC_TRY(
+        moec_crew_choose(&r->crew, moec_crew_range(r->plan), r->opts, err));
     MOEC_TRY(place_all(r, err));
     MOEC_TRY(make_items(r, err));
     MOEC_TRY(open_sources(r, err));
@@ -376,7 +376,11 @@ moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
                               moec_convert_stats *stats, moec_error *err)
 {
     const moec_plan *plan = moec_layout_plan(layout);
-    run r = {.layout = layout, .plan = plan, .w = w, .d = d, .opts = opts,
+    run r = {.layout = layout,
+             .plan = plan,
+             .w = w,
+             .d = d,
+             .opts = opts,
              .ckpt = moec_model_ckpt(moec_plan_model(plan))};
 
     moec_status st = prepare(&r, err);

@@ -24,7 +24,6 @@ moec_status moec_finish_write(const moec_layout *layout, const moec_digests *d,
                               const moec_sha256 *header_sha256,
                               struct moec_output *out,
                               const moec_convert_opts *opts,
-                              const moec_convert_stats *stats,
-                              moec_error *err);
+                              const moec_convert_stats *stats, moec_error *err);
 
 #endif

@@ -124,8 +124,7 @@ static moec_status check_leaf(const hand *h, uint32_t from, uint64_t leaf,
 
 /* Bytes [off, off + n) of one leaf that the request does not fill. */
 static moec_status read_part(hand *h, uint32_t from, uint64_t leaf,
-                             uint64_t off, void *buf, size_t n,
-                             moec_error *err)
+                             uint64_t off, void *buf, size_t n, moec_error *err)
 {
     const moec_inverse_from *f = &h->inv.from[from];
     leaf_cache *c = h->cache;
@@ -170,8 +169,7 @@ static moec_status read_slot(void *ctx, uint32_t from, uint64_t off, void *buf,
 
     while (off < end) {
         uint64_t leaf = off / MOEC_LEAF_BYTES;
-        uint64_t leaf_end =
-            moec_min_u64((leaf + 1) * MOEC_LEAF_BYTES, bytes);
+        uint64_t leaf_end = moec_min_u64((leaf + 1) * MOEC_LEAF_BYTES, bytes);
         bool whole = off % MOEC_LEAF_BYTES == 0 && end >= leaf_end;
         uint64_t stop = moec_min_u64(leaf_end, end);
 
@@ -179,8 +177,8 @@ static moec_status read_slot(void *ctx, uint32_t from, uint64_t off, void *buf,
             stop = end == bytes ? end : end / MOEC_LEAF_BYTES * MOEC_LEAF_BYTES;
             MOEC_TRY(read_leaves(h, from, off, p, (size_t)(stop - off), err));
         } else {
-            MOEC_TRY(read_part(h, from, leaf, off, p, (size_t)(stop - off),
-                               err));
+            MOEC_TRY(
+                read_part(h, from, leaf, off, p, (size_t)(stop - off), err));
         }
         p += stop - off;
         off = stop;
@@ -272,7 +270,8 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker,
     const item *it = &b->items[i];
     const moec_tensor *t = moec_ckpt_tensor(b->src, it->tensor);
     size_t n = (size_t)(it->to - it->from);
-    hand h = {.b = b, .worker = &b->crew.workers[worker],
+    hand h = {.b = b,
+              .worker = &b->crew.workers[worker],
               .cache = &b->caches[worker]};
 
     MOEC_TRY(moec_inverse_block(b->layout, it->tensor, it->block, &h.inv, err));
@@ -308,8 +307,7 @@ static moec_status write_headers(back *b, moec_error *err)
         if (shard >= moec_ckpt_n_files(b->src) ||
             strcmp(moec_ckpt_file(b->src, shard)->name, e->name) != 0)
             return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_M04,
-                             "shard '%s' is not where it is expected",
-                             e->name);
+                             "shard '%s' is not where it is expected", e->name);
         MOEC_TRY(moec_writer_add(b->w, shard, e->name, e->file_bytes, err));
         MOEC_TRY(moec_writer_write(b->w, shard, 0, e->data,
                                    (size_t)e->data_bytes, err));
@@ -327,8 +325,8 @@ static moec_status copy_back(back *b, const moec_mf_copied *c, moec_error *err)
 
     if (st == MOEC_OK)
         st = moec_sha256_of(data.data, data.len, &got, err);
-    if (st == MOEC_OK && (data.len != c->bytes ||
-                          memcmp(&got, &c->sha256, sizeof(got)) != 0))
+    if (st == MOEC_OK &&
+        (data.len != c->bytes || memcmp(&got, &c->sha256, sizeof(got)) != 0))
         st = moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_M08,
                        "%s: the copied file was changed after the conversion",
                        c->name);
@@ -389,8 +387,8 @@ static void free_back(back *b)
         moec_io_close(&b->files[i]);
         close(b->files[i].fd);
     }
-    for (size_t i = 0; b->paths != NULL &&
-                       i < moec_layout_n_files(b->layout); i++)
+    for (size_t i = 0; b->paths != NULL && i < moec_layout_n_files(b->layout);
+         i++)
         moec_free(b->paths[i]);
     moec_free(b->paths);
     moec_free(b->files);
@@ -410,8 +408,7 @@ static moec_status write_all(back *b, moec_error *err)
     return moec_writer_sync(b->w, 4, err);
 }
 
-static moec_status unconvert_into(back *b, const char *out_dir,
-                                  moec_error *err)
+static moec_status unconvert_into(back *b, const char *out_dir, moec_error *err)
 {
     moec_output out = {0};
 
@@ -443,7 +440,8 @@ moec_status moec_unconvert(const char *dir, const char *out_dir,
     clock_gettime(CLOCK_MONOTONIC, &begin);
     MOEC_TRY(moec_conversion_open(&c, dir, NULL, err));
     back b = {.layout = moec_conversion_layout(c),
-              .conv = moec_conversion_files(c), .opts = opts};
+              .conv = moec_conversion_files(c),
+              .opts = opts};
     b.src = moec_model_ckpt(moec_plan_model(moec_layout_plan(b.layout)));
     moec_status st = unconvert_into(&b, out_dir, err);
     stats->n_threads = b.crew.n;

@@ -20,7 +20,7 @@
  * usual soft limit of 1024 inside a server. */
 #define OPEN_FILES_MAX 48u
 
-#define DIRECT_ALIGN 4096u
+#define DIRECT_ALIGN   4096u
 
 typedef struct wfile {
     char *name;
@@ -103,8 +103,7 @@ static moec_status open_file(moec_writer *w, wfile *f, int extra,
                     O_WRONLY | O_CLOEXEC | O_NOFOLLOW | extra, 0666);
     }
     if (fd < 0)
-        return moec_fail_os(err, errno, "%s: cannot open for writing",
-                            f->name);
+        return moec_fail_os(err, errno, "%s: cannot open for writing", f->name);
     f->fd = fd;
     w->n_open++;
     if (!w->no_direct) {
@@ -131,8 +130,8 @@ static moec_status take_space(const wfile *f, moec_error *err)
         return MOEC_OK;
     if (errno != EOPNOTSUPP && errno != ENOSYS)
         return moec_fail_os(err, errno,
-                            "%s: cannot take %llu bytes of disk space",
-                            f->name, (unsigned long long)f->bytes);
+                            "%s: cannot take %llu bytes of disk space", f->name,
+                            (unsigned long long)f->bytes);
     if (ftruncate(f->fd, (off_t)f->bytes) != 0)
         return moec_fail_os(err, errno, "%s: cannot set the size to %llu",
                             f->name, (unsigned long long)f->bytes);
@@ -191,8 +190,9 @@ static moec_status write_pinned(wfile *f, uint64_t off, const void *buf,
         if (k < 0 && errno == EINTR)
             continue;
         if (k < 0 && errno != EINVAL)
-            return moec_fail_os(err, errno, "%s: cannot write %zu bytes at "
-                                            "%llu",
+            return moec_fail_os(err, errno,
+                                "%s: cannot write %zu bytes at "
+                                "%llu",
                                 f->name, n, (unsigned long long)off);
         if (k <= 0)
             break;

@@ -52,8 +52,7 @@ void moec_scratch_fini(moec_scratch *s)
     s->bytes = 0;
 }
 
-static moec_status scratch_get(const sink *k, size_t bytes,
-                               unsigned char **out)
+static moec_status scratch_get(const sink *k, size_t bytes, unsigned char **out)
 {
     moec_scratch *s = k->scratch;
 
@@ -130,23 +129,22 @@ static region region_of(const moec_move *m)
 
 /* ------------------------------------------------------------ scatter */
 
-#define SCATTER(T)                                                         \
-    static void scatter_##T(unsigned char *dst, uint64_t dst_row,          \
-                            uint64_t dst_col, const unsigned char *src,    \
-                            uint64_t src_row, uint64_t src_col,            \
-                            uint64_t n_rows, uint64_t n_cols)              \
-    {                                                                      \
-        for (uint64_t r0 = 0; r0 < n_rows; r0 += TILE)                     \
-            for (uint64_t c0 = 0; c0 < n_cols; c0 += TILE) {               \
-                uint64_t r1 = moec_min_u64(r0 + TILE, n_rows);             \
-                uint64_t c1 = moec_min_u64(c0 + TILE, n_cols);             \
-                for (uint64_t r = r0; r < r1; r++)                         \
-                    for (uint64_t c = c0; c < c1; c++)                     \
-                        memcpy(dst + r * dst_row + c * dst_col,            \
-                               src + r * src_row + c * src_col,            \
-                               sizeof(T));                                 \
-            }                                                              \
-    }
+#define SCATTER(T)                                                             \
+  static void scatter_##T(unsigned char *dst, uint64_t dst_row,                \
+                          uint64_t dst_col, const unsigned char *src,          \
+                          uint64_t src_row, uint64_t src_col, uint64_t n_rows, \
+                          uint64_t n_cols)                                     \
+  {                                                                            \
+    for (uint64_t r0 = 0; r0 < n_rows; r0 += TILE)                             \
+      for (uint64_t c0 = 0; c0 < n_cols; c0 += TILE) {                         \
+        uint64_t r1 = moec_min_u64(r0 + TILE, n_rows);                         \
+        uint64_t c1 = moec_min_u64(c0 + TILE, n_cols);                         \
+        for (uint64_t r = r0; r < r1; r++)                                     \
+          for (uint64_t c = c0; c < c1; c++)                                   \
+            memcpy(dst + r * dst_row + c * dst_col,                            \
+                   src + r * src_row + c * src_col, sizeof(T));                \
+      }                                                                        \
+  }
 SCATTER(uint8_t)
 SCATTER(uint16_t)
 SCATTER(uint32_t)
@@ -191,8 +189,8 @@ static void scatter(const region *g, unsigned char *dst,
                          n_rows, n_cols);
         break;
     default:
-        scatter_any(g->elem, dst, g->dst_row, g->dst_col, src, src_row,
-                    src_col, n_rows, n_cols);
+        scatter_any(g->elem, dst, g->dst_row, g->dst_col, src, src_row, src_col,
+                    n_rows, n_cols);
     }
 }
 
@@ -220,11 +218,11 @@ static moec_status read_rows(const sink *k, const region *g)
         size_t bytes = (size_t)((n - 1) * g->src_row + run);
 
         MOEC_TRY(scratch_get(k, bytes, &tmp));
-        MOEC_TRY(k->read(k->ctx, g->tensor, g->src + r * g->src_row, tmp,
-                         bytes, k->err));
+        MOEC_TRY(k->read(k->ctx, g->tensor, g->src + r * g->src_row, tmp, bytes,
+                         k->err));
         for (uint64_t i = 0; i < n; i++)
-            memcpy(k->dst + g->dst + (r + i) * g->dst_row,
-                   tmp + i * g->src_row, (size_t)run);
+            memcpy(k->dst + g->dst + (r + i) * g->dst_row, tmp + i * g->src_row,
+                   (size_t)run);
     }
     return MOEC_OK;
 }
@@ -348,8 +346,7 @@ static moec_status read_region(const sink *k, const region *in)
 
 /* Columns [c0, c1) of rows [r0, r1), destination relative to `from`. */
 static moec_status read_part(const sink *k, const region *g, uint64_t from,
-                             uint64_t r0, uint64_t r1, uint64_t c0,
-                             uint64_t c1)
+                             uint64_t r0, uint64_t r1, uint64_t c0, uint64_t c1)
 {
     region p = *g;
 
@@ -408,9 +405,8 @@ static bool are_twins(const region *a, const region *b, uint64_t from,
 {
     uint64_t shift = a->src > b->src ? a->src - b->src : b->src - a->src;
     uint64_t bytes = a->n_rows * a->n_cols * a->elem;
-    uint64_t gap = a->src_col == a->elem
-                       ? a->src_row /* alternating rows */
-                       : moec_min_u64(a->src_row, a->src_col);
+    uint64_t gap = a->src_col == a->elem ? a->src_row /* alternating rows */
+                                         : moec_min_u64(a->src_row, a->src_col);
 
     return a->tensor == b->tensor && a->tensor != UINT32_MAX &&
            a->elem == b->elem && a->n_rows == b->n_rows &&
@@ -424,8 +420,8 @@ static bool are_twins(const region *a, const region *b, uint64_t from,
 
 moec_status moec_block_read(const moec_move *moves, size_t n_moves,
                             uint64_t from, uint64_t to, void *dst,
-                            moec_read_fn read, void *ctx,
-                            moec_scratch *scratch, moec_error *err)
+                            moec_read_fn read, void *ctx, moec_scratch *scratch,
+                            moec_error *err)
 {
     sink k = {dst, read, ctx, scratch, err};
 

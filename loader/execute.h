@@ -36,8 +36,8 @@ void moec_scratch_fini(moec_scratch *s);
  * source and the range holds both, the source is read once. */
 moec_status moec_block_read(const moec_move *moves, size_t n_moves,
                             uint64_t from, uint64_t to, void *dst,
-                            moec_read_fn read, void *ctx,
-                            moec_scratch *scratch, moec_error *err);
+                            moec_read_fn read, void *ctx, moec_scratch *scratch,
+                            moec_error *err);
 
 /* Swap the two sides of a move. Source offsets become destination offsets
  * relative to `block_off`, the begin of the stretch of the source tensor that

@@ -14,8 +14,8 @@
 
 #include "jsonscan.h"
 
-#define WINDOW_BYTES (UINT64_C(1) << 20)
-#define ENTRY_BYTES 96 /* of an entry of the map, from real indices */
+#define WINDOW_BYTES        (UINT64_C(1) << 20)
+#define ENTRY_BYTES         96  /* of an entry of the map, from real indices */
 #define FILE_NAME_BYTES_MAX 255 /* NAME_MAX of Linux */
 
 typedef struct parser {
@@ -88,8 +88,8 @@ static moec_status check_file(parser *p, const moec_js_text *t, uint64_t at)
     int shown = (int)moec_min_u64(t->len, 128);
 
     if (t->has_nul || t->len > FILE_NAME_BYTES_MAX || t->len == 0 ||
-        memchr(t->s, '/', (size_t)t->len) != NULL || moec_js_text_is(t, ".", 1) ||
-        moec_js_text_is(t, "..", 2))
+        memchr(t->s, '/', (size_t)t->len) != NULL ||
+        moec_js_text_is(t, ".", 1) || moec_js_text_is(t, "..", 2))
         return refuse(p, MOEC_RULE_I05, at,
                       "shard '%.*s' is not a plain file name", shown, t->s);
     for (size_t i = 0; i < sizeof(pickles) / sizeof(*pickles); i++) {

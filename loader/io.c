@@ -76,15 +76,16 @@ static moec_status read_aligned(const moec_io_file *f, uint64_t begin,
     size_t n = (size_t)(end - begin), done = 0;
 
     while (done < n) {
-        ssize_t k = pread(f->direct_fd, to + done, n - done,
-                          (off_t)(begin + done));
+        ssize_t k =
+            pread(f->direct_fd, to + done, n - done, (off_t)(begin + done));
         if (k < 0 && errno == EINTR)
             continue;
         if (k < 0 && errno == EINVAL)
             break;
         if (k < 0)
-            return moec_fail_os(err, errno, "%s: cannot read %zu bytes at "
-                                            "%llu",
+            return moec_fail_os(err, errno,
+                                "%s: cannot read %zu bytes at "
+                                "%llu",
                                 f->name, n, (unsigned long long)begin);
         done += (size_t)k;
         if (k == 0 || (uint64_t)k % ALIGN != 0)
@@ -101,7 +102,8 @@ static moec_status read_direct(const moec_io_file *f, moec_io_buf *b,
 {
     uint64_t begin = off & ~(ALIGN - 1);
     uint64_t end = (off + n + ALIGN - 1) & ~(ALIGN - 1);
-    bool in_place = begin == off && n % ALIGN == 0 && (uintptr_t)buf % ALIGN == 0;
+    bool in_place =
+        begin == off && n % ALIGN == 0 && (uintptr_t)buf % ALIGN == 0;
     size_t skip = (size_t)(off - begin), got = 0;
 
     if (b->data == NULL && !in_place) {

@@ -15,195 +15,9 @@
 #include "jsonscan.h"
 
 #include <string.h>
-#include <sys/random.h>
-#include <time.h>
 
 /* Defined here, and wrapped by the header. */
 #undef moec_js_fail
-
-/* ----------------------------------------------------------- SipHash-1-3
- * Aumasson and Bernstein; one round a word and three at the end is the
- * strength that hash tables want (Rust's and Python's choice). The two output
- * words follow the paper's 128-bit form. */
-
-static inline uint64_t rotl(uint64_t x, unsigned b)
-{
-    return x << b | x >> (64 - b);
-}
-
-static inline void sip_round(uint64_t v[4])
-{
-    v[0] += v[1];
-    v[1] = rotl(v[1], 13) ^ v[0];
-    v[0] = rotl(v[0], 32);
-    v[2] += v[3];
-    v[3] = rotl(v[3], 16) ^ v[2];
-    v[0] += v[3];
-    v[3] = rotl(v[3], 21) ^ v[0];
-    v[2] += v[1];
-    v[1] = rotl(v[1], 17) ^ v[2];
-    v[2] = rotl(v[2], 32);
-}
-
-static inline void sip_word(uint64_t v[4], uint64_t w)
-{
-    v[3] ^= w;
-    sip_round(v);
-    v[0] ^= w;
-}
-
-void moec_random_secret(uint64_t secret[2])
-{
-    struct timespec now = {0, 0};
-
-    if (getrandom(secret, 16, GRND_NONBLOCK) == 16)
-        return;
-    /* Early boot, or a seccomp filter: an address and the clock still keep a
-     * file from knowing the secret in advance. */
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    secret[0] = (uint64_t)now.tv_nsec * UINT64_C(0x9e3779b97f4a7c15);
-    secret[1] = (uint64_t)(uintptr_t)secret ^ (uint64_t)now.tv_sec;
-}
-
-void moec_siphash_begin(moec_siphash *h, const uint64_t secret[2])
-{
-    h->v[0] = secret[0] ^ UINT64_C(0x736f6d6570736575);
-    h->v[1] = secret[1] ^ UINT64_C(0x646f72616e646f6d) ^ 0xee;
-    h->v[2] = secret[0] ^ UINT64_C(0x6c7967656e657261);
-    h->v[3] = secret[1] ^ UINT64_C(0x7465646279746573);
-    h->tail = 0;
-    h->n = 0;
-}
-
-void moec_siphash_add(moec_siphash *h, const void *data, size_t n)
-{
-    const unsigned char *p = data;
-    const unsigned char *end = p + n;
-
-    while (p < end && h->n % 8 != 0) {
-        h->tail |= (uint64_t)*p++ << (h->n++ % 8 * 8);
-        if (h->n % 8 == 0) {
-            sip_word(h->v, h->tail);
-            h->tail = 0;
-        }
-    }
-    while (end - p >= 8) {
-        sip_word(h->v, moec_le64(p));
-        p += 8;
-        h->n += 8;
-    }
-    while (p < end)
-        h->tail |= (uint64_t)*p++ << (h->n++ % 8 * 8);
-}
-
-void moec_siphash_end(moec_siphash *h, uint64_t out[2])
-{
-    sip_word(h->v, h->tail | h->n << 56);
-    h->v[2] ^= 0xee;
-    for (int i = 0; i < 3; i++)
-        sip_round(h->v);
-    out[0] = h->v[0] ^ h->v[1] ^ h->v[2] ^ h->v[3];
-    h->v[1] ^= 0xdd;
-    for (int i = 0; i < 3; i++)
-        sip_round(h->v);
-    out[1] = h->v[0] ^ h->v[1] ^ h->v[2] ^ h->v[3];
-}
-
-/* --------------------------------------------------------------- key set */
-
-#define CELLS_MIN ((size_t)64)
-/* What the caller expects is a guess from a file's size: believe 16 MiB. */
-#define CELLS_EXPECT_MAX ((size_t)1 << 20)
-
-uint64_t moec_keyset_open(moec_keyset *k)
-{
-    return ++k->serial;
-}
-
-void moec_keyset_begin(moec_keyset *k, moec_siphash *h, uint64_t serial)
-{
-    if (!k->seeded) {
-        moec_random_secret(k->secret);
-        k->seeded = true;
-    }
-    moec_siphash_begin(h, k->secret);
-    moec_siphash_add(h, &serial, sizeof(serial));
-}
-
-/* Return the cell of this digest, or the free one where it belongs. */
-static uint64_t *keyset_cell(const moec_keyset *k, const uint64_t key[2])
-{
-    size_t i = (size_t)key[0] & (k->cap - 1);
-
-    while ((k->cells[i][0] | k->cells[i][1]) != 0 &&
-           (k->cells[i][0] != key[0] || k->cells[i][1] != key[1]))
-        i = (i + 1) & (k->cap - 1);
-    return k->cells[i];
-}
-
-static moec_status keyset_grow(moec_keyset *k, moec_error *err)
-{
-    size_t old_cap = k->cap;
-    uint64_t(*old)[2] = k->cells;
-    size_t cap = old_cap == 0 ? CELLS_MIN : old_cap * 2;
-
-    while (cap < k->expect && cap < CELLS_EXPECT_MAX)
-        cap *= 2;
-    k->cells = moec_calloc(cap, sizeof(*k->cells));
-    if (k->cells == NULL) {
-        k->cells = old;
-        return moec_fail_nomem(err, "the keys of a JSON object");
-    }
-    k->cap = cap;
-    for (size_t i = 0; i < old_cap; i++) {
-        if ((old[i][0] | old[i][1]) != 0)
-            memcpy(keyset_cell(k, old[i]), old[i], sizeof(*old));
-    }
-    moec_free(old);
-    return MOEC_OK;
-}
-
-moec_status moec_keyset_end(moec_keyset *k, moec_siphash *h, bool *existed,
-                            moec_error *err)
-{
-    uint64_t key[2];
-    uint64_t *cell;
-
-    if (k->n >= k->cap / 4 * 3)
-        MOEC_TRY(keyset_grow(k, err));
-    moec_siphash_end(h, key);
-    key[1] |= (key[0] | key[1]) == 0; /* {0, 0} means free */
-    cell = keyset_cell(k, key);
-    *existed = (cell[0] | cell[1]) != 0;
-    if (!*existed) {
-        cell[0] = key[0];
-        cell[1] = key[1];
-        k->n++;
-    }
-    return MOEC_OK;
-}
-
-void moec_keyset_clear(moec_keyset *k)
-{
-    if (k->n == 0)
-        return;
-    /* A table that one large object made must not be wiped again and again
-     * for the small ones behind it. */
-    if (k->cap > CELLS_MIN) {
-        moec_free(k->cells);
-        k->cells = NULL;
-        k->cap = 0;
-    } else {
-        memset(k->cells, 0, k->cap * sizeof(*k->cells));
-    }
-    k->n = 0;
-}
-
-void moec_keyset_fini(moec_keyset *k)
-{
-    moec_free(k->cells);
-    memset(k, 0, sizeof(*k));
-}
 
 /* --------------------------------------------------------------- windows */
 
@@ -347,8 +161,8 @@ moec_status moec_js_enter(moec_jsonscan *s)
 
 /* Where the bytes of a string go. */
 typedef struct sink {
-    moec_js_text *text;  /* stored up to its cap, or NULL */
-    moec_siphash *hash;  /* digested, or NULL */
+    moec_js_text *text; /* stored up to its cap, or NULL */
+    moec_siphash *hash; /* digested, or NULL */
 } sink;
 
 static inline void sink_add(sink *k, const void *data, size_t n)
@@ -379,8 +193,7 @@ static const unsigned char *plain_run(const unsigned char *p,
         uint64_t w = moec_le64(p);
         uint64_t quote = w ^ BYTES('"');
         uint64_t slash = w ^ BYTES('\\');
-        uint64_t hit = (w | (w - BYTES(0x20)) |
-                        ((quote - BYTES(1)) & ~quote) |
+        uint64_t hit = (w | (w - BYTES(0x20)) | ((quote - BYTES(1)) & ~quote) |
                         ((slash - BYTES(1)) & ~slash)) &
                        BYTES(0x80);
         if (hit != 0)
@@ -416,8 +229,9 @@ static moec_status utf8_sequence(moec_jsonscan *s, char out[4], size_t *n_out)
         int c;
         MOEC_TRY(peek_raw(s, &c));
         if (c < low || c > high)
-            return moec_js_fail(s, s->utf8, "expected the rest of a UTF-8 "
-                                            "sequence");
+            return moec_js_fail(s, s->utf8,
+                                "expected the rest of a UTF-8 "
+                                "sequence");
         out[i] = (char)c;
         s->p++;
         low = 0x80;

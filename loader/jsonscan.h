@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/base.h"
+#include "keyset.h"
 
 /* Deepest nesting: a header needs 3, an index 2. Also the bits of a stack. */
 #define MOEC_JSON_DEPTH_MAX 64
@@ -22,49 +23,6 @@
 /* Most keys that one metadata object or one unknown value may hold: they are
  * told apart by digests, 16 bytes each, and a real file has a handful. */
 #define MOEC_JSON_KEYS_MAX 65536u
-
-/* ----------------------------------------------------------- key set
- * Which keys an object has had. Keys are kept as 128-bit SipHash values under
- * a random secret, tied to the serial number of their object: equal keys are
- * always found, different ones collide once in 2^128 pairs, and no file can
- * aim for it. So a key of any length costs 16 bytes. Zero-initialise; one
- * secret serves until _fini. */
-
-typedef struct moec_siphash {
-    uint64_t v[4];
-    uint64_t tail; /* bytes not yet absorbed, little endian */
-    uint64_t n;    /* bytes seen */
-} moec_siphash;
-
-typedef struct moec_keyset {
-    uint64_t (*cells)[2]; /* {0, 0} is free */
-    size_t n, cap;        /* cap is a power of two, or 0 */
-    size_t expect;        /* keys that may come, a guess; 0: few */
-    uint64_t secret[2];
-    uint64_t serial; /* of the object opened last */
-    bool seeded;
-} moec_keyset;
-
-/* Fill two words with randomness; never blocks, never fails. */
-void moec_random_secret(uint64_t secret[2]);
-
-void moec_siphash_begin(moec_siphash *h, const uint64_t secret[2]);
-void moec_siphash_add(moec_siphash *h, const void *data, size_t n);
-/* The first word alone is the 64-bit hash. */
-void moec_siphash_end(moec_siphash *h, uint64_t out[2]);
-
-/* Return a serial number for one more object. */
-uint64_t moec_keyset_open(moec_keyset *k);
-/* Begin the digest of a key of object `serial`. */
-void moec_keyset_begin(moec_keyset *k, moec_siphash *h, uint64_t serial);
-/* Insert what was added since. *existed tells of a duplicate. NOMEM. */
-moec_status moec_keyset_end(moec_keyset *k, moec_siphash *h, bool *existed,
-                            moec_error *err);
-/* Forget all keys; costs what they did. */
-void moec_keyset_clear(moec_keyset *k);
-void moec_keyset_fini(moec_keyset *k);
-
-/* ----------------------------------------------------------- scanner */
 
 /* Give the bytes behind the last window: *n_out 0 at the end. The window
  * before may be overwritten. */
@@ -114,7 +72,7 @@ void moec_js_fini(moec_jsonscan *s);
 moec_status moec_js_peek_slow(moec_jsonscan *s, int *c_out);
 static inline moec_status moec_js_peek(moec_jsonscan *s, int *c_out)
 {
-    if (s->p < s->end && *s->p > ' ') {
+    if (s->p<s->end && * s->p> ' ') {
         *c_out = *s->p;
         return MOEC_OK;
     }

@@ -18,12 +18,14 @@
 #include <string.h>
 
 #include "jsonscan.h"
+#include "nameset.h"
+#include "tiling.h"
 
-#define WINDOW_BYTES (UINT64_C(1) << 20)
-#define PREFIX_BYTES 8
-#define ENTRY_BYTES 128 /* of an entry, from real headers */
-#define N_SHAPES_KEPT 64 /* models repeat a dozen shapes; power of two */
-#define METADATA_KEY "__metadata__"
+#define WINDOW_BYTES  (UINT64_C(1) << 20)
+#define PREFIX_BYTES  8
+#define ENTRY_BYTES   128 /* of an entry, from real headers */
+#define N_SHAPES_KEPT 64  /* models repeat a dozen shapes; power of two */
+#define METADATA_KEY  "__metadata__"
 
 /* What an entry has said so far. */
 enum { HAS_DTYPE = 1, HAS_SHAPE = 2, HAS_OFFSETS = 4 };
@@ -35,23 +37,13 @@ typedef struct entry {
     uint32_t has;
 } entry;
 
-/* One cell of the set of names: tensor number + 1 in the low 20 bits (0: free;
- * TENSORS_PER_FILE_MAX fits), bits of the hash above. 4 bytes a cell keep a
- * million names in 8 MiB. */
-#define CELL_BITS 20
-#define CELL_MASK ((UINT32_C(1) << CELL_BITS) - 1)
-_Static_assert(MOEC_TENSORS_PER_FILE_MAX <= CELL_MASK, "cells hold numbers");
-
 typedef struct parser {
     moec_jsonscan js;
     moec_header *h;
     size_t cap; /* of h->tensors */
-    uint32_t *cells;
-    size_t cell_cap; /* power of two, or 0 */
-    uint64_t secret[2];
+    moec_nameset names;
     const uint64_t *shapes[N_SHAPES_KEPT]; /* stored ones, by hash */
     uint16_t shape_rank[N_SHAPES_KEPT];
-    bool sorted; /* (begin, end) never stepped back */
     /* source */
     int fd;
     uint64_t next, limit; /* bytes of the file still to be read */
@@ -76,68 +68,6 @@ static moec_status MOEC_PRINTF(4, 5)
     return moec_fail_at(p->js.err, MOEC_E_FORMAT, rule, at,
                         "%s: tensor '%s': %s (byte %" PRIu64 ")", p->js.name,
                         name, why, at);
-}
-
-/* ---------------------------------------------------------- set of names */
-
-static uint64_t name_hash(const parser *p, const char *name, size_t n)
-{
-    moec_siphash h;
-    uint64_t out[2];
-
-    moec_siphash_begin(&h, p->secret);
-    moec_siphash_add(&h, name, n);
-    moec_siphash_end(&h, out);
-    return out[0];
-}
-
-static void put_cell(uint32_t *cells, size_t cap, uint64_t hash, uint32_t id)
-{
-    size_t i = (size_t)hash & (cap - 1);
-
-    while (cells[i] != 0)
-        i = (i + 1) & (cap - 1);
-    cells[i] = (uint32_t)(hash >> 32) << CELL_BITS | id;
-}
-
-static moec_status grow_cells(parser *p)
-{
-    size_t cap = p->cell_cap == 0 ? 64 : p->cell_cap * 2;
-    uint32_t *cells;
-
-    /* Pages that a wrong guess leaves unused cost nothing. */
-    while (cap < p->h->header_bytes / ENTRY_BYTES * 2)
-        cap *= 2;
-    cells = moec_calloc(cap, sizeof(*cells));
-    if (cells == NULL)
-        return moec_fail_nomem(p->js.err, "the set of tensor names");
-    for (size_t i = 0; i < p->h->n_tensors; i++) {
-        const char *name = p->h->tensors[i].name;
-        put_cell(cells, cap, name_hash(p, name, strlen(name)),
-                 (uint32_t)i + 1);
-    }
-    moec_free(p->cells);
-    p->cells = cells;
-    p->cell_cap = cap;
-    return MOEC_OK;
-}
-
-/* True where a tensor of this name is in the table. */
-static bool has_name(const parser *p, uint64_t hash, const char *name,
-                     size_t n)
-{
-    uint32_t tag = (uint32_t)(hash >> 32) << CELL_BITS;
-    size_t i = (size_t)hash & (p->cell_cap - 1);
-
-    for (; p->cells[i] != 0; i = (i + 1) & (p->cell_cap - 1)) {
-        const char *other;
-        if ((p->cells[i] & ~CELL_MASK) != tag)
-            continue;
-        other = p->h->tensors[(p->cells[i] & CELL_MASK) - 1].name;
-        if (strncmp(other, name, n) == 0 && other[n] == '\0')
-            return true;
-    }
-    return false;
 }
 
 /* ----------------------------------------------------------- the entries */
@@ -167,20 +97,19 @@ static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at,
 {
     moec_header *h = p->h;
     size_t n = (size_t)t->len;
-    uint64_t hash = name_hash(p, t->s, n);
     moec_tensor *tensor;
+    bool existed = false;
 
-    if (h->n_tensors >= p->cell_cap / 2)
-        MOEC_TRY(grow_cells(p));
-    if (has_name(p, hash, t->s, n))
+    MOEC_TRY(moec_nameset_add(&p->names, h->tensors, h->n_tensors, t->s, n,
+                              &existed, p->js.err));
+    if (existed)
         return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H07, at,
                             "%s: tensor '%.*s': a second time (byte %" PRIu64
                             ")",
                             p->js.name, (int)n, t->s, at);
     if (h->n_tensors == p->cap) {
         size_t cap = p->cap == 0 ? 64 : p->cap * 2;
-        moec_tensor *more =
-            moec_realloc_array(h->tensors, cap, sizeof(*more));
+        moec_tensor *more = moec_realloc_array(h->tensors, cap, sizeof(*more));
         if (more == NULL)
             return moec_fail_nomem(p->js.err, "the tensor table");
         h->tensors = more;
@@ -191,7 +120,7 @@ static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at,
     tensor->name = moec_arena_strdup(&h->arena, t->s, n);
     if (tensor->name == NULL)
         return moec_fail_nomem(p->js.err, "a tensor's name");
-    put_cell(p->cells, p->cell_cap, hash, (uint32_t)++h->n_tensors);
+    h->n_tensors++;
     *out = tensor;
     return MOEC_OK;
 }
@@ -273,8 +202,7 @@ static moec_status read_shape(parser *p, entry *e)
 
     MOEC_TRY(moec_js_peek(&p->js, &c));
     if (c != '[')
-        return refuse_kind(p, MOEC_RULE_H12, e->t->name,
-                           "shape is not a list");
+        return refuse_kind(p, MOEC_RULE_H12, e->t->name, "shape is not a list");
     MOEC_TRY(moec_js_enter(&p->js));
     for (;; first = false) {
         uint64_t dim;
@@ -445,7 +373,6 @@ static moec_status read_entry(parser *p, moec_tensor *t)
 {
     entry e = {.t = t};
     uint64_t serial = 0; /* of this object in the key set, once needed */
-    const moec_tensor *before;
     bool more = true, first = true;
     int c;
 
@@ -462,14 +389,7 @@ static moec_status read_entry(parser *p, moec_tensor *t)
     }
     moec_js_leave(&p->js);
     moec_keyset_clear(&p->js.keys);
-    MOEC_TRY(check_entry(p, &e));
-    if (p->h->n_tensors > 1) {
-        before = t - 1;
-        if (before->off > t->off ||
-            (before->off == t->off && before->bytes > t->bytes))
-            p->sorted = false;
-    }
-    return MOEC_OK;
+    return check_entry(p, &e);
 }
 
 /* -------------------------------------------------------------- metadata */
@@ -567,113 +487,20 @@ static moec_status read_object(parser *p)
     return MOEC_OK;
 }
 
-/* -------------------------------------------------------------- the data */
-
-static int by_offset(const void *a, const void *b, void *ctx)
-{
-    const moec_tensor *tensors = ctx;
-    const moec_tensor *x = &tensors[*(const uint32_t *)a];
-    const moec_tensor *y = &tensors[*(const uint32_t *)b];
-
-    if (x->off != y->off)
-        return x->off < y->off ? -1 : 1;
-    return (x->bytes > y->bytes) - (x->bytes < y->bytes);
-}
-
-/* Numbers of the tensors by (begin, end); NULL where they stand so. The heap
- * sort is ours because the C library's qsort may be quadratic, or allocate
- * past moec_alloc. */
-static moec_status offset_order(parser *p, uint32_t **out)
-{
-    size_t n = p->h->n_tensors;
-    uint32_t *order;
-
-    *out = NULL;
-    if (p->sorted || n < 2)
-        return MOEC_OK;
-    order = moec_alloc(n * sizeof(*order));
-    if (order == NULL)
-        return moec_fail_nomem(p->js.err, "the order of the tensors");
-    for (size_t i = 0; i < n; i++)
-        order[i] = (uint32_t)i;
-    for (size_t size = n, root = n / 2; size > 1;) {
-        uint32_t moving;
-        size_t i, child;
-        if (root > 0) {
-            moving = order[--root];
-        } else {
-            moving = order[--size];
-            order[size] = order[0];
-        }
-        for (i = root; (child = 2 * i + 1) < size; i = child) {
-            if (child + 1 < size && by_offset(&order[child], &order[child + 1],
-                                              p->h->tensors) < 0)
-                child++;
-            if (by_offset(&moving, &order[child], p->h->tensors) >= 0)
-                break;
-            order[i] = order[child];
-        }
-        order[i] = moving;
-    }
-    *out = order;
-    return MOEC_OK;
-}
-
-/* H15..H17: the tensors tile the data to the file's last byte. */
-static moec_status check_tiling(parser *p, const uint32_t *order,
-                                uint64_t file_bytes)
-{
-    moec_header *h = p->h;
-    uint64_t data_bytes = file_bytes - h->header_bytes;
-    uint64_t end = 0;
-
-    for (size_t i = 0; i < h->n_tensors; i++) {
-        const moec_tensor *t = &h->tensors[order != NULL ? order[i] : i];
-        if (t->off != end)
-            return moec_fail_at(
-                p->js.err, MOEC_E_FORMAT, MOEC_RULE_H15, h->header_bytes,
-                "%s: tensor '%s': begins at %" PRIu64
-                " of the data, the one before it ends at %" PRIu64 " (%s)",
-                p->js.name, t->name, t->off, end,
-                t->off > end ? "hole" : "overlap");
-        end = t->off + t->bytes; /* both were read: no overflow */
-    }
-    if (end > data_bytes)
-        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H17,
-                            file_bytes,
-                            "%s: the header says %" PRIu64
-                            " bytes of data, the file ends behind %" PRIu64
-                            " (byte %" PRIu64 ")",
-                            p->js.name, end, data_bytes, file_bytes);
-    if (end < data_bytes)
-        return moec_fail_at(p->js.err, MOEC_E_FORMAT, MOEC_RULE_H16,
-                            h->header_bytes + end,
-                            "%s: %" PRIu64 " bytes behind the last tensor "
-                            "(from byte %" PRIu64 ")",
-                            p->js.name, data_bytes - end,
-                            h->header_bytes + end);
-    h->data_bytes = end;
-    return MOEC_OK;
-}
+/* -------------------------------------------------------------- sources */
 
 /* Check where the tensors lie, and make offsets count from the file. */
 static moec_status place(parser *p, uint64_t file_bytes)
 {
-    uint32_t *order = NULL;
-    moec_status st;
+    moec_header *h = p->h;
 
-    /* The names are proved different: make room. */
-    moec_free(p->cells);
-    p->cells = NULL;
-    MOEC_TRY(offset_order(p, &order));
-    st = check_tiling(p, order, file_bytes);
-    moec_free(order);
-    for (size_t i = 0; st == MOEC_OK && i < p->h->n_tensors; i++)
-        p->h->tensors[i].off += p->h->header_bytes;
-    return st;
+    MOEC_TRY(moec_tiling_check(h->tensors, h->n_tensors, h->header_bytes,
+                               file_bytes, p->js.name, p->js.err));
+    h->data_bytes = file_bytes - h->header_bytes;
+    for (size_t i = 0; i < h->n_tensors; i++)
+        h->tensors[i].off += h->header_bytes;
+    return MOEC_OK;
 }
-
-/* -------------------------------------------------------------- sources */
 
 /* H01. */
 static moec_status check_length(const unsigned char prefix[PREFIX_BYTES],
@@ -728,7 +555,6 @@ static void parser_init(parser *p, moec_header *h, const char *name,
     memset(p, 0, sizeof(*p));
     *h = no_header;
     p->h = h;
-    p->sorted = true;
     p->fd = -1;
     p->js.name = name;
     p->js.err = err;
@@ -739,19 +565,19 @@ static void parser_init(parser *p, moec_header *h, const char *name,
     p->js.too_deep = MOEC_RULE_H05;
     p->js.duplicate = MOEC_RULE_H07;
     p->js.too_many_keys = MOEC_RULE_H10;
-    moec_random_secret(p->secret);
 }
 
 /* Run the parse, free what the parser holds, and the table if it failed. */
 static moec_status parser_run(parser *p, uint64_t file_bytes)
 {
-    moec_status st = read_object(p);
+    moec_status st;
 
+    p->names.expect = (size_t)(p->h->header_bytes / ENTRY_BYTES);
+    st = read_object(p);
     moec_js_fini(&p->js);
+    moec_nameset_fini(&p->names);
     if (st == MOEC_OK)
         st = place(p, file_bytes);
-    moec_free(p->cells);
-    p->cells = NULL;
     if (st != MOEC_OK)
         moec_header_fini(p->h);
     return st;
@@ -775,8 +601,7 @@ moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
     p.limit = h.header_bytes;
     p.js.refill = refill;
     p.js.ctx = &p;
-    p.window = moec_alloc(
-        (size_t)moec_min_u64(h.header_bytes, WINDOW_BYTES));
+    p.window = moec_alloc((size_t)moec_min_u64(h.header_bytes, WINDOW_BYTES));
     if (p.window == NULL)
         return moec_fail_nomem(err, "a window on a header");
     st = moec_hasher_create(&p.hasher, err);

@@ -21,11 +21,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define REPO_PREFIX "models--"
+#define REPO_PREFIX   "models--"
 #define REF_BYTES_MAX 256u
 /* https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md: a pointer begins
  * with this line and is shorter than 1024 bytes. */
-#define LFS_LINE "version https://git-lfs.github.com/spec/v1"
+#define LFS_LINE      "version https://git-lfs.github.com/spec/v1"
 #define LFS_BYTES_MAX 1024u
 
 bool moec_has_suffix(const char *s, const char *suffix)

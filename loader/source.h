@@ -20,7 +20,10 @@ typedef struct moec_source {
     char *prefix; /* from the root to dir: "snapshots/REVISION/", or "" */
     char *bare;   /* name of the one file that was asked for, or NULL */
 } moec_source;
-#define MOEC_SOURCE_INIT {NULL, -1, -1, NULL, NULL}
+#define MOEC_SOURCE_INIT                                                       \
+  {                                                                            \
+    NULL, -1, -1, NULL, NULL                                                   \
+  }
 
 /* Find what `path` means. `hf_cache` may be NULL. */
 moec_status moec_source_open(moec_source *out, const char *path,
@@ -34,8 +37,7 @@ bool moec_source_in_cache(const moec_source *s);
  * os_errno ENOENT; not regular or leading outside -> FORMAT I03; a Git LFS
  * pointer -> FORMAT I11. *fd_out is the caller's to close. */
 moec_status moec_source_file(const moec_source *s, const char *name,
-                             int *fd_out, uint64_t *bytes_out,
-                             moec_error *err);
+                             int *fd_out, uint64_t *bytes_out, moec_error *err);
 
 /* List the names in the directory, sorted bytewise, without "." and "..".
  * The names live in `arena`; the array is the caller's to moec_free. */

@@ -166,8 +166,7 @@ size_t moec_table_find(const moec_tensor *tensors, size_t n, const char *name,
 {
     size_t low = 0, high = n;
 
-    if (guess < n &&
-        moec_table_compare(&tensors[guess], name, name_bytes) == 0)
+    if (guess < n && moec_table_compare(&tensors[guess], name, name_bytes) == 0)
         return guess;
     while (low < high) {
         size_t mid = low + (high - low) / 2;

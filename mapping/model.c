@@ -112,8 +112,9 @@ static moec_status classify(maker *k, size_t i, moec_norm *norm, size_t *run)
                          "of the family '%s' names it",
                          t->name, k->b.family->name);
     if (f.what == MOEC_NAME_OTHER) {
+        /* The run goes on: a name with a number such as 007 may stand in the
+         * middle of a layer's. */
         u->is_mtp = in_mtp_module(k->b.family, norm->text);
-        *run = SIZE_MAX;
         return MOEC_OK;
     }
     if (*run == SIZE_MAX || k->found[*run].prefix != f.prefix ||
@@ -322,8 +323,10 @@ static moec_status make_layers(maker *k)
         return moec_fail_nomem(k->err, "the layers of a model");
     for (size_t i = 0; i < m->n_layers; i++) {
         MOEC_TRY(moec_build_slices(&k->b, &k->found[i], &m->layers[i], k->err));
-        for (size_t t = k->found[i].begin; t < k->found[i].end; t++)
+        for (size_t t = k->found[i].begin; t < k->found[i].end; t++) {
             m->uses[t].layer = (uint32_t)i & NO_LAYER;
+            m->uses[t].is_mtp = k->found[i].key.space == MOEC_SPACE_MTP;
+        }
     }
     weights_facts(&m->layers[0], &m->facts);
     return moec_decide_fusion(&k->b, m->layers, m->n_layers, &m->facts, k->err);

@@ -26,22 +26,22 @@ typedef enum moec_geometry {
                             weights, block, group and row scales */
     MOEC_GEO_MATRIX_KEPT = 1, /* [in, out] and stays so (AWQ, GPTQ): gate and
                                  up join on the last axis */
-    MOEC_GEO_OUT_VECTOR = 2, /* [out]: a bias */
-    MOEC_GEO_SCALAR = 3,     /* [] or [1]: one number per projection */
-    MOEC_GEO_RECORD = 4      /* a small array about the whole projection, as
+    MOEC_GEO_OUT_VECTOR = 2,  /* [out]: a bias */
+    MOEC_GEO_SCALAR = 3,      /* [] or [1]: one number per projection */
+    MOEC_GEO_RECORD = 4       /* a small array about the whole projection, as
                                 weight_shape [2]: stacked, never cut */
 } moec_geometry;
 
 /* One source of a layer: a (role, part, component). */
 typedef struct moec_slice {
-    uint8_t role;         /* MOEC_ROLE_ROUTED or MOEC_ROLE_SHARED */
-    uint8_t part;         /* moec_part */
-    uint8_t geometry;     /* moec_geometry */
-    uint8_t in_out;       /* MATRIX only: the source is [in, out] */
-    uint8_t interleaved;  /* GATE_UP only: gate, up, gate, up along out */
-    uint8_t stacked;      /* 1: tensors[0] holds all experts, one slice after
+    uint8_t role;        /* MOEC_ROLE_ROUTED or MOEC_ROLE_SHARED */
+    uint8_t part;        /* moec_part */
+    uint8_t geometry;    /* moec_geometry */
+    uint8_t in_out;      /* MATRIX only: the source is [in, out] */
+    uint8_t interleaved; /* GATE_UP only: gate, up, gate, up along out */
+    uint8_t stacked;     /* 1: tensors[0] holds all experts, one slice after
                              the other (leading axis, or row blocks) */
-    uint8_t dtype;        /* moec_dtype */
+    uint8_t dtype;       /* moec_dtype */
     uint8_t reserved;
     const char *component; /* suffix behind w13_ and w2_: "weight", "bias",
                               "weight_scale_inv" ...; equal strings are one
@@ -50,8 +50,8 @@ typedef struct moec_slice {
                               leading axis of a stacked source is gone, row
                               blocks are divided */
     uint64_t shape[MOEC_RANK_MAX];
-    uint64_t bytes;        /* of one slice */
-    uint32_t n_tensors;    /* 1 where stacked or shared, else E */
+    uint64_t bytes;          /* of one slice */
+    uint32_t n_tensors;      /* 1 where stacked or shared, else E */
     const uint32_t *tensors; /* ckpt tensor indices, by logical expert */
 } moec_slice;
 

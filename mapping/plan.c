@@ -207,8 +207,8 @@ static moec_status check_movable(const moec_moe_layer *l, const moec_slice *s,
                          "%s: component '%s' is stored [in, out] with %u "
                          "dimensions an expert, expected 2",
                          l->experts_prefix, s->component, s->rank);
-    if (halves && matrix_of(s).out % 2 != 0 &&
-        s->geometry != MOEC_GEO_SCALAR && s->geometry != MOEC_GEO_RECORD)
+    if (halves && matrix_of(s).out % 2 != 0 && s->geometry != MOEC_GEO_SCALAR &&
+        s->geometry != MOEC_GEO_RECORD)
         return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_T5,
                          "%s: component '%s' joins gate and up in an odd "
                          "number of rows",
@@ -247,8 +247,8 @@ static moec_status find_shared(slot_spec *sp, const moec_layer_slices *l,
                                const char *component, uint32_t m,
                                moec_error *err)
 {
-    uint32_t n = find_halves(l, MOEC_ROLE_SHARED, component, sp->pub.is_w2,
-                             sp->shared);
+    uint32_t n =
+        find_halves(l, MOEC_ROLE_SHARED, component, sp->pub.is_w2, sp->shared);
     bool ok = n == sp->n_halves;
 
     for (uint32_t h = 0; ok && h < n; h++)
@@ -273,8 +273,8 @@ static moec_status make_spec(moec_plan *p, const moec_layer_slices *l,
         MOEC_TRY(check_movable(&l->layer, sp->routed[h], err));
     moec_buf_printf(&name, "%s.%s_%s", l->layer.experts_prefix,
                     w2 ? "w2" : "w13", component);
-    t->name = name.oom ? NULL : moec_arena_strdup(&p->arena, name.data,
-                                                  name.len);
+    t->name =
+        name.oom ? NULL : moec_arena_strdup(&p->arena, name.data, name.len);
     moec_buf_fini(&name);
     if (t->name == NULL)
         return moec_fail_nomem(err, "name of a slot tensor");
@@ -323,8 +323,7 @@ static void sort_specs(plan_layer *pl)
     }
 }
 
-static moec_status plan_one_layer(moec_plan *p, plan_layer *pl,
-                                  moec_error *err)
+static moec_status plan_one_layer(moec_plan *p, plan_layer *pl, moec_error *err)
 {
     const moec_layer_slices *l = moec_model_slices(p->model, pl->model_layer);
 
@@ -426,8 +425,8 @@ static moec_status note_same_rank(moec_plan *p, moec_error *err)
         char layer[MOEC_LAYER_TEXT_BYTES];
         moec_same_rank r;
 
-        MOEC_TRY(moec_placement_same_rank(p->placement, i, p->topo.n_ranks,
-                                          &r, err));
+        MOEC_TRY(moec_placement_same_rank(p->placement, i, p->topo.n_ranks, &r,
+                                          err));
         if (r.n_slots == 0)
             continue;
         snprintf(text, sizeof(text),
@@ -459,14 +458,13 @@ static moec_status choose_topology(moec_plan *p, moec_error *err)
     if (p->opts.placement != NULL && p->opts.n_redundant != 0 &&
         moec_placement_n_physical(p->opts.placement) - p->n_experts !=
             p->opts.n_redundant)
-        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P08,
-                         "--redundant %u, but the placement has %u slots for "
-                         "%u experts: %u redundant; leave --redundant out",
-                         p->opts.n_redundant,
-                         moec_placement_n_physical(p->opts.placement),
-                         p->n_experts,
-                         moec_placement_n_physical(p->opts.placement) -
-                             p->n_experts);
+        return moec_fail(
+            err, MOEC_E_MAPPING, MOEC_RULE_P08,
+            "--redundant %u, but the placement has %u slots for "
+            "%u experts: %u redundant; leave --redundant out",
+            p->opts.n_redundant, moec_placement_n_physical(p->opts.placement),
+            p->n_experts,
+            moec_placement_n_physical(p->opts.placement) - p->n_experts);
     p->opts.n_redundant =
         moec_placement_n_physical(p->opts.placement ? p->opts.placement
                                                     : p->placement) -
@@ -690,8 +688,10 @@ static moec_move cut_matrix(const cut *k)
     if (k->s->part == MOEC_PART_GATE_UP)
         out_begin = k->s->interleaved ? 2 * out_begin + k->h
                                       : out_begin + k->h * half_out(k->s);
-    moec_move v = {.op = op_of(k->s), .elem_bytes = (uint16_t)es,
-                   .n_rows = out, .n_cols = in};
+    moec_move v = {.op = op_of(k->s),
+                   .elem_bytes = (uint16_t)es,
+                   .n_rows = out,
+                   .n_cols = in};
     v.src_row = (k->s->in_out ? 1 : m.in) * es;
     v.src_col = (k->s->in_out ? m.out : 1) * es;
     v.src_off = k->base + out_begin * v.src_row + in_begin * v.src_col;
@@ -718,8 +718,10 @@ static moec_move cut_kept(const cut *k)
     }
     if (k->s->part == MOEC_PART_GATE_UP)
         out_begin += k->h * half_out(k->s);
-    moec_move v = {.op = MOEC_OP_COPY, .elem_bytes = (uint16_t)es,
-                   .n_rows = in, .n_cols = out};
+    moec_move v = {.op = MOEC_OP_COPY,
+                   .elem_bytes = (uint16_t)es,
+                   .n_rows = in,
+                   .n_cols = out};
     v.src_row = m.out * es;
     v.src_col = v.dst_col = es;
     v.src_off = k->base + in_begin * v.src_row + out_begin * es;
@@ -732,8 +734,10 @@ static moec_move cut_kept(const cut *k)
 static moec_move cut_whole(const cut *k)
 {
     uint64_t es = matrix_of(k->s).elem;
-    moec_move v = {.op = MOEC_OP_COPY, .elem_bytes = (uint16_t)es,
-                   .n_rows = 1, .n_cols = k->s->bytes / es};
+    moec_move v = {.op = MOEC_OP_COPY,
+                   .elem_bytes = (uint16_t)es,
+                   .n_rows = 1,
+                   .n_cols = k->s->bytes / es};
 
     v.src_off = k->base;
     v.src_col = v.dst_col = es;
@@ -782,9 +786,14 @@ size_t moec_plan_block_moves(const moec_plan *p, size_t layer, size_t t,
 
     if (unit == MOEC_UNIT_EMPTY) {
         uint64_t bytes = sp->pub.slot_bytes;
-        moec_move fill = {.tensor = UINT32_MAX, .op = MOEC_OP_FILL,
-                          .elem_bytes = 1, .n_rows = 1, .n_cols = bytes,
-                          .src_row = bytes, .src_col = 1, .dst_row = bytes,
+        moec_move fill = {.tensor = UINT32_MAX,
+                          .op = MOEC_OP_FILL,
+                          .elem_bytes = 1,
+                          .n_rows = 1,
+                          .n_cols = bytes,
+                          .src_row = bytes,
+                          .src_col = 1,
+                          .dst_row = bytes,
                           .dst_col = 1};
         out[0] = fill;
         return 1;
@@ -792,7 +801,10 @@ size_t moec_plan_block_moves(const moec_plan *p, size_t layer, size_t t,
     for (uint32_t i = 0; i < sp->n_halves; i++) {
         uint32_t h = swap ? 1 - i : i; /* i-th half of the slot */
         const moec_slice *s = shared ? sp->shared[h] : sp->routed[h];
-        cut k = {.s = s, .h = h, .n_halves = sp->n_halves, .to = i,
+        cut k = {.s = s,
+                 .h = h,
+                 .n_halves = sp->n_halves,
+                 .to = i,
                  .part = shared ? unit - p->n_experts : 0,
                  .n_parts = shared ? p->topo.n_shared_slots : 1,
                  .w2 = sp->pub.is_w2};

@@ -16,7 +16,7 @@
 
 #include "report.h"
 
-#define HELD_MAX          (2u * MOEC_FINDINGS_MAX)
+#define HELD_MAX          ((size_t)2 * MOEC_FINDINGS_MAX)
 #define MESSAGE_BYTES_MAX 1024u
 #define N_THEOREMS        6u
 
@@ -132,6 +132,7 @@ static int by_finding(const void *pa, const void *pb)
 static void cut(moec_report *r, size_t max)
 {
     if (r->n != 0)
+        /* NOLINTNEXTLINE(bugprone-sizeof-expression): sorts pointers */
         qsort(r->entries, r->n, sizeof(*r->entries), by_finding);
     while (r->n > max)
         moec_free(r->entries[--r->n]);
@@ -214,6 +215,7 @@ static bool make_room(moec_report *r)
     size_t cap = r->cap == 0 ? 64 : r->cap * 2;
     if (cap > HELD_MAX)
         cap = HELD_MAX;
+    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     entry **grown = moec_realloc_array(r->entries, cap, sizeof(*grown));
     if (grown == NULL)
         return false;
@@ -327,10 +329,10 @@ static bool count_dropped(moec_report *r)
     entry *last = r->entries[r->n - 1];
     moec_finding f = {.rule = last->f.rule, .severity = MOEC_SEVERITY_NOTE};
 
-    snprintf(message, sizeof(message),
-             "and %llu findings more: only the first %u are listed",
-             (unsigned long long)(r->n_added - MOEC_FINDINGS_MAX),
-             MOEC_FINDINGS_MAX);
+    (void)snprintf(message, sizeof(message),
+                   "and %llu findings more: only the first %u are listed",
+                   (unsigned long long)(r->n_added - MOEC_FINDINGS_MAX),
+                   MOEC_FINDINGS_MAX);
     entry *e = entry_create(&f, message);
     if (e == NULL)
         return false;

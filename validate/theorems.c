@@ -3,8 +3,8 @@
 /*
  * The theorems of level 1 over one layer, from snapshots (theorems.h).
  *
- * T2 and T1 are exact: destinations tile the slot, sources tile the tensor,
- * byte for byte, by the arithmetic of moec_moves_tile. T3 (by name) and T5 ask
+ * T2 is exact: destinations tile the slot, byte for byte, by the arithmetic of
+ * moec_moves_tile; so is T1, which stands in theorems_used.c. T3 (by name) and T5 ask
  * origin.c where each move's bytes must come from. A move is affine in (row,
  * column), and so is the origin within one half and one part: where both agree
  * at the first, second and last row and column they agree in between, and a
@@ -23,9 +23,6 @@
 #include "origin.h"
 #include "report.h"
 #include "theorems.h"
-
-/* Moves that tell one stretch of a source apart (moec_moves_tile's limit). */
-#define CLUSTER_MAX 256u
 
 /* What all functions of one layer's proof need. */
 typedef struct prover {
@@ -148,8 +145,8 @@ static void prove_routed_row(const prover *v, uint32_t rank, uint32_t row,
     }
     if (want >= 0 && (uint32_t)want == unit)
         return;
-    snprintf(expected, sizeof(expected), "%d", want);
-    snprintf(found, sizeof(found), "%u", unit);
+    (void)snprintf(expected, sizeof(expected), "%d", want);
+    (void)snprintf(found, sizeof(found), "%u", unit);
     f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
     f.expected = expected;
     f.found = found;
@@ -204,30 +201,6 @@ static void prove_map(const prover *v)
     }
 }
 
-/* ------------------------------------------------ one move's two regions */
-
-/* End of the region on one side; false on overflow. */
-static bool region_end(const moec_move *m, uint64_t off, uint64_t row,
-                       uint64_t col, uint64_t *end)
-{
-    uint64_t rows, cols;
-
-    return m->n_rows > 0 && m->n_cols > 0 && m->elem_bytes > 0 &&
-           moec_mul_u64(m->n_rows - 1, row, &rows) &&
-           moec_mul_u64(m->n_cols - 1, col, &cols) &&
-           moec_add_u64(off, rows, end) && moec_add_u64(*end, cols, end) &&
-           moec_add_u64(*end, m->elem_bytes, end);
-}
-
-static bool source_fits(const prover *v, const moec_move *m)
-{
-    uint64_t end;
-
-    return m->tensor < v->p->n_sources &&
-           region_end(m, m->src_off, m->src_row, m->src_col, &end) &&
-           end <= v->p->sources[m->tensor].tensor->bytes;
-}
-
 /* ------------------------------------------------------ T2: written once */
 
 static bool prove_written_once(const prover *v)
@@ -238,7 +211,7 @@ static bool prove_written_once(const prover *v)
 
     for (size_t i = 0; i < v->n_moves; i++) {
         const moec_move *m = &v->moves[i];
-        if (region_end(m, m->dst_off, m->dst_row, m->dst_col, &end) &&
+        if (moec_region_end(m, m->dst_off, m->dst_row, m->dst_col, &end) &&
             end <= t->slot_bytes)
             continue;
         moec_report_add(v->r, &f,
@@ -385,7 +358,7 @@ static bool prove_move(const prover *v, const moec_move *m)
     }
     if (fill)
         return true;
-    if (!source_fits(v, m)) {
+    if (!moec_source_fits(v->p, m)) {
         moec_report_add(v->r, &f, "a move reads outside source tensor %u",
                         m->tensor);
         return false;
@@ -485,144 +458,6 @@ static void prove_tensor(prover *v)
     moec_report_ran(v->r, MOEC_RULE_T5, n_moves);
 }
 
-/* --------------------------------------------------------- T1: all used */
-
-/* Where one move reads. */
-typedef struct extent {
-    uint64_t lo, hi;
-    const moec_move *m;
-} extent;
-
-static int by_number(uint64_t a, uint64_t b)
-{
-    return (a > b) - (a < b);
-}
-
-static int by_extent(const void *pa, const void *pb)
-{
-    const extent *a = pa, *b = pb;
-    int c = by_number(a->m->tensor, b->m->tensor);
-
-    if (c == 0)
-        c = by_number(a->lo, b->lo);
-    if (c == 0)
-        c = by_number(a->hi, b->hi);
-    if (c == 0)
-        c = by_number(a->m->n_rows, b->m->n_rows);
-    if (c == 0)
-        c = by_number(a->m->src_row, b->m->src_row);
-    return c == 0 ? by_number(a->m->src_col, b->m->src_col) : c;
-}
-
-/* Scalars, and per-row scales of a split shared expert, are repeated in
- * several slots: the same region twice counts once. */
-static bool same_region(const extent *a, const extent *b)
-{
-    return a->lo == b->lo && a->hi == b->hi && a->m->tensor == b->m->tensor &&
-           a->m->n_rows == b->m->n_rows && a->m->n_cols == b->m->n_cols &&
-           a->m->src_row == b->m->src_row && a->m->src_col == b->m->src_col;
-}
-
-/* Do the regions [0, n), whose extents overlap one another, tile theirs? */
-static bool cluster_tiles(const extent *e, size_t n, uint64_t hi,
-                          uint64_t *off_out)
-{
-    moec_move inverse[CLUSTER_MAX];
-
-    if (n > CLUSTER_MAX) {
-        *off_out = e[0].lo;
-        return false;
-    }
-    for (size_t i = 0; i < n; i++)
-        inverse[i] = moec_move_inverse(e[i].m, 0, e[0].lo);
-    if (moec_moves_tile(inverse, n, hi - e[0].lo, off_out))
-        return true;
-    *off_out += e[0].lo;
-    return false;
-}
-
-/* Do the sorted regions of one tensor tile [0, bytes)? */
-static bool tensor_covered(extent *e, size_t n, uint64_t bytes,
-                           uint64_t *off_out)
-{
-    uint64_t at = 0;
-    size_t kept = 0;
-
-    for (size_t i = 0; i < n; i++)
-        if (kept == 0 || !same_region(&e[kept - 1], &e[i]))
-            e[kept++] = e[i];
-    for (size_t i = 0; i < kept;) {
-        uint64_t hi = e[i].hi;
-        size_t k = i + 1;
-
-        *off_out = at;
-        if (e[i].lo != at)
-            return false;
-        for (; k < kept && e[k].lo < hi; k++)
-            hi = moec_max_u64(hi, e[k].hi);
-        if (!cluster_tiles(e + i, k - i, hi, off_out))
-            return false;
-        at = hi;
-        i = k;
-    }
-    *off_out = at;
-    return at == bytes;
-}
-
-/* Regions of the placed blocks that lie within their source. */
-static size_t gather(const prover *v, extent *out)
-{
-    size_t n = 0, width = (size_t)v->l->n_units + 1;
-
-    for (size_t b = 0; b < v->l->n_tensors * width; b++) {
-        const moec_proof_block *block = &v->l->blocks[b];
-
-        if (!v->placed[b % width])
-            continue;
-        for (size_t i = 0; i < block->n; i++) {
-            const moec_move *m = &v->l->moves[block->first + i];
-            extent *e = &out[n];
-
-            if (m->op == MOEC_OP_FILL || !source_fits(v, m))
-                continue;
-            e->lo = m->src_off;
-            e->m = m;
-            n += region_end(m, m->src_off, m->src_row, m->src_col, &e->hi);
-        }
-    }
-    return n;
-}
-
-static moec_status prove_coverage(const prover *v, moec_error *err)
-{
-    extent *e = moec_realloc_array(NULL, v->l->n_moves + 1, sizeof(*e));
-    size_t n, k;
-
-    if (e == NULL)
-        return moec_fail_nomem(err, "regions of a layer's moves");
-    n = gather(v, e);
-    qsort(e, n, sizeof(*e), by_extent);
-    for (size_t i = 0; i < n; i = k) {
-        moec_proof_source *s = &v->p->sources[e[i].m->tensor];
-        moec_finding f = layer_finding(v, MOEC_RULE_T1);
-        uint64_t off;
-
-        for (k = i + 1; k < n && e[k].m->tensor == e[i].m->tensor; k++)
-            ;
-        s->covered = 1;
-        if (tensor_covered(e + i, k - i, s->tensor->bytes, &off))
-            continue;
-        f.has |= MOEC_HAS_TENSOR;
-        f.tensor = s->tensor->name;
-        moec_report_add(v->r, &f,
-                        "byte %" PRIu64 " of the tensor's %" PRIu64
-                        " is used by no move, or by two different ones",
-                        off, s->tensor->bytes);
-    }
-    moec_free(e);
-    return MOEC_OK;
-}
-
 /* ------------------------------------------------------------- one layer */
 
 moec_status moec_prove_layer(moec_report *r, moec_proof *p,
@@ -646,69 +481,10 @@ moec_status moec_prove_layer(moec_report *r, moec_proof *p,
     prove_map(&v);
     for (v.t = 0; v.t < l->n_tensors; v.t++)
         prove_tensor(&v);
-    st = prove_coverage(&v, err);
+    st = moec_prove_used(r, p, l, v.placed, err);
 done:
     moec_free(v.placed);
     moec_free(v.origins);
     moec_free(v.origin_ok);
     return st;
-}
-
-/* --------------------------------------------------------- T1: the rest */
-
-/* NULL, or what is wrong with what becomes of a source tensor. */
-static const char *fate_error(const moec_proof *p, const moec_proof_source *s)
-{
-    bool expert =
-        s->use.role == MOEC_ROLE_ROUTED || s->use.role == MOEC_ROLE_SHARED;
-
-    switch (s->fate) {
-    case MOEC_FATE_MOVED:
-        if (!expert)
-            return "is neither an expert's nor kept as a common tensor";
-        return s->covered ? NULL : "belongs to an expert and no move uses it";
-    case MOEC_FATE_COMMON:
-        if (s->covered)
-            return "is moved into slots and kept as a common tensor too";
-        if (s->use.role == MOEC_ROLE_ROUTED)
-            return "is a routed expert's and is not moved into slots";
-        if (s->use.role == MOEC_ROLE_SHARED && p->topo.n_shared_slots != 0)
-            return "is the shared expert's, which has slots, and is not moved";
-        return NULL;
-    case MOEC_FATE_SHARED:
-        if (s->use.role != MOEC_ROLE_SHARED || !p->shared_store_common)
-            return "is put into the shared store and does not belong there";
-        return s->covered ? "is moved and put into the shared store" : NULL;
-    case MOEC_FATE_SKIPPED:
-        if (p->no_mtp && s->use.is_mtp)
-            return NULL;
-        return "is left out, and no rule names it";
-    }
-    return "has no fate";
-}
-
-void moec_prove_sources(moec_report *r, const moec_proof *p)
-{
-    uint64_t skipped = 0;
-
-    for (size_t i = 0; i < p->n_sources; i++) {
-        const moec_proof_source *s = &p->sources[i];
-        const char *why = fate_error(p, s);
-        moec_finding f = {.rule = MOEC_RULE_T1,
-                          .severity = MOEC_SEVERITY_ERROR,
-                          .has = MOEC_HAS_TENSOR | MOEC_HAS_FILE,
-                          .tensor = s->tensor->name};
-
-        skipped += s->fate == MOEC_FATE_SKIPPED;
-        if (why == NULL)
-            continue;
-        f.file = moec_ckpt_file(p->ckpt, s->tensor->file)->name;
-        moec_report_add(r, &f, "'%s' %s", s->tensor->name, why);
-    }
-    moec_report_ran(r, MOEC_RULE_T1, p->n_sources);
-    if (skipped != 0)
-        moec_report_note(r, MOEC_RULE_T1,
-                         "%" PRIu64 " tensors of MTP layers are left out as "
-                         "--no-mtp says",
-                         skipped);
 }

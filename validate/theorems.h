@@ -77,6 +77,20 @@ void moec_proof_layer_close(moec_proof_layer *l);
 moec_status moec_prove_layer(moec_report *r, moec_proof *p,
                              const moec_proof_layer *l, moec_error *err);
 
+/* End of a move's region on one side, given its offset and strides there.
+ * False where it is empty or overflows. */
+bool moec_region_end(const moec_move *m, uint64_t off, uint64_t row,
+                     uint64_t col, uint64_t *end);
+
+/* Does the move read an existing tensor, and within it? */
+bool moec_source_fits(const moec_proof *p, const moec_move *m);
+
+/* T1 over the tensors that one layer's moves read; `placed`[n_units + 1] says
+ * which units some row holds: others use nothing. */
+moec_status moec_prove_used(moec_report *r, moec_proof *p,
+                            const moec_proof_layer *l, const uint8_t *placed,
+                            moec_error *err);
+
 /* After all layers: T1 over every source tensor. */
 void moec_prove_sources(moec_report *r, const moec_proof *p);
 

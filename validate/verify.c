@@ -144,34 +144,39 @@ const moec_ct_slot *moec_verify_first(const moec_verifier *v, size_t layer,
     return &s->slots[(*tensor_out)->first_slot + *row_out];
 }
 
+/* Pieces of one slot tensor, appended at `p` unless that is NULL; returns how
+ * many. */
+static size_t cut_pieces(const moec_verifier *v, size_t layer, size_t t,
+                         moec_verify_piece *p)
+{
+    uint64_t batch =
+        moec_verify_batch(moec_plan_slot_tensor(v->plan, layer, t)->slot_bytes);
+    size_t n = 0;
+
+    for (uint64_t u = 0; u < v->n_units; u += batch, n++)
+        if (p != NULL)
+            p[n] = (moec_verify_piece){layer, t, u,
+                                       moec_min_u64(batch, v->n_units - u)};
+    return n;
+}
+
 moec_status moec_verify_unit_pieces(const moec_verifier *v,
                                     moec_verify_piece **out, size_t *n_out,
-                                    uint64_t *bytes_out, moec_error *err)
+                                    moec_error *err)
 {
     size_t n = 0, n_layers = moec_plan_n_layers(v->plan);
-    moec_verify_piece *p = NULL;
+    moec_verify_piece *p;
 
-    *bytes_out = 0;
-    for (int fill = 0; fill < 2; fill++) {
-        if (fill) {
-            p = moec_calloc(n + 1, sizeof(*p));
-            if (p == NULL)
-                return moec_fail_nomem(err, "list of work");
-        }
-        n = 0;
-        for (size_t l = 0; l < n_layers; l++)
-            for (size_t t = 0; t < moec_plan_n_slot_tensors(v->plan, l); t++) {
-                uint64_t bytes =
-                    moec_plan_slot_tensor(v->plan, l, t)->slot_bytes;
-                uint64_t batch = moec_verify_batch(bytes);
-
-                *bytes_out += fill ? bytes * v->n_units : 0;
-                for (uint64_t u = 0; u < v->n_units; u += batch, n++)
-                    if (fill)
-                        p[n] = (moec_verify_piece){
-                            l, t, u, moec_min_u64(batch, v->n_units - u)};
-            }
-    }
+    for (size_t l = 0; l < n_layers; l++)
+        for (size_t t = 0; t < moec_plan_n_slot_tensors(v->plan, l); t++)
+            n += cut_pieces(v, l, t, NULL);
+    p = moec_calloc(n + 1, sizeof(*p));
+    if (p == NULL)
+        return moec_fail_nomem(err, "list of work");
+    n = 0;
+    for (size_t l = 0; l < n_layers; l++)
+        for (size_t t = 0; t < moec_plan_n_slot_tensors(v->plan, l); t++)
+            n += cut_pieces(v, l, t, p + n);
     *out = p;
     *n_out = n;
     return MOEC_OK;
@@ -332,6 +337,9 @@ static moec_status run_passes(moec_verifier *v, moec_error *err)
         MOEC_TRY(moec_verify_source(v, err));
     if (v->table_ok)
         MOEC_TRY(moec_verify_inverse(v, err));
+    else
+        moec_report_note(v->r, MOEC_RULE_T6,
+                         "not tried: slots.bin and the layout disagree");
     if (v->opts->progress != NULL)
         v->opts->progress(v->opts->progress_ctx, v->total, v->total);
     return MOEC_OK;

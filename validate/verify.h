@@ -123,6 +123,6 @@ typedef struct moec_verify_piece {
  * small enough for one range, or one block. */
 moec_status moec_verify_unit_pieces(const moec_verifier *v,
                                     moec_verify_piece **out, size_t *n_out,
-                                    uint64_t *bytes_out, moec_error *err);
+                                    moec_error *err);
 
 #endif

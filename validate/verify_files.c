@@ -234,7 +234,7 @@ static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
         close(fd);
         return moec_fail_os(err, errno, "%s: cannot list", v->files->dir);
     }
-    /* only this thread knows this stream */
+    /* NOLINTNEXTLINE(concurrency-mt-unsafe): nobody else has this stream */
     while ((e = readdir(dir)) != NULL) {
         moec_finding f = about(MOEC_RULE_M05, e->d_name);
 

@@ -330,7 +330,6 @@ moec_status moec_verify_inverse(moec_verifier *v, moec_error *err)
     const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(v->plan));
     pass p = {.v = v};
     uint32_t n = n_keepers(v);
-    uint64_t bytes;
     moec_status st;
 
     if (v->source_ok) {
@@ -338,7 +337,7 @@ moec_status moec_verify_inverse(moec_verifier *v, moec_error *err)
         if (st == MOEC_OK)
             st = moec_parallel(n, p.n_pieces, run_source, &p, err);
     } else {
-        st = moec_verify_unit_pieces(v, &p.pieces, &p.n_pieces, &bytes, err);
+        st = moec_verify_unit_pieces(v, &p.pieces, &p.n_pieces, err);
         if (st == MOEC_OK)
             st = moec_parallel(n, p.n_pieces, run_circle, &p, err);
     }

@@ -181,9 +181,7 @@ static moec_status run_common(void *ctx, size_t i, uint32_t worker,
 moec_status moec_verify_source(moec_verifier *v, moec_error *err)
 {
     pass p = {.v = v};
-    uint64_t bytes;
-    moec_status st =
-        moec_verify_unit_pieces(v, &p.pieces, &p.n_pieces, &bytes, err);
+    moec_status st = moec_verify_unit_pieces(v, &p.pieces, &p.n_pieces, err);
 
     if (st == MOEC_OK)
         st = moec_parallel(v->n_workers, p.n_pieces, run_units, &p, err);

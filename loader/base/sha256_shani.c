@@ -54,8 +54,7 @@ static inline __attribute__((always_inline)) void store_state(const lane *l,
     __m128i feba = _mm_shuffle_epi32(l->abef, 0x1B);
     __m128i dchg = _mm_shuffle_epi32(l->cdgh, 0xB1);
 
-    _mm_storeu_si128((__m128i *)(void *)s,
-                     _mm_blend_epi16(feba, dchg, 0xF0));
+    _mm_storeu_si128((__m128i *)(void *)s, _mm_blend_epi16(feba, dchg, 0xF0));
     _mm_storeu_si128((__m128i *)(void *)(s + 4),
                      _mm_alignr_epi8(dchg, feba, 8));
 }
@@ -65,8 +64,7 @@ static inline __attribute__((always_inline)) void store_state(const lane *l,
 static inline __attribute__((always_inline)) void
 four_rounds(lane *l, const unsigned char *block, int i)
 {
-    const __m128i swap =
-        _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+    const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
     __m128i *w = l->w, x;
 
     if (i < 4) {
@@ -79,8 +77,9 @@ four_rounds(lane *l, const unsigned char *block, int i)
                           _mm_alignr_epi8(w[(i + 3) % 4], w[(i + 2) % 4], 4));
         w[i % 4] = _mm_sha256msg2_epu32(t, w[(i + 3) % 4]);
     }
-    x = _mm_add_epi32(w[i % 4], _mm_load_si128((const __m128i *)(const void *)(
-                                    k256 + 4 * i)));
+    x = _mm_add_epi32(
+        w[i % 4],
+        _mm_load_si128((const __m128i *)(const void *)(k256 + 4 * i)));
     l->cdgh = _mm_sha256rnds2_epu32(l->cdgh, l->abef, x);
     x = _mm_shuffle_epi32(x, 0x0E);
     l->abef = _mm_sha256rnds2_epu32(l->abef, l->cdgh, x);

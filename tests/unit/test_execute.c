@@ -71,7 +71,15 @@ static void naive(const moec_move *m, const unsigned char *src,
                    m->elem_bytes);
 }
 
-enum shape { PLAIN, COLUMNS, TURNED, TURNED_ALTERNATING, ROWS_ALTERNATING, KEPT, N_SHAPES };
+enum shape {
+    PLAIN,
+    COLUMNS,
+    TURNED,
+    TURNED_ALTERNATING,
+    ROWS_ALTERNATING,
+    KEPT,
+    N_SHAPES
+};
 
 /* Gate and up (or one matrix) of a random expert as moves that tile a block;
  * returns the block's bytes. */
@@ -226,8 +234,14 @@ static void plain_copies_are_one_read(void **state)
     source *s = new_source();
     unsigned char got[64];
     moec_scratch scratch = {0};
-    moec_move m = {.elem_bytes = 2, .n_rows = 8, .n_cols = 4, .src_row = 8,
-                   .src_col = 2, .dst_row = 8, .dst_col = 2, .src_off = 10};
+    moec_move m = {.elem_bytes = 2,
+                   .n_rows = 8,
+                   .n_cols = 4,
+                   .src_row = 8,
+                   .src_col = 2,
+                   .dst_row = 8,
+                   .dst_col = 2,
+                   .src_off = 10};
 
     (void)state;
     assert_int_equal(
@@ -243,9 +257,15 @@ static void fill_writes_zeros(void **state)
 {
     unsigned char got[64];
     moec_scratch scratch = {0};
-    moec_move m = {.tensor = UINT32_MAX, .op = MOEC_OP_FILL, .elem_bytes = 1,
-                   .n_rows = 1, .n_cols = 40, .dst_row = 40, .dst_col = 1,
-                   .src_row = 40, .src_col = 1};
+    moec_move m = {.tensor = UINT32_MAX,
+                   .op = MOEC_OP_FILL,
+                   .elem_bytes = 1,
+                   .n_rows = 1,
+                   .n_cols = 40,
+                   .dst_row = 40,
+                   .dst_col = 1,
+                   .src_row = 40,
+                   .src_col = 1};
 
     (void)state;
     memset(got, 0xEE, sizeof(got));
@@ -263,8 +283,13 @@ static void failed_read_is_reported(void **state)
     unsigned char got[16];
     moec_scratch scratch = {0};
     moec_error err = MOEC_ERROR_INIT;
-    moec_move m = {.elem_bytes = 1, .n_rows = 1, .n_cols = 16, .src_row = 16,
-                   .src_col = 1, .dst_row = 16, .dst_col = 1,
+    moec_move m = {.elem_bytes = 1,
+                   .n_rows = 1,
+                   .n_cols = 16,
+                   .src_row = 16,
+                   .src_col = 1,
+                   .dst_row = 16,
+                   .dst_col = 1,
                    .src_off = SRC_BYTES - 8};
 
     (void)state;

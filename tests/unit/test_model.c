@@ -765,7 +765,8 @@ static void names_outside_the_experts_are_common(void **state)
     static const char *const names[] = {
         "model.layers.0.mlp.experts_norm.weight",
         "model.layers.0.self_attn.rotary_emb.inv_freq",
-        "model.layers.007.extra", "x.model.layers.0.mlp.experts.0.w"};
+        "model.layers.007.extra", "model.layers.1.mlp.f.007",
+        "x.model.layers.0.mlp.experts.0.w"};
     const uint64_t shape[1] = {4};
     moec_error err = MOEC_ERROR_INIT;
     hc_list l = tensors_of("deepseek_v3");
@@ -842,6 +843,103 @@ static void a_restacked_model_is_read_as_stacked(void **state)
     moec_model_destroy(m);
     json_decref(config);
     moec_ckpt_close(ckpt);
+    free(l.t);
+}
+
+/* gpt_oss as published: blocks of 32 elements, a scale each. */
+static void mxfp4_blocks_and_scales_are_read(void **state)
+{
+    static const struct {
+        const char *tail;
+        uint32_t rank;
+        uint64_t shape[4];
+    } packed[] = {
+        {"gate_up_proj_blocks", 4, {8, 128, 2, 16}},
+        {"gate_up_proj_scales", 3, {8, 128, 2}},
+        {"down_proj_blocks", 4, {8, 64, 2, 16}},
+        {"down_proj_scales", 3, {8, 64, 2}},
+    };
+    hc_list l = tensors_of("gpt_oss");
+    json_t *config = load("gpt_oss", "config.json");
+    moec_model *m = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    char name[96];
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.down_proj",
+                 i);
+        hc_drop(&l, name);
+        snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.gate_up_proj",
+                 i);
+        hc_drop(&l, name);
+        for (size_t t = 0; t < 4; t++) {
+            snprintf(name, sizeof(name), "model.layers.%d.mlp.experts.%s", i,
+                     packed[t].tail);
+            hc_add(&l, name, MOEC_DTYPE_U8, packed[t].rank, packed[t].shape);
+        }
+    }
+    moec_ckpt *ckpt = hc_open(&l);
+    if (create(&m, ckpt, config, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    assert_int_equal(moec_model_facts(m)->expert_dtype, MOEC_DTYPE_U8);
+    const moec_slice *s =
+        slice(m, MOEC_ROLE_ROUTED, MOEC_PART_GATE_UP, "blocks");
+    assert_int_equal(s->in_out, 0);
+    assert_int_equal(s->interleaved, 1);
+    assert_int_equal(s->rank, 3);
+    assert_int_equal(s->shape[0], 128);
+    assert_int_equal(s->bytes, 128 * 2 * 16);
+    s = slice(m, MOEC_ROLE_ROUTED, MOEC_PART_GATE_UP, "bias");
+    assert_int_equal(s->geometry, MOEC_GEO_OUT_VECTOR);
+    moec_model_destroy(m);
+    moec_ckpt_close(ckpt);
+    json_decref(config);
+    free(l.t);
+}
+
+/* Routed experts as compressed-tensors packs them: int4 in groups of 32,
+ * shared ones in bf16 (Kimi-K2-Thinking). */
+static void packed_int4_beside_bf16_is_read_and_not_fused(void **state)
+{
+    hc_list l = tensors_of("deepseek_v3");
+    json_t *config = load("deepseek_v3", "config.json");
+    moec_model *m = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    char name[160];
+    size_t n = l.n;
+    (void)state;
+    for (size_t i = 0; i < n; i++) {
+        hc_tensor t = l.t[i];
+        if (strstr(t.name, ".mlp.experts.") == NULL)
+            continue;
+        const uint64_t record[1] = {2};
+        const uint64_t packed[2] = {t.shape[0], t.shape[1] / 8};
+        const uint64_t scale[2] = {t.shape[0], t.shape[1] / 32};
+        size_t stem = strlen(t.name) - strlen("weight");
+        snprintf(name, sizeof(name), "%.*sweight_shape", (int)stem, t.name);
+        hc_add(&l, name, MOEC_DTYPE_I32, 1, record);
+        snprintf(name, sizeof(name), "%.*sweight_scale", (int)stem, t.name);
+        hc_add(&l, name, MOEC_DTYPE_BF16, 2, scale);
+        snprintf(l.t[i].name, sizeof(l.t[i].name), "%.*sweight_packed",
+                 (int)stem, t.name);
+        l.t[i].dtype = MOEC_DTYPE_I32;
+        memcpy(l.t[i].shape, packed, sizeof(packed));
+    }
+    moec_ckpt *ckpt = hc_open(&l);
+    if (create(&m, ckpt, config, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    const moec_facts *f = moec_model_facts(m);
+    assert_int_equal(f->expert_dtype, MOEC_DTYPE_I32);
+    assert_int_equal(f->shared_slots, 0);
+    assert_string_equal(f->no_fuse_why,
+                        "layer main 1: the routed experts have "
+                        "'weight_packed', the shared have none");
+    const moec_slice *s =
+        slice(m, MOEC_ROLE_ROUTED, MOEC_PART_UP, "weight_shape");
+    assert_int_equal(s->geometry, MOEC_GEO_RECORD);
+    moec_model_destroy(m);
+    moec_ckpt_close(ckpt);
+    json_decref(config);
     free(l.t);
 }
 
@@ -1176,6 +1274,8 @@ int main(void)
         cmocka_unit_test(an_expert_too_many_is_refused),
         cmocka_unit_test(a_layer_in_two_layouts_is_refused),
         cmocka_unit_test(a_restacked_model_is_read_as_stacked),
+        cmocka_unit_test(mxfp4_blocks_and_scales_are_read),
+        cmocka_unit_test(packed_int4_beside_bf16_is_read_and_not_fused),
         cmocka_unit_test(square_tensors_are_ambiguous_until_told_apart),
         cmocka_unit_test(mtp_layers_may_have_been_left_out),
         cmocka_unit_test(mtp_modules_are_told_by_their_names),

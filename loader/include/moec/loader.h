@@ -21,17 +21,17 @@ extern "C" {
 typedef struct moec_ckpt moec_ckpt;
 
 /* Limits. Each is named in the refusal that it causes. */
-#define MOEC_HEADER_BYTES_MAX UINT64_C(100000000) /* of the format */
+#define MOEC_HEADER_BYTES_MAX     UINT64_C(100000000) /* of the format */
 #define MOEC_TENSORS_PER_FILE_MAX 1000000u
-#define MOEC_INDEX_BYTES_MAX (UINT64_C(1) << 30)
+#define MOEC_INDEX_BYTES_MAX      (UINT64_C(1) << 30)
 
 /* One data file of a checkpoint. */
 typedef struct moec_file {
-    const char *name;        /* base name, as the index spells it */
-    uint64_t bytes;          /* of the file */
-    uint64_t header_bytes;   /* 8 + N: data begins here */
+    const char *name;          /* base name, as the index spells it */
+    uint64_t bytes;            /* of the file */
+    uint64_t header_bytes;     /* 8 + N: data begins here */
     uint8_t header_sha256[32]; /* of those first 8 + N bytes */
-    const char *etag;        /* Hugging Face blob name, or NULL */
+    const char *etag;          /* Hugging Face blob name, or NULL */
 } moec_file;
 
 /* One finding that does not stop an open (warnings and notes). */
@@ -47,7 +47,10 @@ typedef struct moec_ckpt_opts {
      * NULL: no cache lookup. The library reads no environment. */
     const char *hf_cache;
 } moec_ckpt_opts;
-#define MOEC_CKPT_OPTS_INIT {sizeof(moec_ckpt_opts), 0, NULL}
+#define MOEC_CKPT_OPTS_INIT                                                    \
+  {                                                                            \
+    sizeof(moec_ckpt_opts), 0, NULL                                            \
+  }
 
 /* Open the checkpoint at `path`: a directory with safetensors (indexed
  * shards, or exactly one file), one `.safetensors` file, a Hugging Face cache

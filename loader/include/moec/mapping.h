@@ -30,8 +30,7 @@ extern "C" {
 typedef struct moec_families moec_families;
 
 /* Make a registry with the built-in families. */
-MOEC_API moec_status moec_families_create(moec_families **out,
-                                          moec_error *err);
+MOEC_API moec_status moec_families_create(moec_families **out, moec_error *err);
 MOEC_API void moec_families_destroy(moec_families *families);
 
 /* Add the family description in `text` (`n` bytes of JSON, schema
@@ -74,11 +73,11 @@ typedef struct moec_facts {
     uint64_t shared_width;  /* width of the one shared MLP, 0 without */
     uint32_t n_layers;      /* decoder layers, MTP not counted */
     uint32_t n_group, topk_group; /* 0 where the family has none */
-    double routed_scale;    /* rsf; 1 where the config has 0, null or none */
-    int norm_topk;          /* 0, 1; -1 where neither family nor config say */
+    double routed_scale; /* rsf; 1 where the config has 0, null or none */
+    int norm_topk;       /* 0, 1; -1 where neither family nor config say */
     moec_shared_kind shared_kind;
     moec_dtype expert_dtype; /* of the routed weights (first MoE layer) */
-    uint8_t gated;          /* experts have a gate projection */
+    uint8_t gated;           /* experts have a gate projection */
     const char *no_fuse_why; /* NULL where shared experts fuse or are absent */
 } moec_facts;
 
@@ -98,13 +97,15 @@ typedef struct moec_moe_layer {
     const char *experts_prefix; /* "model.layers.3.mlp.experts" */
 } moec_moe_layer;
 
-#define MOEC_NO_LAYER UINT32_MAX
+#define MOEC_NO_LAYER  UINT32_MAX
 #define MOEC_NO_EXPERT UINT32_MAX
 
 /* Where a source tensor belongs. */
 typedef struct moec_tensor_use {
     moec_role role;
-    uint32_t layer;  /* index of moec_model_layer, or MOEC_NO_LAYER */
+    uint32_t layer;  /* index of moec_model_layer, or MOEC_NO_LAYER; all that
+                        stands below a MoE layer's prefix has it, common
+                        tensors too */
     uint32_t expert; /* logical expert, MOEC_NO_EXPERT where stacked or none */
     uint8_t is_mtp;  /* 1: belongs to an MTP layer or module, whatever its
                         role: everything below a layer prefix of the mtp
@@ -132,8 +133,7 @@ MOEC_API const moec_moe_layer *moec_model_layer(const moec_model *model,
 /* Index of the layer with this key, or MOEC_NO_LAYER. */
 MOEC_API uint32_t moec_model_find_layer(const moec_model *model,
                                         moec_layer_key key);
-MOEC_API moec_tensor_use moec_model_use(const moec_model *model,
-                                        size_t tensor);
+MOEC_API moec_tensor_use moec_model_use(const moec_model *model, size_t tensor);
 
 /* ---------------------------------------------------------- placement */
 
@@ -162,12 +162,9 @@ MOEC_API moec_status moec_placement_parse(moec_placement **out,
 
 /* Make a placement from arrays: p2l[layer * n_physical + p], a logical id or
  * MOEC_EMPTY_SLOT. Checked like a file. */
-MOEC_API moec_status moec_placement_from_rows(moec_placement **out,
-                                              uint32_t n_layers,
-                                              uint32_t n_experts,
-                                              uint32_t n_physical,
-                                              const int32_t *p2l,
-                                              moec_error *err);
+MOEC_API moec_status moec_placement_from_rows(
+    moec_placement **out, uint32_t n_layers, uint32_t n_experts,
+    uint32_t n_physical, const int32_t *p2l, moec_error *err);
 MOEC_API void moec_placement_destroy(moec_placement *placement);
 
 MOEC_API uint32_t moec_placement_n_layers(const moec_placement *p);
@@ -210,28 +207,30 @@ typedef struct moec_plan_opts {
     uint8_t by_expert;           /* expert store: rows are logical experts */
     const moec_placement *placement; /* NULL: trivial with n_redundant */
 } moec_plan_opts;
-#define MOEC_PLAN_OPTS_INIT \
-    {sizeof(moec_plan_opts), 1, 0, MOEC_SHARED_SLOTS_AUTO, MOEC_W13_GATE_UP, \
-     0, 0, 0, 0, NULL}
+#define MOEC_PLAN_OPTS_INIT                                                    \
+  {                                                                            \
+    sizeof(moec_plan_opts), 1, 0, MOEC_SHARED_SLOTS_AUTO, MOEC_W13_GATE_UP, 0, \
+        0, 0, 0, NULL                                                          \
+  }
 
 /* One stacked tensor of a layer, the same on every rank. Row j of it is one
  * block of slot_bytes; moves are relative to a block. */
 typedef struct moec_slot_tensor {
-    const char *name;     /* "model.layers.3.mlp.experts.w13_weight" */
+    const char *name; /* "model.layers.3.mlp.experts.w13_weight" */
     moec_dtype dtype;
-    uint32_t rank;        /* dimensions, shape[0] = rows L + S */
+    uint32_t rank; /* dimensions, shape[0] = rows L + S */
     uint64_t shape[MOEC_RANK_MAX];
     uint64_t slot_bytes;
-    uint8_t is_w2;        /* 0: w13, 1: w2 */
-    uint8_t op;           /* moec_op that the routed moves use */
+    uint8_t is_w2; /* 0: w13, 1: w2 */
+    uint8_t op;    /* moec_op that the routed moves use */
 } moec_slot_tensor;
 
 /* What a source tensor becomes. */
 typedef enum moec_fate {
-    MOEC_FATE_MOVED = 0,   /* into slots */
-    MOEC_FATE_COMMON = 1,  /* a common file, unchanged */
-    MOEC_FATE_SHARED = 2,  /* the shared file (shared_store_common) */
-    MOEC_FATE_SKIPPED = 3  /* left out: no_mtp */
+    MOEC_FATE_MOVED = 0,  /* into slots */
+    MOEC_FATE_COMMON = 1, /* a common file, unchanged */
+    MOEC_FATE_SHARED = 2, /* the shared file (shared_store_common) */
+    MOEC_FATE_SKIPPED = 3 /* left out: no_mtp */
 } moec_fate;
 
 /* Unit: what fills one slot. 0..E-1 routed experts, E..E+S-1 shared parts. */
@@ -261,8 +260,8 @@ MOEC_API size_t moec_plan_n_layers(const moec_plan *plan);
 /* Index of planned layer `i` among the model's layers. */
 MOEC_API size_t moec_plan_model_layer(const moec_plan *plan, size_t i);
 MOEC_API size_t moec_plan_n_slot_tensors(const moec_plan *plan, size_t layer);
-MOEC_API const moec_slot_tensor *
-moec_plan_slot_tensor(const moec_plan *plan, size_t layer, size_t t);
+MOEC_API const moec_slot_tensor *moec_plan_slot_tensor(const moec_plan *plan,
+                                                       size_t layer, size_t t);
 
 /* Unit in local row `row` of rank `rank`: a logical expert, E + shared part,
  * or MOEC_UNIT_EMPTY. */
@@ -273,8 +272,7 @@ MOEC_API uint32_t moec_plan_unit(const moec_plan *plan, size_t layer,
  * out[MOEC_BLOCK_MOVES_MAX] and return how many. Moves do not depend on the
  * rank: replicas are the same block. */
 MOEC_API size_t moec_plan_block_moves(const moec_plan *plan, size_t layer,
-                                      size_t t, uint32_t unit,
-                                      moec_move *out);
+                                      size_t t, uint32_t unit, moec_move *out);
 
 MOEC_API moec_fate moec_plan_fate(const moec_plan *plan, size_t tensor);
 
@@ -313,7 +311,7 @@ typedef enum moec_out_file_kind {
 
 typedef struct moec_out_file {
     moec_out_file_kind kind;
-    uint32_t rank;         /* of a rank file, else 0 */
+    uint32_t rank; /* of a rank file, else 0 */
     const char *name;
     uint64_t bytes;
     uint64_t header_bytes; /* 8 + N, a multiple of 4096 */
@@ -321,7 +319,7 @@ typedef struct moec_out_file {
     const moec_out_tensor *tensors; /* by offset */
 } moec_out_file;
 
-#define MOEC_ALIGN 4096u
+#define MOEC_ALIGN                  4096u
 #define MOEC_MAX_PART_BYTES_DEFAULT (UINT64_C(4) << 30)
 
 /* Lay the plan out in files: parts of about max_part_bytes (0: the default),

@@ -84,11 +84,11 @@ typedef struct moec_local_row {
 /* Sizes that the conversions need. P = E + R physical slots (never E where P
  * is meant), W ranks, L = P / W, S fused shared slots per rank. */
 typedef struct moec_topology {
-    uint32_t n_physical;    /* P */
-    uint32_t n_ranks;       /* W */
-    uint32_t n_local;       /* L */
+    uint32_t n_physical;     /* P */
+    uint32_t n_ranks;        /* W */
+    uint32_t n_local;        /* L */
     uint32_t n_shared_slots; /* S; 0 where shared experts are not in slots */
-    uint32_t shared_global; /* 1: shared slots numbered once, P .. P+S-1 */
+    uint32_t shared_global;  /* 1: shared slots numbered once, P .. P+S-1 */
 } moec_topology;
 
 static inline uint32_t moec_physical_rank(moec_topology t, moec_physical_id p)
@@ -148,7 +148,7 @@ typedef struct moec_layer_key {
 
 /* ---------------------------------------------------------- tensors */
 
-#define MOEC_RANK_MAX 32       /* dimensions of a tensor we accept */
+#define MOEC_RANK_MAX       32  /* dimensions of a tensor we accept */
 #define MOEC_NAME_BYTES_MAX 512 /* bytes of a tensor's name we accept */
 
 /* One tensor of an opened checkpoint. Pointers are borrowed from it. */
@@ -157,9 +157,9 @@ typedef struct moec_tensor {
     const uint64_t *shape; /* `rank` dimensions, row major */
     uint64_t off;          /* bytes, from the begin of the FILE */
     uint64_t bytes;
-    uint32_t file;         /* index for moec_ckpt_file */
+    uint32_t file; /* index for moec_ckpt_file */
     uint16_t rank;
-    uint8_t dtype;         /* moec_dtype */
+    uint8_t dtype; /* moec_dtype */
     uint8_t reserved;
 } moec_tensor;
 
@@ -176,10 +176,10 @@ typedef struct moec_tensor {
  * `op` says in a word why the strides are as they are; FILL has no source
  * and writes zeros. */
 typedef enum moec_op {
-    MOEC_OP_COPY = 0,        /* both sides row by row, elements adjacent */
-    MOEC_OP_TRANSPOSE = 1,   /* source [in,out], destination [out,in] */
+    MOEC_OP_COPY = 0,         /* both sides row by row, elements adjacent */
+    MOEC_OP_TRANSPOSE = 1,    /* source [in,out], destination [out,in] */
     MOEC_OP_DEINTERLEAVE = 2, /* every second row or element of the source */
-    MOEC_OP_FILL = 3         /* zero bytes: an empty slot */
+    MOEC_OP_FILL = 3          /* zero bytes: an empty slot */
 } moec_op;
 
 typedef struct moec_move {

@@ -56,7 +56,7 @@ typedef struct moec_finding {
 } moec_finding;
 
 typedef struct moec_theorem {
-    moec_rule rule;   /* MOEC_RULE_T1 .. MOEC_RULE_T6 */
+    moec_rule rule; /* MOEC_RULE_T1 .. MOEC_RULE_T6 */
     uint8_t ok;
     uint8_t ran;      /* 0: not checked at this level */
     uint64_t checked; /* things looked at: tensors, bytes or slots */
@@ -104,21 +104,23 @@ MOEC_API void moec_conversion_close(moec_conversion *c);
 MOEC_API const moec_layout *moec_conversion_layout(const moec_conversion *c);
 
 typedef struct moec_verify_opts {
-    uint32_t struct_bytes; /* sizeof(moec_verify_opts) */
-    uint32_t n_threads;    /* 0: one per CPU allowed */
+    uint32_t struct_bytes;   /* sizeof(moec_verify_opts) */
+    uint32_t n_threads;      /* 0: one per CPU allowed */
     const moec_ckpt *source; /* compare with the source too; may be NULL */
     const moec_families *families; /* NULL: the built-in ones */
     moec_progress_fn progress;
     void *progress_ctx;
 } moec_verify_opts;
-#define MOEC_VERIFY_OPTS_INIT {sizeof(moec_verify_opts), 0, NULL, NULL, NULL, NULL}
+#define MOEC_VERIFY_OPTS_INIT                                                  \
+  {                                                                            \
+    sizeof(moec_verify_opts), 0, NULL, NULL, NULL, NULL                        \
+  }
 
 /* Levels 1 and 2 over the converted checkpoint in directory `dir`. FORMAT
  * where manifest.json or slots.bin cannot be read; damage elsewhere is a
  * finding. */
 MOEC_API moec_status moec_verify(moec_report **out, const char *dir,
-                                 const moec_verify_opts *opts,
-                                 moec_error *err);
+                                 const moec_verify_opts *opts, moec_error *err);
 
 #ifdef __cplusplus
 }

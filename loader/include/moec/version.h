@@ -16,7 +16,7 @@
 #define MOEC_FORMAT_VERSION 1
 
 #if defined(__GNUC__)
-#  define MOEC_API __attribute__((visibility("default")))
+#  define MOEC_API          __attribute__((visibility("default")))
 #  define MOEC_PRINTF(f, a) __attribute__((format(printf, f, a)))
 #else
 #  define MOEC_API
