@@ -15,9 +15,9 @@
  * headers alone (sources.bin). */
 typedef struct moec_header_blob {
     const char *name;
-    const void *data;      /* the first 8 + N bytes */
+    const void *data; /* the first 8 + N bytes */
     uint64_t data_bytes;
-    uint64_t file_bytes;   /* size of the whole shard */
+    uint64_t file_bytes; /* size of the whole shard */
 } moec_header_blob;
 
 /* Make a checkpoint of headers in memory. moec_ckpt_read on it is
@@ -48,15 +48,14 @@ moec_status moec_ckpt_check_unchanged(const moec_ckpt *ckpt, moec_error *err);
 
 /* Names of the regular top-level files that a conversion copies: all but
  * weights in any format (.safetensors, .bin, .pt, .pth, .gguf, .msgpack, .h5,
- * .onnx, .ot, .ckpt), index files (*.index.json) and names beginning with a
- * dot. Sorted bytewise. Cache links count where they stay inside the
+ * .onnx, .ot, .ckpt), index files (*.index.json), .git and .moec-*. Sorted
+ * bytewise. Cache links count where they stay inside the
  * repository directory. */
 size_t moec_ckpt_n_extra(const moec_ckpt *ckpt);
 const char *moec_ckpt_extra(const moec_ckpt *ckpt, size_t i);
 /* Read extra file (or config.json) `name`, at most `max` bytes. */
 moec_status moec_ckpt_read_extra(const moec_ckpt *ckpt, const char *name,
-                                 uint64_t max, moec_buf *out,
-                                 moec_error *err);
+                                 uint64_t max, moec_buf *out, moec_error *err);
 /* Open it for reading: *fd_out is the caller's to close. */
 moec_status moec_ckpt_open_extra(const moec_ckpt *ckpt, const char *name,
                                  int *fd_out, uint64_t *bytes_out,

@@ -249,8 +249,11 @@ static bool is_extra(const moec_ckpt *c, const char *name)
 {
     if (c->source.bare != NULL)
         return strcmp(name, CONFIG_NAME) == 0;
-    return name[0] != '.' && !is_weights(name) &&
-           !moec_has_suffix(name, ".index.json");
+    /* .gitattributes belongs to a published checkpoint; .git may be a file, and
+     * what begins with .moec- is an output directory's own */
+    if (strcmp(name, ".git") == 0 || strncmp(name, ".moec-", 6) == 0)
+        return false;
+    return !is_weights(name) && !moec_has_suffix(name, ".index.json");
 }
 
 moec_status moec_ckpt_choose_extra(moec_ckpt *c, const char **list, size_t n,

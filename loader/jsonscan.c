@@ -55,23 +55,14 @@ void moec_js_fini(moec_jsonscan *s)
     moec_keyset_fini(&s->keys);
 }
 
-static moec_status utf8_sequence(moec_jsonscan *s, char out[4], size_t *n_out);
-
-moec_status moec_js_fail(moec_jsonscan *s, moec_rule rule, const char *what)
+/* Fail with what is wrong at byte `at`, where `c` stands. */
+static moec_status fail_at(moec_jsonscan *s, moec_rule rule, uint64_t at, int c,
+                           const char *what)
 {
-    uint64_t at = moec_js_pos(s);
-    char bytes[4];
-    size_t n;
-    int c;
-
-    MOEC_TRY(peek_raw(s, &c));
     if (c < 0)
         return moec_fail_at(s->err, MOEC_E_FORMAT, rule, at,
                             "%s: byte %llu: %s, but the text ends here",
                             s->name, (unsigned long long)at, what);
-    /* A byte that is no text at all is the simpler thing to say. */
-    if (c >= 0x80 && rule != s->utf8)
-        MOEC_TRY(utf8_sequence(s, bytes, &n));
     if (c > 0x20 && c < 0x7f)
         return moec_fail_at(s->err, MOEC_E_FORMAT, rule, at,
                             "%s: byte %llu: %s, found '%c'", s->name,
@@ -79,6 +70,55 @@ moec_status moec_js_fail(moec_jsonscan *s, moec_rule rule, const char *what)
     return moec_fail_at(s->err, MOEC_E_FORMAT, rule, at,
                         "%s: byte %llu: %s, found byte 0x%02x", s->name,
                         (unsigned long long)at, what, (unsigned)c);
+}
+
+/* Consume one UTF-8 sequence of two to four bytes, strictly: no overlong
+ * form, no surrogate, nothing above U+10FFFF (Unicode table 3-7). */
+static moec_status utf8_sequence(moec_jsonscan *s, char out[4], size_t *n_out)
+{
+    int lead = *s->p;
+    int low = 0x80, high = 0xbf;
+    size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
+
+    if (lead < 0xc2 || lead > 0xf4)
+        return fail_at(s, s->utf8, moec_js_pos(s), lead, "expected UTF-8");
+    if (lead == 0xe0)
+        low = 0xa0;
+    else if (lead == 0xed)
+        high = 0x9f;
+    else if (lead == 0xf0)
+        low = 0x90;
+    else if (lead == 0xf4)
+        high = 0x8f;
+    out[0] = (char)lead;
+    s->p++;
+    for (size_t i = 1; i < n; i++) {
+        int c;
+        MOEC_TRY(peek_raw(s, &c));
+        if (c < low || c > high)
+            return fail_at(s, s->utf8, moec_js_pos(s), c,
+                           "expected the rest of a UTF-8 sequence");
+        out[i] = (char)c;
+        s->p++;
+        low = 0x80;
+        high = 0xbf;
+    }
+    *n_out = n;
+    return MOEC_OK;
+}
+
+moec_status moec_js_fail(moec_jsonscan *s, moec_rule rule, const char *what)
+{
+    uint64_t at = moec_js_pos(s);
+    char bytes[4];
+    size_t n;
+    int c = -1;
+
+    MOEC_TRY(peek_raw(s, &c));
+    /* A byte that is no text at all is the simpler thing to say. */
+    if (c >= 0x80)
+        MOEC_TRY(utf8_sequence(s, bytes, &n));
+    return fail_at(s, rule, at, c, what);
 }
 
 /* ------------------------------------------------------------ whitespace */
@@ -205,42 +245,6 @@ static const unsigned char *plain_run(const unsigned char *p,
     return p;
 }
 
-/* Consume one UTF-8 sequence of two to four bytes, strictly: no overlong
- * form, no surrogate, nothing above U+10FFFF (Unicode table 3-7). */
-static moec_status utf8_sequence(moec_jsonscan *s, char out[4], size_t *n_out)
-{
-    int lead = *s->p;
-    int low = 0x80, high = 0xbf;
-    size_t n = lead >= 0xf0 ? 4 : lead >= 0xe0 ? 3 : 2;
-
-    if (lead < 0xc2 || lead > 0xf4)
-        return moec_js_fail(s, s->utf8, "expected UTF-8");
-    if (lead == 0xe0)
-        low = 0xa0;
-    else if (lead == 0xed)
-        high = 0x9f;
-    else if (lead == 0xf0)
-        low = 0x90;
-    else if (lead == 0xf4)
-        high = 0x8f;
-    out[0] = (char)lead;
-    s->p++;
-    for (size_t i = 1; i < n; i++) {
-        int c;
-        MOEC_TRY(peek_raw(s, &c));
-        if (c < low || c > high)
-            return moec_js_fail(s, s->utf8,
-                                "expected the rest of a UTF-8 "
-                                "sequence");
-        out[i] = (char)c;
-        s->p++;
-        low = 0x80;
-        high = 0xbf;
-    }
-    *n_out = n;
-    return MOEC_OK;
-}
-
 static moec_status hex4(moec_jsonscan *s, uint32_t *out)
 {
     uint32_t v = 0;
@@ -287,7 +291,7 @@ static size_t utf8_encode(uint32_t u, char out[4])
 /* The escape behind "\u"; a high surrogate takes its low one with it. */
 static moec_status escape_unicode(moec_jsonscan *s, char out[4], size_t *n_out)
 {
-    uint32_t u, low;
+    uint32_t u = 0, low = 0;
     int c = 0;
 
     MOEC_TRY(hex4(s, &u));

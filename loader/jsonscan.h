@@ -79,15 +79,15 @@ static inline moec_status moec_js_peek(moec_jsonscan *s, int *c_out)
     return moec_js_peek_slow(s, c_out);
 }
 
-/* Consume `c` behind whitespace, or fail. */
-moec_status moec_js_expect_slow(moec_jsonscan *s, char c);
-static inline moec_status moec_js_expect(moec_jsonscan *s, char c)
+/* Consume `want` behind whitespace, or fail. */
+moec_status moec_js_expect_slow(moec_jsonscan *s, char want);
+static inline moec_status moec_js_expect(moec_jsonscan *s, char want)
 {
-    if (s->p < s->end && *s->p == (unsigned char)c) {
+    if (s->p < s->end && *s->p == (unsigned char)want) {
         s->p++;
         return MOEC_OK;
     }
-    return moec_js_expect_slow(s, c);
+    return moec_js_expect_slow(s, want);
 }
 
 /* Consume what stands between members: *more_out is false where `close` came

@@ -92,8 +92,7 @@ static moec_status check_name(parser *p, const moec_js_text *t, uint64_t at)
 }
 
 /* Add a tensor of this name to the table. */
-static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at,
-                              moec_tensor **out)
+static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at)
 {
     moec_header *h = p->h;
     size_t n = (size_t)t->len;
@@ -121,7 +120,6 @@ static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at,
     if (tensor->name == NULL)
         return moec_fail_nomem(p->js.err, "a tensor's name");
     h->n_tensors++;
-    *out = tensor;
     return MOEC_OK;
 }
 
@@ -205,7 +203,7 @@ static moec_status read_shape(parser *p, entry *e)
         return refuse_kind(p, MOEC_RULE_H12, e->t->name, "shape is not a list");
     MOEC_TRY(moec_js_enter(&p->js));
     for (;; first = false) {
-        uint64_t dim;
+        uint64_t dim = 0;
         MOEC_TRY(moec_js_member(&p->js, ']', first, &more));
         if (!more)
             break;
@@ -235,7 +233,7 @@ static moec_status read_offsets(parser *p, entry *e)
         return refuse_kind(p, MOEC_RULE_H13, e->t->name, why);
     MOEC_TRY(moec_js_enter(&p->js));
     for (;; n++) {
-        uint64_t v;
+        uint64_t v = 0;
         MOEC_TRY(moec_js_member(&p->js, ']', n == 0, &more));
         if (!more)
             break;
@@ -439,7 +437,6 @@ static moec_status read_metadata(parser *p)
 static moec_status read_member(parser *p, bool *metadata_seen)
 {
     moec_js_text t = {.buf = p->text, .cap = sizeof(p->text)};
-    moec_tensor *tensor = NULL;
     uint64_t at;
     int c;
 
@@ -457,9 +454,9 @@ static moec_status read_member(parser *p, bool *metadata_seen)
         return read_metadata(p);
     }
     MOEC_TRY(check_name(p, &t, at));
-    MOEC_TRY(add_tensor(p, &t, at, &tensor));
+    MOEC_TRY(add_tensor(p, &t, at));
     MOEC_TRY(moec_js_expect(&p->js, ':'));
-    return read_entry(p, tensor);
+    return read_entry(p, &p->h->tensors[p->h->n_tensors - 1]);
 }
 
 static moec_status read_object(parser *p)

@@ -107,6 +107,14 @@ static void append_entry(moec_buf *b, const moec_layout *l,
                     t->off - data_off, t->off - data_off + t->bytes);
 }
 
+/* How halves stand in w13: a file must say it itself, for no shape does. */
+static const char *order_name(const moec_layout *l)
+{
+    return moec_plan_options(l->plan)->w13_order == MOEC_W13_UP_GATE
+               ? "up-gate"
+               : "gate-up";
+}
+
 /* Append the header's JSON object. `header_bytes` is what the tensors' file
  * offsets count from; any value below the first of them gives the same JSON
  * only where it is the true one. */
@@ -121,15 +129,17 @@ static void append_json(moec_buf *b, const moec_layout *l,
         moec_buf_printf(b,
                         ",\"moec_format_version\":\"%d\","
                         "\"moec_placement\":\"%s\",\"moec_rank\":\"%" PRIu32
-                        "\",\"moec_world\":\"%" PRIu32 "\"",
+                        "\",\"moec_w13_order\":\"%s\",\"moec_world\":\"%" PRIu32
+                        "\"",
                         MOEC_FORMAT_VERSION, l->placement_hex, rank,
-                        l->n_ranks);
+                        order_name(l), l->n_ranks);
         break;
     case MOEC_FILE_STORE:
         moec_buf_printf(b,
                         ",\"moec_format_version\":\"%d\","
-                        "\"moec_layout\":\"expert-store\"",
-                        MOEC_FORMAT_VERSION);
+                        "\"moec_layout\":\"expert-store\","
+                        "\"moec_w13_order\":\"%s\"",
+                        MOEC_FORMAT_VERSION, order_name(l));
         break;
     case MOEC_FILE_COMMON:
     case MOEC_FILE_SHARED:

@@ -16,7 +16,7 @@
 #include "theorems.h"
 #include "verify.h"
 
-/* Tell the caller about progress at most this often. */
+/* Tell the caller about progress at once, and then at most this often. */
 #define TELL_BYTES  (UINT64_C(16) << 20)
 #define WORKERS_MAX 256u
 
@@ -37,7 +37,7 @@ moec_status moec_verify_progress(moec_verifier *v, uint64_t bytes,
     pthread_mutex_lock(&v->lock);
     v->done += bytes;
     if (v->opts->progress != NULL && !v->cancelled &&
-        v->done - v->told >= TELL_BYTES) {
+        (v->told == 0 || v->done - v->told >= TELL_BYTES)) {
         v->told = v->done;
         v->cancelled =
             v->opts->progress(v->opts->progress_ctx, v->done, v->total) != 0;

@@ -23,9 +23,9 @@ static void check(moec_header *h, size_t n)
         const moec_tensor *t = &h->tensors[i];
         size_t bytes = strlen(t->name), bad = 0;
         if (bytes == 0 || bytes > MOEC_NAME_BYTES_MAX ||
-            !moec_utf8_valid(t->name, bytes, &bad) ||
-            t->rank > MOEC_RANK_MAX || moec_dtype_bits(t->dtype) == 0 ||
-            t->off < h->header_bytes || t->off > n || t->bytes > n - t->off)
+            !moec_utf8_valid(t->name, bytes, &bad) || t->rank > MOEC_RANK_MAX ||
+            moec_dtype_bits(t->dtype) == 0 || t->off < h->header_bytes ||
+            t->off > n || t->bytes > n - t->off)
             abort();
         sum += t->bytes;
     }

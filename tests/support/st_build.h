@@ -62,11 +62,11 @@ static inline void st_write(const tmpdir *d, const char *name,
 
     at += (size_t)snprintf(header, sizeof(header), "{");
     for (const st_tensor *t = tensors; t->name != NULL; t++) {
-        at += (size_t)snprintf(
-            header + at, sizeof(header) - at,
-            "%s\"%s\":{\"dtype\":\"U8\",\"shape\":[%zu],"
-            "\"data_offsets\":[%zu,%zu]}",
-            t == tensors ? "" : ",", t->name, t->n, end, end + t->n);
+        at += (size_t)snprintf(header + at, sizeof(header) - at,
+                               "%s\"%s\":{\"dtype\":\"U8\",\"shape\":[%zu],"
+                               "\"data_offsets\":[%zu,%zu]}",
+                               t == tensors ? "" : ",", t->name, t->n, end,
+                               end + t->n);
         end += t->n;
         assert_true(at < sizeof(header) - 1);
     }
@@ -74,7 +74,7 @@ static inline void st_write(const tmpdir *d, const char *name,
     st_write_header(d, name, header, end);
 }
 
-#define ST_WRITE(d, name, ...) \
-    st_write(d, name, (const st_tensor[]){__VA_ARGS__, {NULL, 0}})
+#define ST_WRITE(d, name, ...)                                                 \
+  st_write(d, name, (const st_tensor[]){__VA_ARGS__, {NULL, 0}})
 
 #endif

@@ -48,8 +48,8 @@ static inline int tmpdir_unlink_(const char *path, const struct stat *st,
 
 static inline void tmpdir_remove(const tmpdir *d)
 {
-    assert_int_equal(
-        nftw(d->path, tmpdir_unlink_, 16, FTW_DEPTH | FTW_PHYS), 0);
+    assert_int_equal(nftw(d->path, tmpdir_unlink_, 16, FTW_DEPTH | FTW_PHYS),
+                     0);
 }
 
 /* Path of `name` in the directory. The last 8 results stay valid. */

@@ -15,14 +15,14 @@
 #include <time.h>
 
 #define HEADER_BYTES ((size_t)100000000)
-#define INDEX_BYTES ((size_t)200000000)
+#define INDEX_BYTES  ((size_t)200000000)
 #define PEAK_KIB_MAX (128 * 1024)
 
 /* Sanitizers have a memory of their own. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #  define PEAK_IS_OURS 0
 #elif defined(__has_feature)
-#  if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+#  if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||   \
       __has_feature(memory_sanitizer)
 #    define PEAK_IS_OURS 0
 #  endif
@@ -41,12 +41,11 @@ typedef struct bomb {
     moec_rule rule; /* NONE: accepted */
 } bomb;
 
-#define ENTRY "{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}"
+#define ENTRY  "{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}"
 #define FIELDS "\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]"
 
 static const bomb headers[] = {
-    {"one name", "{\"", "xxxxxxxxxxxxxxxx", "\":" ENTRY "}", 0,
-     MOEC_RULE_H22},
+    {"one name", "{\"", "xxxxxxxxxxxxxxxx", "\":" ENTRY "}", 0, MOEC_RULE_H22},
     {"one name of escapes", "{\"", "\\u0041\\n\\/", "\":" ENTRY "}", 0,
      MOEC_RULE_H22},
     {"one name of two-byte letters", "{\"", "\xc3\xa9", "\":" ENTRY "}", 0,
@@ -54,15 +53,14 @@ static const bomb headers[] = {
     {"a name that never ends", "{\"", "xxxxxxxx", "", 0, MOEC_RULE_H04},
     {"nested lists", "{\"t\":", "[", "", 0, MOEC_RULE_H05},
     {"nested objects", "{\"t\":", "{\"a\":", "", 0, MOEC_RULE_H05},
-    {"nested metadata", "{\"__metadata__\":", "{\"a\":", "", 0,
-     MOEC_RULE_H05},
+    {"nested metadata", "{\"__metadata__\":", "{\"a\":", "", 0, MOEC_RULE_H05},
     {"spaces before", "", " ", "{}", 0, MOEC_RULE_NONE},
     {"line ends before", "", "\n", "{}", 0, MOEC_RULE_NONE},
     {"spaces behind", "{}", " ", "", 0, MOEC_RULE_NONE},
     {"spaces inside", "{\"t\":", " ", ENTRY "}", 0, MOEC_RULE_NONE},
     {"empty entries", "{", "\"#\":{},", "\"z\":{}}", 0, MOEC_RULE_H10},
-    {"entries beyond the limit", "{", "\"#\":" ENTRY ",", "\"z\":" ENTRY "}",
-     0, MOEC_RULE_H23},
+    {"entries beyond the limit", "{", "\"#\":" ENTRY ",", "\"z\":" ENTRY "}", 0,
+     MOEC_RULE_H23},
     {"a million entries and a hole", "{",
      "\"model.layers.0.mlp.experts.#.w\":{\"dtype\":\"U8\",\"shape\":[1],"
      "\"data_offsets\":[<,>]},",
@@ -71,37 +69,36 @@ static const bomb headers[] = {
      950000, MOEC_RULE_H15},
     {"a shape of many dimensions", "{\"t\":{\"shape\":[1", ",1", "]}}", 0,
      MOEC_RULE_H21},
-    {"a dimension of many digits", "{\"t\":{\"shape\":[1", "00000000", "]}}",
-     0, MOEC_RULE_H12},
+    {"a dimension of many digits", "{\"t\":{\"shape\":[1", "00000000", "]}}", 0,
+     MOEC_RULE_H12},
     {"a shape of strings", "{\"t\":{\"shape\":[\"", "xxxx", "\"]}}", 0,
      MOEC_RULE_H12},
-    {"a shape that is an object", "{\"t\":{\"shape\":{\"a\":1",
-     ",\"#\":\"\"", "}}}", 0, MOEC_RULE_H10},
+    {"a shape that is an object", "{\"t\":{\"shape\":{\"a\":1", ",\"#\":\"\"",
+     "}}}", 0, MOEC_RULE_H10},
     {"many offsets", "{\"t\":{\"data_offsets\":[0", ",0", "]}}", 0,
      MOEC_RULE_H13},
-    {"metadata of many keys", "{\"__metadata__\":{\"a\":\"\"",
-     ",\"#\":\"\"", "}}", 0, MOEC_RULE_H09},
+    {"metadata of many keys", "{\"__metadata__\":{\"a\":\"\"", ",\"#\":\"\"",
+     "}}", 0, MOEC_RULE_H09},
     {"metadata of one value", "{\"__metadata__\":{\"a\":\"", "xxxxxxxxxxxx",
      "\"}}", 0, MOEC_RULE_NONE},
     {"metadata of one key", "{\"__metadata__\":{\"", "xxxxxxxxxxxx",
      "\":\"\"}}", 0, MOEC_RULE_NONE},
-    {"metadata of surrogates", "{\"__metadata__\":{\"a\":\"",
-     "\\uD83D\\uDE00", "\"}}", 0, MOEC_RULE_NONE},
+    {"metadata of surrogates", "{\"__metadata__\":{\"a\":\"", "\\uD83D\\uDE00",
+     "\"}}", 0, MOEC_RULE_NONE},
     {"metadata as a list", "{\"__metadata__\":[1", ",1", "]}", 0,
      MOEC_RULE_H09},
     {"an unknown list", "{\"t\":{\"x\":[1", ",1", "]," FIELDS "}}", 0,
      MOEC_RULE_NONE},
-    {"an unknown list of lists", "{\"t\":{\"x\":[1", ",[]", "]," FIELDS "}}",
-     0, MOEC_RULE_NONE},
+    {"an unknown list of lists", "{\"t\":{\"x\":[1", ",[]", "]," FIELDS "}}", 0,
+     MOEC_RULE_NONE},
     {"an unknown list of objects", "{\"t\":{\"x\":[1", ",{\"a\":1}",
      "]," FIELDS "}}", 0, MOEC_RULE_H10},
-    {"unknown fields", "{\"t\":{" FIELDS, ",\"#\":1", "}}", 0,
-     MOEC_RULE_H10},
-    {"an unknown field of one name", "{\"t\":{" FIELDS ",\"", "xxxx",
-     "\":1}}", 0, MOEC_RULE_NONE},
+    {"unknown fields", "{\"t\":{" FIELDS, ",\"#\":1", "}}", 0, MOEC_RULE_H10},
+    {"an unknown field of one name", "{\"t\":{" FIELDS ",\"", "xxxx", "\":1}}",
+     0, MOEC_RULE_NONE},
     {"an unknown field in each entry", "{",
-     "\"#\":{\"x#\":{\"y\":[]}," FIELDS "},", "\"z\":" ENTRY "}",
-     900000, MOEC_RULE_NONE},
+     "\"#\":{\"x#\":{\"y\":[]}," FIELDS "},", "\"z\":" ENTRY "}", 900000,
+     MOEC_RULE_NONE},
     {"a second object", "{}", "{}", "", 0, MOEC_RULE_H06},
     {"nothing but zeros", "\x01", "\x01\x01\x01\x01", "", 0, MOEC_RULE_H02},
 };
@@ -113,13 +110,12 @@ static const bomb indices[] = {
      MOEC_RULE_I05},
     {"nested lists", "{\"weight_map\":", "[", "", 0, MOEC_RULE_I09},
     {"entries beyond the limit", "{\"weight_map\":{",
-     "\"#\":\"m.safetensors\",", "\"t\":\"m.safetensors\"}}", 0,
-     MOEC_RULE_I04},
+     "\"#\":\"m.safetensors\",", "\"t\":\"m.safetensors\"}}", 0, MOEC_RULE_I04},
     {"entries without tensors", "{\"weight_map\":{",
      "\"model.layers.0.mlp.experts.#\":\"m.safetensors\",",
      "\"t\":\"m.safetensors\"}}", 1990000, MOEC_RULE_I08},
-    {"unknown keys", "{\"weight_map\":{\"t\":\"m.safetensors\"}",
-     ",\"#\":1", "}", 0, MOEC_RULE_I04},
+    {"unknown keys", "{\"weight_map\":{\"t\":\"m.safetensors\"}", ",\"#\":1",
+     "}", 0, MOEC_RULE_I04},
     {"unknown keys in metadata", "{\"metadata\":{\"a\":1", ",\"#\":1",
      "},\"weight_map\":{\"t\":\"m.safetensors\"}}", 0, MOEC_RULE_I04},
     {"an unknown list", "{\"x\":[1", ",1",
@@ -252,8 +248,8 @@ static void bears_indices_of_200_mb(void **state)
     (void)state;
     ST_WRITE(&d, "m.safetensors", {"t", 1});
     for (size_t i = 0; i < sizeof(indices) / sizeof(*indices); i++) {
-        write_bomb(&d, "model.safetensors.index.json", &indices[i],
-                   INDEX_BYTES, false);
+        write_bomb(&d, "model.safetensors.index.json", &indices[i], INDEX_BYTES,
+                   false);
         check_bomb(&indices[i], d.path);
     }
     tmpdir_remove(&d);

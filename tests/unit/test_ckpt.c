@@ -41,9 +41,8 @@ static void refused_in(const char *path, const char *cache, moec_rule rule,
     st = moec_ckpt_open(&c, path, &opts, &err);
     if (st != MOEC_E_FORMAT || err.rule != rule ||
         strstr(err.text, says) == NULL)
-        fail_msg("want %s and '%s', got %s: '%s'",
-                 moec_rule_describe(rule)->id, says, moec_status_name(st),
-                 err.text);
+        fail_msg("want %s and '%s', got %s: '%s'", moec_rule_describe(rule)->id,
+                 says, moec_status_name(st), err.text);
     assert_null(c);
 }
 
@@ -368,9 +367,9 @@ static void follows_links_inside_the_directory(void **state)
 
     (void)state;
     tmpdir_mkdir(&d, "sub");
-    assert_int_equal(rename(tmpdir_path(&d, "m-1.safetensors"),
-                            tmpdir_path(&d, "sub/real")),
-                     0);
+    assert_int_equal(
+        rename(tmpdir_path(&d, "m-1.safetensors"), tmpdir_path(&d, "sub/real")),
+        0);
     tmpdir_link(&d, "sub/real", "m-1.safetensors");
     moec_ckpt_close(open_ok(d.path, NULL));
     tmpdir_remove(&d);
@@ -411,16 +410,17 @@ static void knows_lfs_pointers(void **state)
 static void lists_what_a_conversion_copies(void **state)
 {
     static const char *const no[] = {
-        "x.bin",  "x.pt",   "x.pth", "x.gguf", "x.msgpack",     "x.h5",
-        "x.onnx", "x.ot",   "x.ckpt", ".hidden", "y.index.json"};
-    static const char *const yes[] = {"README.md", "a.txt", "config.json",
-                                      "link.json", "tokenizer.json"};
+        "x.bin",  "x.pt", "x.pth",  "x.gguf",  "x.msgpack",   "x.h5",
+        "x.onnx", "x.ot", "x.ckpt", ".git",    "y.index.json", ".moec-x"};
+    static const char *const yes[] = {".gitattributes", "README.md", "a.txt",
+                                      "config.json",    "link.json", "tokenizer.json"};
     tmpdir d = good_dir();
     moec_ckpt *c;
 
     (void)state;
     for (size_t i = 0; i < sizeof(no) / sizeof(*no); i++)
         tmpdir_text(&d, no[i], "x");
+    tmpdir_text(&d, ".gitattributes", "x");
     tmpdir_text(&d, "tokenizer.json", "x");
     tmpdir_text(&d, "a.txt", "x");
     tmpdir_text(&d, "README.md", "x");
@@ -462,10 +462,9 @@ static void reads_other_files_within_bounds(void **state)
     assert_int_equal(bytes, 5);
     close(fd);
     for (int i = 0; i < 4; i++) {
-        static const char *const names[] = {"../five", "/etc/passwd", "",
-                                            ".."};
-        assert_int_equal(
-            moec_ckpt_read_extra(c, names[i], 100, &b, NULL), MOEC_E_ARG);
+        static const char *const names[] = {"../five", "/etc/passwd", "", ".."};
+        assert_int_equal(moec_ckpt_read_extra(c, names[i], 100, &b, NULL),
+                         MOEC_E_ARG);
     }
     memset(&err, 0, sizeof(err));
     assert_int_equal(moec_ckpt_read_extra(c, "absent", 100, &b, &err),
@@ -550,8 +549,7 @@ static void notices_that_a_file_changed(void **state)
             moec_error err = MOEC_ERROR_INIT;
             assert_int_equal(moec_ckpt_check_unchanged(c, &err), MOEC_OK);
             change_file(&d, names[i], (enum change)how);
-            assert_int_equal(moec_ckpt_check_unchanged(c, &err),
-                             MOEC_E_FORMAT);
+            assert_int_equal(moec_ckpt_check_unchanged(c, &err), MOEC_E_FORMAT);
             assert_int_equal(err.rule, MOEC_RULE_I13);
             assert_non_null(strstr(err.text, names[i]));
             moec_ckpt_close(c);
@@ -571,8 +569,7 @@ static void does_not_hand_out_bytes_of_a_changed_file(void **state)
         moec_ckpt *c = open_ok(d.path, NULL);
         moec_error err = MOEC_ERROR_INIT;
         change_file(&d, "m-1.safetensors", ways[i]);
-        assert_int_equal(moec_ckpt_read(c, 1, 0, buf, 10, &err),
-                         MOEC_E_FORMAT);
+        assert_int_equal(moec_ckpt_read(c, 1, 0, buf, 10, &err), MOEC_E_FORMAT);
         assert_int_equal(err.rule, MOEC_RULE_I13);
         moec_ckpt_close(c);
         tmpdir_remove(&d);
@@ -581,8 +578,8 @@ static void does_not_hand_out_bytes_of_a_changed_file(void **state)
 
 /* ---------------------------------------------------------------- caches */
 
-#define REPO "models--org--name"
-#define COMMIT "0123456789abcdef0123456789abcdef01234567"
+#define REPO     "models--org--name"
+#define COMMIT   "0123456789abcdef0123456789abcdef01234567"
 #define SNAPSHOT REPO "/snapshots/" COMMIT
 
 /* A hub directory with one repository: two shards as links to blobs. */
@@ -773,11 +770,10 @@ static void survives_each_allocation_that_fails(void **state)
             moec_error err = MOEC_ERROR_INIT;
             moec_ckpt *c = NULL;
             moec_status st;
-            const char *path =
-                way == 0   ? d.path
-                : way == 1 ? tmpdir_path(&d, "m-1.safetensors")
-                : way == 2 ? "org/name"
-                           : tmpdir_path(&cache, SNAPSHOT);
+            const char *path = way == 0   ? d.path
+                               : way == 1 ? tmpdir_path(&d, "m-1.safetensors")
+                               : way == 2 ? "org/name"
+                                          : tmpdir_path(&cache, SNAPSHOT);
             assert_true(k < 200);
             opts.n_threads = 1;
             opts.hf_cache = cache.path;

@@ -38,16 +38,16 @@ static moec_status parse(const char *text, size_t n, bool file, log *l,
         tmpdir_write(&d, "i", text, n);
         fd = open(tmpdir_path(&d, "i"), O_RDONLY | O_CLOEXEC);
         assert_true(fd >= 0);
-        st = moec_index_read(fd, n, "i.json", MOEC_INDEX_CHECKED, note_entry,
-                             l, facts, err);
+        st = moec_index_read(fd, n, "i.json", MOEC_INDEX_CHECKED, note_entry, l,
+                             facts, err);
         close(fd);
         tmpdir_remove(&d);
     } else {
         char *copy = malloc(n > 0 ? n : 1);
         assert_non_null(copy);
         memcpy(copy, text, n);
-        st = moec_index_parse(copy, n, "i.json", MOEC_INDEX_CHECKED,
-                              note_entry, l, facts, err);
+        st = moec_index_parse(copy, n, "i.json", MOEC_INDEX_CHECKED, note_entry,
+                              l, facts, err);
         free(copy);
     }
     return st;

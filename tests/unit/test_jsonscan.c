@@ -16,11 +16,11 @@
 
 #include "jsonscan.h"
 
-#define JSON MOEC_RULE_H04
-#define UTF8 MOEC_RULE_H03
-#define DEEP MOEC_RULE_H05
+#define JSON  MOEC_RULE_H04
+#define UTF8  MOEC_RULE_H03
+#define DEEP  MOEC_RULE_H05
 #define TWICE MOEC_RULE_H07
-#define KEYS MOEC_RULE_H10
+#define KEYS  MOEC_RULE_H10
 
 /* A text that comes in windows of `step` bytes, each in memory of its own. */
 typedef struct feed {
@@ -62,8 +62,7 @@ static moec_jsonscan scanner(feed *f, moec_error *err)
 }
 
 /* Skip one value and whatever whitespace follows: it must be all there is. */
-static moec_rule skip_all(const char *text, size_t n, size_t step,
-                          uint64_t *at)
+static moec_rule skip_all(const char *text, size_t n, size_t step, uint64_t *at)
 {
     moec_error err = MOEC_ERROR_INIT;
     feed f = {.text = text, .n = n, .step = step};
@@ -100,8 +99,18 @@ static void check_skip(const char *text, size_t n, moec_rule want, size_t pos)
 static void accepts_what_rfc_8259_has(void **state)
 {
     static const char *const texts[] = {
-        "{}", "[]", "\"\"", "0", "-0", "-1.5e+10", "1E5", "0.0", "true",
-        "false", "null", " \t\r\n[ 1 , 2 ] \n",
+        "{}",
+        "[]",
+        "\"\"",
+        "0",
+        "-0",
+        "-1.5e+10",
+        "1E5",
+        "0.0",
+        "true",
+        "false",
+        "null",
+        " \t\r\n[ 1 , 2 ] \n",
         "{\"a\":[{\"b\":null},[[]],\"c\"],\"d\":{\"a\":1}}",
         "\"\\\"\\\\\\/\\b\\f\\n\\r\\t\\u0000\\uD83D\\uDE00\"",
         "\"\xc2\x80\xdf\xbf\xe0\xa0\x80\xed\x9f\xbf\xee\x80\x80 \x7f\"",
@@ -122,24 +131,48 @@ static void refuses_the_rest_at_its_first_byte(void **state)
         moec_rule rule;
         size_t at;
     } cases[] = {
-        {"", JSON, 0},           {"{", JSON, 1},         {"[1,]", JSON, 3},
-        {"[,1]", JSON, 1},       {"{\"a\":1,}", JSON, 7}, {"{a:1}", JSON, 1},
-        {"{'a':1}", JSON, 1},    {"{\"a\" 1}", JSON, 5}, {"[1 2]", JSON, 3},
-        {"01", JSON, 1},         {"-", JSON, 1},         {"+1", JSON, 0},
-        {".5", JSON, 0},         {"1.", JSON, 2},        {"1.e5", JSON, 2},
-        {"1e", JSON, 2},         {"1e+", JSON, 3},       {"-01", JSON, 2},
-        {"0x10", JSON, 1},       {"NaN", JSON, 0},       {"nul", JSON, 3},
-        {"nulL", JSON, 3},       {"True", JSON, 0},      {"\"a", JSON, 2},
-        {"\"\\x\"", JSON, 2},    {"\"\\u12G4\"", JSON, 5},
-        {"\"a\nb\"", JSON, 2},   {"\"\t\"", JSON, 1},
+        {"", JSON, 0},
+        {"{", JSON, 1},
+        {"[1,]", JSON, 3},
+        {"[,1]", JSON, 1},
+        {"{\"a\":1,}", JSON, 7},
+        {"{a:1}", JSON, 1},
+        {"{'a':1}", JSON, 1},
+        {"{\"a\" 1}", JSON, 5},
+        {"[1 2]", JSON, 3},
+        {"01", JSON, 1},
+        {"-", JSON, 1},
+        {"+1", JSON, 0},
+        {".5", JSON, 0},
+        {"1.", JSON, 2},
+        {"1.e5", JSON, 2},
+        {"1e", JSON, 2},
+        {"1e+", JSON, 3},
+        {"-01", JSON, 2},
+        {"0x10", JSON, 1},
+        {"NaN", JSON, 0},
+        {"nul", JSON, 3},
+        {"nulL", JSON, 3},
+        {"True", JSON, 0},
+        {"\"a", JSON, 2},
+        {"\"\\x\"", JSON, 2},
+        {"\"\\u12G4\"", JSON, 5},
+        {"\"a\nb\"", JSON, 2},
+        {"\"\t\"", JSON, 1},
         {"\"\\uDC00\"", JSON, 7},
         {"\"\\uD800\"", JSON, 7},
         {"\"\\uD800\\n\"", JSON, 8},
         {"\"\\uD800\\u0041\"", JSON, 13},
-        {"[1]]", JSON, 3},       {"{}{}", JSON, 2},      {"[}", JSON, 1},
-        {"{]", JSON, 1},         {"/**/1", JSON, 0},     {"1 //", JSON, 2},
-        {"\xff", UTF8, 0},       {"\"\xc0\xaf\"", UTF8, 1},
-        {"\"\x80\"", UTF8, 1},   {"\"\xe0\x9f\xbf\"", UTF8, 2},
+        {"[1]]", JSON, 3},
+        {"{}{}", JSON, 2},
+        {"[}", JSON, 1},
+        {"{]", JSON, 1},
+        {"/**/1", JSON, 0},
+        {"1 //", JSON, 2},
+        {"\xff", UTF8, 0},
+        {"\"\xc0\xaf\"", UTF8, 1},
+        {"\"\x80\"", UTF8, 1},
+        {"\"\xe0\x9f\xbf\"", UTF8, 2},
         {"\"\xed\xa0\x80\"", UTF8, 2},
         {"\"\xf0\x8f\xbf\xbf\"", UTF8, 2},
         {"\"\xf4\x90\x80\x80\"", UTF8, 2},
@@ -251,8 +284,7 @@ static void check_string(const char *json, const char *want, size_t want_n,
 
     assert_int_equal(moec_js_string(&s, &t), MOEC_OK);
     assert_int_equal(t.len, want_n);
-    assert_memory_equal(t.s, want, want_n < sizeof(buf) ? want_n
-                                                        : sizeof(buf));
+    assert_memory_equal(t.s, want, want_n < sizeof(buf) ? want_n : sizeof(buf));
     assert_int_equal(t.has_nul, memchr(want, 0, want_n) != NULL);
     moec_js_fini(&s);
     free(f.window);
@@ -264,8 +296,7 @@ static void unescapes_strings_in_any_windows(void **state)
     for (size_t step = 1; step < 20; step++) {
         check_string("  \"abc\"", "abc", 3, step);
         check_string("\"a\\/b\\n\"", "a/b\n", 4, step);
-        check_string("\"\\u6743\\u91cd\"", "\xe6\x9d\x83\xe9\x87\x8d", 6,
-                     step);
+        check_string("\"\\u6743\\u91cd\"", "\xe6\x9d\x83\xe9\x87\x8d", 6, step);
         check_string("\"\\uD83D\\uDE00\"", "\xf0\x9f\x98\x80", 4, step);
         check_string("\"a\\u0000b\"", "a\0b", 3, step);
         check_string("\"0123456789abcdefXYZ\"", "0123456789abcdefXYZ", 19,

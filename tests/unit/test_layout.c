@@ -505,14 +505,16 @@ static void check_metadata(const subject *s, const moec_out_file *f,
         snprintf(want, sizeof(want),
                  "{\"__metadata__\":{\"format\":\"pt\","
                  "\"moec_format_version\":\"1\",\"moec_placement\":\"%s\","
-                 "\"moec_rank\":\"%u\",\"moec_world\":\"%u\"},\"",
+                 "\"moec_rank\":\"%u\",\"moec_w13_order\":\"gate-up\","
+                 "\"moec_world\":\"%u\"},\"",
                  hex, f->rank, moec_plan_topology(s->plan).n_ranks);
         break;
     case MOEC_FILE_STORE:
         snprintf(want, sizeof(want),
                  "{\"__metadata__\":{\"format\":\"pt\","
                  "\"moec_format_version\":\"1\","
-                 "\"moec_layout\":\"expert-store\"},\"");
+                 "\"moec_layout\":\"expert-store\","
+                 "\"moec_w13_order\":\"gate-up\"},\"");
         break;
     case MOEC_FILE_COMMON:
     case MOEC_FILE_SHARED:

@@ -10,12 +10,12 @@
 
 #include "support/st_build.h"
 
-#define U8(name, begin, end, n)                                     \
-    "\"" name "\":{\"dtype\":\"U8\",\"shape\":[" #n "]," \
-    "\"data_offsets\":[" #begin "," #end "]}"
-#define E(dtype, shape, begin, end)                           \
-    "{\"t\":{\"dtype\":\"" dtype "\",\"shape\":" shape      \
-    ",\"data_offsets\":[" #begin "," #end "]}}"
+#define U8(name, begin, end, n)                                                \
+  "\"" name "\":{\"dtype\":\"U8\",\"shape\":[" #n "],"                         \
+  "\"data_offsets\":[" #begin "," #end "]}"
+#define E(dtype, shape, begin, end)                                            \
+  "{\"t\":{\"dtype\":\"" dtype "\",\"shape\":" shape                           \
+  ",\"data_offsets\":[" #begin "," #end "]}}"
 
 typedef struct header_case {
     const char *what;
@@ -56,17 +56,16 @@ static const header_case cases[] = {
      "byte 10"},
     {"a trailing comma", E("U8", "[1,]", 0, 1), 1, MOEC_RULE_H04, "byte"},
     {"single quotes", "{'t':{}}", 0, MOEC_RULE_H04, "byte 9"},
-    {"a raw control character", "{" U8("a\x01", 0, 1, 1) "}", 1,
-     MOEC_RULE_H04, "byte 11"},
+    {"a raw control character", "{" U8("a\x01", 0, 1, 1) "}", 1, MOEC_RULE_H04,
+     "byte 11"},
     {"a cut text", "{\"t\":{\"dtype\":\"U8\"", 0, MOEC_RULE_H04, "ends here"},
     {"two objects", "{}{}", 0, MOEC_RULE_H06, "byte 10"},
     {"a NUL behind", "{} \x01", 0, MOEC_RULE_H06, "byte 11"},
 
     {"a tensor twice", "{" U8("t", 0, 1, 1) "," U8("t", 1, 2, 1) "}", 2,
      MOEC_RULE_H07, "tensor 't'"},
-    {"twice, once escaped",
-     "{" U8("a/b", 0, 1, 1) "," U8("a\\/b", 1, 2, 1) "}", 2, MOEC_RULE_H07,
-     "tensor 'a/b'"},
+    {"twice, once escaped", "{" U8("a/b", 0, 1, 1) "," U8("a\\/b", 1, 2, 1) "}",
+     2, MOEC_RULE_H07, "tensor 'a/b'"},
     {"a field twice",
      "{\"t\":{\"dtype\":\"U8\",\"d\\u0074ype\":\"I8\",\"shape\":[1],"
      "\"data_offsets\":[0,1]}}",
@@ -86,8 +85,8 @@ static const header_case cases[] = {
      MOEC_RULE_H07, "__metadata__"},
     {"a NUL in a name", "{" U8("a\\u0000b", 0, 1, 1) "}", 1, MOEC_RULE_H08,
      "byte 9"},
-    {"a metadata value of 1", "{\"__metadata__\":{\"a\":1}}", 0,
-     MOEC_RULE_H09, "byte"},
+    {"a metadata value of 1", "{\"__metadata__\":{\"a\":1}}", 0, MOEC_RULE_H09,
+     "byte"},
     {"a metadata list", "{\"__metadata__\":[\"a\"]}", 0, MOEC_RULE_H09, NULL},
     {"a metadata string", "{\"__metadata__\":\"x\"}", 0, MOEC_RULE_H09, NULL},
 
@@ -95,8 +94,8 @@ static const header_case cases[] = {
      MOEC_RULE_H10, "dtype is missing"},
     {"no shape", "{\"t\":{\"dtype\":\"U8\",\"data_offsets\":[0,1]}}", 1,
      MOEC_RULE_H10, "shape is missing"},
-    {"no offsets", "{\"t\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1,
-     MOEC_RULE_H10, "data_offsets is missing"},
+    {"no offsets", "{\"t\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1, MOEC_RULE_H10,
+     "data_offsets is missing"},
     {"an entry as an array", "{\"t\":[\"U8\",[1],[0,1]]}", 1, MOEC_RULE_H10,
      "tensor 't'"},
     {"a lower-case dtype", E("f32", "[1]", 0, 4), 4, MOEC_RULE_H11, "'f32'"},
@@ -138,8 +137,8 @@ static const header_case cases[] = {
     {"fewer bytes than the shape says", E("I32", "[2,2]", 0, 4), 4,
      MOEC_RULE_H18, "16"},
     {"4 bits as bytes", E("F4", "[2]", 0, 2), 2, MOEC_RULE_H18, NULL},
-    {"a product over 64 bits", E("I32", "[2,18446744073709551614]", 0, 16),
-     16, MOEC_RULE_H19, NULL},
+    {"a product over 64 bits", E("I32", "[2,18446744073709551614]", 0, 16), 16,
+     MOEC_RULE_H19, NULL},
     {"bits over 64 bits", E("I32", "[2,9223372036854775807]", 0, 16), 16,
      MOEC_RULE_H19, NULL},
     {"a zero before an overflow",
@@ -212,10 +211,14 @@ static void refuses_lengths_that_lie(void **state)
     static const struct {
         uint64_t n;
         size_t bytes;
-    } lies[] = {{0, 0},         {0, 7},
-                {3, 10},        {UINT64_MAX, 10},
-                {UINT64_C(1) << 63, 10}, {100000001, 10},
-                {UINT64_C(2) << 56, 10}, {(UINT64_C(1) << 32) + 2, 10},
+    } lies[] = {{0, 0},
+                {0, 7},
+                {3, 10},
+                {UINT64_MAX, 10},
+                {UINT64_C(1) << 63, 10},
+                {100000001, 10},
+                {UINT64_C(2) << 56, 10},
+                {(UINT64_C(1) << 32) + 2, 10},
                 {UINT64_MAX - 7, 10}};
 
     (void)state;
@@ -373,8 +376,8 @@ static st_bytes long_header(size_t n_tensors, bool twice)
             text + n,
             "%s\"\\u6743\xe9\x87\x8d\\n\xf0\x9f\x98\x80.%zu\":{\"dtype\":"
             "\"U8\",\"shape\":[%zu,1],\"data_offsets\":[%zu,%zu]}",
-            i == 0 ? "" : ",", twice && i + 1 == n_tensors ? 0 : i,
-            i % 3, i / 3 * 3 + (i % 3 > 1), i / 3 * 3 + (i % 3 > 1) + i % 3);
+            i == 0 ? "" : ",", twice && i + 1 == n_tensors ? 0 : i, i % 3,
+            i / 3 * 3 + (i % 3 > 1), i / 3 * 3 + (i % 3 > 1) + i % 3);
     n += (size_t)sprintf(text + n, "}");
     b = st_file(text, n, n_tensors / 3 * 3);
     free(text);
@@ -425,10 +428,10 @@ static void finds_a_duplicate_behind_many_names(void **state)
 
 static void survives_each_allocation_that_fails(void **state)
 {
-    static const char header[] =
-        "{\"__metadata__\":{\"a\":\"b\"}," U8("b", 4, 8, 4) ","
-        "\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"x\":{\"y\":1},"
-        "\"data_offsets\":[0,4]}}";
+    static const char header[] = "{\"__metadata__\":{\"a\":\"b\"}," U8(
+        "b", 4, 8, 4) ","
+                      "\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"x\":{\"y\":1},"
+                      "\"data_offsets\":[0,4]}}";
     st_bytes b = st_file(header, sizeof(header) - 1, 8);
 
     (void)state;

@@ -69,8 +69,7 @@ static void sorts_any_order_and_loses_nothing(void **state)
                          : shape == 1 ? N - i
                          : shape == 2 ? i % 100 * 100 + i / 100
                                       : next_random(&seed);
-            (void)snprintf(names[i], sizeof(names[i]), "%09u",
-                           v % 100000000);
+            (void)snprintf(names[i], sizeof(names[i]), "%09u", v % 100000000);
         }
         fill(t, N);
         check_sorted(t, N);

@@ -837,30 +837,58 @@ static void a_wrong_recorded_order_is_found_with_the_source(void **state)
 
 /* ------------------------------------------------------- stops and limits */
 
-static int stop_at_once(void *ctx, uint64_t done, uint64_t total)
+typedef struct told {
+    int calls, stop;
+    uint64_t done, total;
+} told;
+
+static int hear(void *ctx, uint64_t done, uint64_t total)
 {
-    (void)done;
-    (void)total;
-    (*(int *)ctx)++;
-    return 1;
+    told *t = ctx;
+
+    assert_true(done >= t->done && done <= total);
+    t->calls++;
+    t->done = done;
+    t->total = total;
+    return t->stop;
 }
 
-static void the_last_progress_is_all_of_it(void **state)
+static void progress_ends_with_all_done(void **state)
 {
     moec_verify_opts o = MOEC_VERIFY_OPTS_INIT;
     moec_error err = MOEC_ERROR_INIT;
     place p = make_place();
     plan_fixture x = deepseek(&p);
     moec_report *r = NULL;
-    int calls = 0;
+    told t = {0};
 
     (void)state;
-    o.progress = stop_at_once;
-    o.progress_ctx = &calls;
-    /* under 16 MiB: told once, at the end, when there is nothing to stop */
+    o.progress = hear;
+    o.progress_ctx = &t;
+    o.source = x.ckpt;
     assert_int_equal(moec_verify(&r, p.out, &o, &err), MOEC_OK);
-    assert_int_equal(calls, 1);
+    assert_true(t.calls >= 2);
+    assert_true(t.total > 0 && t.done == t.total);
     moec_report_destroy(r);
+    plan_fixture_close(&x);
+    remove_place(&p);
+}
+
+static void stops_when_asked_to(void **state)
+{
+    moec_verify_opts o = MOEC_VERIFY_OPTS_INIT;
+    moec_error err = MOEC_ERROR_INIT;
+    place p = make_place();
+    plan_fixture x = deepseek(&p);
+    moec_report *r = NULL;
+    told t = {.stop = 1};
+
+    (void)state;
+    o.progress = hear;
+    o.progress_ctx = &t;
+    assert_int_equal(moec_verify(&r, p.out, &o, &err), MOEC_E_CANCELLED);
+    assert_int_equal(t.calls, 1);
+    assert_null(r);
     plan_fixture_close(&x);
     remove_place(&p);
 }
@@ -912,7 +940,8 @@ int main(void)
         cmocka_unit_test(a_conversion_opens_to_the_layout_that_made_it),
         cmocka_unit_test(a_manifest_that_disagrees_is_refused_by_key),
         cmocka_unit_test(a_wrong_recorded_order_is_found_with_the_source),
-        cmocka_unit_test(the_last_progress_is_all_of_it),
+        cmocka_unit_test(progress_ends_with_all_done),
+        cmocka_unit_test(stops_when_asked_to),
         cmocka_unit_test(survives_failing_allocations),
     };
 
