@@ -111,6 +111,11 @@ static moec_status classify(maker *k, size_t i, moec_norm *norm, size_t *run)
                          "tensor '%s' lies among the experts, and no pattern "
                          "of the family '%s' names it",
                          t->name, k->b.family->name);
+    if (f.what == MOEC_NAME_OTHER && strncmp(t->name, "__pad.", 6) == 0)
+        return moec_fail(k->err, MOEC_E_FORMAT, MOEC_RULE_H24,
+                         "%s: tensor '%s' has a name that the converted form "
+                         "keeps for its fillers",
+                         moec_ckpt_file(k->b.ckpt, t->file)->name, t->name);
     if (f.what == MOEC_NAME_OTHER) {
         /* The run goes on: a name with a number such as 007 may stand in the
          * middle of a layer's. */

@@ -778,6 +778,15 @@ static void names_outside_the_experts_are_common(void **state)
     free(l.t);
 }
 
+static void names_of_fillers_are_refused(void **state)
+{
+    const uint64_t shape[1] = {4};
+    hc_list l = tensors_of("mixtral");
+    (void)state;
+    hc_add(&l, "__pad.0", MOEC_DTYPE_U8, 1, shape);
+    expect_refusal("mixtral", &l, MOEC_E_FORMAT, MOEC_RULE_H24, "'__pad.0'");
+}
+
 static void an_expert_too_many_is_refused(void **state)
 {
     const uint64_t shape[2] = {32, 64};
@@ -1270,6 +1279,7 @@ int main(void)
         cmocka_unit_test(up_must_be_like_gate),
         cmocka_unit_test(a_transposed_projection_is_refused),
         cmocka_unit_test(strange_names_among_experts_are_refused),
+        cmocka_unit_test(names_of_fillers_are_refused),
         cmocka_unit_test(names_outside_the_experts_are_common),
         cmocka_unit_test(an_expert_too_many_is_refused),
         cmocka_unit_test(a_layer_in_two_layouts_is_refused),
