@@ -5,6 +5,9 @@
 #include "crew.h"
 #include "converted.h"
 
+/* Buffers of all workers where --memory does not say. */
+#define BUDGET_BYTES (UINT64_C(192) << 20)
+
 /* Least range under a tight --memory. */
 #define LEAST_RANGE_BYTES MOEC_LEAF_BYTES
 
@@ -31,24 +34,29 @@ uint64_t moec_crew_range(const moec_plan *p)
 moec_status moec_crew_choose(moec_crew *c, uint64_t range,
                              const moec_convert_opts *opts, moec_error *err)
 {
-    uint64_t cap = opts->memory_bytes;
+    uint64_t cap = opts->memory_bytes ? opts->memory_bytes : BUDGET_BYTES;
+    uint64_t least = moec_min_u64(range, MOEC_COPY_RANGE_BYTES);
     uint32_t n = opts->n_threads;
 
-    /* they block in system calls: more of them than CPUs */
+    /* they block in system calls: more of them than CPUs, and enough requests
+     * in flight for the disk */
     if (n == 0)
-        n = (uint32_t)moec_max_u64(4, 2 * (uint64_t)moec_cpu_count());
-    if (cap != 0) {
-        while (n > 1 && n * worker_bytes(range) > cap)
-            n--;
-        while (range > LEAST_RANGE_BYTES && worker_bytes(range) > cap)
-            range -= MOEC_LEAF_BYTES;
-        if (worker_bytes(range) > cap)
-            return moec_fail(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
-                             "--memory %llu is too little: one thread needs "
-                             "%llu bytes of buffers",
-                             (unsigned long long)cap,
-                             (unsigned long long)worker_bytes(range));
-    }
+        n = (uint32_t)moec_min_u64(
+            moec_max_u64(8, 2 * (uint64_t)moec_cpu_count()), 16);
+    while (range > least && n * worker_bytes(range) > cap)
+        range -= MOEC_LEAF_BYTES;
+    if (opts->memory_bytes == 0) /* so many threads were asked for */
+        cap = moec_max_u64(cap, n * worker_bytes(range));
+    while (n > 1 && n * worker_bytes(range) > cap)
+        n--;
+    while (range > LEAST_RANGE_BYTES && worker_bytes(range) > cap)
+        range -= MOEC_LEAF_BYTES;
+    if (worker_bytes(range) > cap)
+        return moec_fail(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                         "--memory %llu is too little: one thread needs "
+                         "%llu bytes of buffers",
+                         (unsigned long long)cap,
+                         (unsigned long long)worker_bytes(range));
     c->n = n;
     c->range_bytes = range;
     c->bytes = n * worker_bytes(range);

@@ -17,7 +17,7 @@
 
 /* One piece of work of plain copies: large enough for the disk (8 MiB reads
  * reach its full speed with two in flight), small enough for the caches. */
-#define MOEC_COPY_RANGE_BYTES (UINT64_C(8) << 20)
+#define MOEC_COPY_RANGE_BYTES (UINT64_C(4) << 20)
 /* Transposed and interleaved blocks: a range takes a stripe of every source
  * row, so it should be as wide as memory allows. */
 #define MOEC_TURN_RANGE_BYTES (UINT64_C(64) << 20)

@@ -23,7 +23,7 @@ typedef struct moec_io_file {
 /* Bytes from which on a read is tried past the page cache. */
 #define MOEC_IO_DIRECT_BYTES ((size_t)256 << 10)
 /* Most bytes that one system call asks for. */
-#define MOEC_IO_REQUEST_BYTES ((size_t)8 << 20)
+#define MOEC_IO_REQUEST_BYTES ((size_t)4 << 20)
 
 /* Aligned room for unaligned direct reads; zero-initialise. */
 typedef struct moec_io_buf {
