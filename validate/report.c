@@ -296,6 +296,13 @@ void moec_report_ran(moec_report *r, moec_rule rule, uint64_t checked)
     pthread_mutex_unlock(&r->lock);
 }
 
+bool moec_report_broken(const moec_report *r, moec_rule rule)
+{
+    uint32_t t = theorem_of(rule);
+
+    return t < N_THEOREMS && r->broken[t];
+}
+
 void moec_report_note(moec_report *r, moec_rule rule, const char *fmt, ...)
 {
     uint32_t t = theorem_of(rule);

@@ -12,6 +12,8 @@
  *   finish.
  */
 
+#include <stdbool.h>
+
 #include <moec/validate.h>
 
 #include "base/base.h"
@@ -34,6 +36,9 @@ void moec_report_add_error(moec_report *r, const char *file, moec_rule rule,
 
 /* Say that theorem `rule` (MOEC_RULE_T1..T6) ran over `checked` more things. */
 void moec_report_ran(moec_report *r, moec_rule rule, uint64_t checked);
+
+/* True where a finding of theorem `rule` was added so far. */
+bool moec_report_broken(const moec_report *r, moec_rule rule);
 
 /* Say what the theorem did not prove; of several texts the first stays. */
 void moec_report_note(moec_report *r, moec_rule rule, const char *fmt, ...)

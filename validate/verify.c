@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "ckpt.h"
 #include "theorems.h"
 #include "verify.h"
 
@@ -40,7 +41,8 @@ moec_status moec_verify_progress(moec_verifier *v, uint64_t bytes,
         (v->told == 0 || v->done - v->told >= TELL_BYTES)) {
         v->told = v->done;
         v->cancelled =
-            v->opts->progress(v->opts->progress_ctx, v->done, v->total) != 0;
+            v->opts->progress(v->opts->progress_ctx,
+                              moec_min_u64(v->done, v->total), v->total) != 0;
     }
     cancelled = v->cancelled;
     pthread_mutex_unlock(&v->lock);
@@ -67,28 +69,56 @@ static void check_quick(const moec_verifier *v, size_t leaf, const void *data,
                         leaf);
 }
 
+moec_status moec_verify_read(const moec_verifier *v, moec_verify_worker *w,
+                             size_t file, uint64_t off, void *buf, size_t n,
+                             moec_error *err)
+{
+    return moec_io_read(&v->io[file], &w->io, off, buf, n, err);
+}
+
+moec_status moec_verify_read_source(const moec_verifier *v,
+                                    moec_verify_worker *w, size_t tensor,
+                                    uint64_t off, void *buf, size_t n,
+                                    moec_error *err)
+{
+    const moec_tensor *t = moec_ckpt_tensor(v->opts->source, tensor);
+
+    if (off > t->bytes || n > t->bytes - off)
+        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
+                         "tensor '%s': a range outside it", t->name);
+    return moec_io_read(&v->source_io[t->file], &w->io, t->off + off, buf, n,
+                        err);
+}
+
 moec_status moec_verify_leaves(const moec_verifier *v, const moec_ct_slot *slot,
                                uint64_t leaf, const void *data, size_t n,
                                size_t *bad_out, moec_sha256 *found_out,
                                moec_error *err)
 {
     const unsigned char *p = data;
+    moec_sha256 sha[2]; /* two at once: see moec_sha256_leaves */
 
     *bad_out = SIZE_MAX;
-    for (size_t at = 0; at < n; at += MOEC_LEAF_BYTES, leaf++) {
-        size_t k = (size_t)moec_min_u64(MOEC_LEAF_BYTES, n - at);
-        size_t i = (size_t)(slot->first_leaf + leaf);
+    for (size_t at = 0; at < n; at += 2 * MOEC_LEAF_BYTES) {
+        size_t pair = (size_t)moec_min_u64(2 * MOEC_LEAF_BYTES, n - at);
 
-        if (leaf >= slot->n_leaves)
-            return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
-                             "leaf %" PRIu64 " of %" PRIu32, leaf,
-                             slot->n_leaves);
-        MOEC_TRY(moec_sha256_of(p + at, k, found_out, err));
-        if (memcmp(found_out->b, v->files->slots.leaves[i].sha256.b, 32) != 0) {
-            *bad_out = (size_t)leaf;
-            return MOEC_OK;
+        MOEC_TRY(moec_sha256_leaves(p + at, pair, MOEC_LEAF_BYTES, sha, err));
+        for (size_t k = 0; k * MOEC_LEAF_BYTES < pair; k++, leaf++) {
+            size_t off = k * MOEC_LEAF_BYTES;
+            size_t i = (size_t)(slot->first_leaf + leaf);
+
+            if (leaf >= slot->n_leaves)
+                return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
+                                 "leaf %" PRIu64 " of %" PRIu32, leaf,
+                                 slot->n_leaves);
+            *found_out = sha[k];
+            if (memcmp(sha[k].b, v->files->slots.leaves[i].sha256.b, 32) != 0) {
+                *bad_out = (size_t)leaf;
+                return MOEC_OK;
+            }
+            check_quick(v, i, p + at + off,
+                        (size_t)moec_min_u64(MOEC_LEAF_BYTES, pair - off));
         }
-        check_quick(v, i, p + at, k);
     }
     return MOEC_OK;
 }
@@ -186,32 +216,61 @@ moec_status moec_verify_unit_pieces(const moec_verifier *v,
 
 static moec_status make_workers(moec_verifier *v, moec_error *err)
 {
-    uint32_t n =
-        v->opts->n_threads != 0 ? v->opts->n_threads : moec_cpu_count();
+    uint32_t n = v->opts->n_threads;
 
+    /* they block in reads: enough of them to keep disk and CPUs busy */
+    if (n == 0)
+        n = (uint32_t)moec_max_u64(8, 2 * (uint64_t)moec_cpu_count());
     v->n_workers = (uint32_t)moec_min_u64(n, WORKERS_MAX);
     v->workers = moec_calloc(v->n_workers, sizeof(*v->workers));
     if (v->workers == NULL)
         return moec_fail_nomem(err, "workers");
     for (uint32_t i = 0; i < v->n_workers; i++) {
-        v->workers[i].a = moec_alloc(MOEC_VERIFY_RANGE_BYTES);
-        v->workers[i].b = moec_alloc(MOEC_VERIFY_RANGE_BYTES);
+        v->workers[i].a =
+            moec_alloc_aligned(MOEC_VERIFY_RANGE_BYTES, MOEC_ALIGN);
+        v->workers[i].b =
+            moec_alloc_aligned(MOEC_VERIFY_RANGE_BYTES, MOEC_ALIGN);
         if (v->workers[i].a == NULL || v->workers[i].b == NULL)
             return moec_fail_nomem(err, "buffers of the workers");
     }
     return MOEC_OK;
 }
 
+static moec_status open_source(moec_verifier *v, moec_error *err)
+{
+    const moec_ckpt *src = v->opts->source;
+    size_t n = src == NULL ? 0 : moec_ckpt_n_files(src);
+
+    v->source_io = moec_calloc(n + 1, sizeof(*v->source_io));
+    if (v->source_io == NULL)
+        return moec_fail_nomem(err, "table of source files");
+    for (size_t i = 0; i < n; i++)
+        moec_io_open(&v->source_io[i], moec_ckpt_path(src, i),
+                     moec_ckpt_path(src, i), moec_ckpt_fd(src, i),
+                     moec_ckpt_file(src, i)->bytes, false);
+    return MOEC_OK;
+}
+
+static void close_source(moec_verifier *v)
+{
+    const moec_ckpt *src = v->opts->source;
+
+    for (size_t i = 0;
+         v->source_io != NULL && src != NULL && i < moec_ckpt_n_files(src); i++)
+        moec_io_close(&v->source_io[i]);
+    moec_free(v->source_io);
+}
+
 static moec_status index_files(moec_verifier *v, moec_error *err)
 {
     const moec_slots *s = &v->files->slots;
 
-    v->fds = moec_calloc(s->n_files + 1, sizeof(*v->fds));
+    v->io = moec_calloc(s->n_files + 1, sizeof(*v->io));
     v->file_first = moec_calloc(s->n_files + 1, sizeof(*v->file_first));
-    if (v->fds == NULL || v->file_first == NULL)
+    if (v->io == NULL || v->file_first == NULL)
         return moec_fail_nomem(err, "table of data files");
     for (size_t i = 0; i < s->n_files; i++) {
-        v->fds[i] = -1;
+        v->io[i].fd = v->io[i].direct_fd = -1;
         v->file_first[i] = s->n_tensors;
     }
     for (size_t t = s->n_tensors; t > 0; t--)
@@ -314,8 +373,8 @@ static void estimate(moec_verifier *v)
 
     for (size_t i = 0; i < s->n_tensors; i++)
         all += s->tensors[i].bytes;
-    /* the way back, and the source twice, each without replicas */
-    v->total = all * (v->source_ok ? 3 : 2);
+    /* the way back reads little where T3 holds */
+    v->total = all * (v->source_ok ? 2 : 1);
 }
 
 /* ------------------------------------------------------------ the passes */
@@ -325,6 +384,7 @@ static moec_status run_passes(moec_verifier *v, moec_error *err)
     MOEC_TRY(moec_verify_copied(v, err));
     MOEC_TRY(rebuild(v, err));
     MOEC_TRY(index_files(v, err));
+    MOEC_TRY(open_source(v, err));
     MOEC_TRY(make_workers(v, err));
     MOEC_TRY(moec_verify_files(v, err));
     MOEC_TRY(moec_verify_table(v, err));
@@ -347,8 +407,9 @@ static moec_status run_passes(moec_verifier *v, moec_error *err)
 
 static void free_worker(moec_verify_worker *w)
 {
-    moec_free(w->a);
-    moec_free(w->b);
+    moec_free_aligned(w->a);
+    moec_free_aligned(w->b);
+    moec_io_buf_fini(&w->io);
     moec_scratch_fini(&w->scratch);
     moec_scratch_fini(&w->inner);
     for (uint32_t i = 0; i < MOEC_VERIFY_KEPT; i++)
@@ -357,13 +418,16 @@ static void free_worker(moec_verify_worker *w)
 
 static void verifier_fini(moec_verifier *v)
 {
-    for (size_t i = 0; v->fds != NULL && i < v->files->slots.n_files; i++)
-        if (v->fds[i] >= 0)
-            close(v->fds[i]);
+    for (size_t i = 0; v->io != NULL && i < v->files->slots.n_files; i++) {
+        moec_io_close(&v->io[i]);
+        if (v->io[i].fd >= 0)
+            close(v->io[i].fd);
+    }
     for (uint32_t i = 0; v->workers != NULL && i < v->n_workers; i++)
         free_worker(&v->workers[i]);
     moec_free(v->workers);
-    moec_free(v->fds);
+    moec_free(v->io);
+    close_source(v);
     moec_free(v->file_first);
     moec_free(v->layer_first);
     moec_free(v->slot_tensor);

@@ -17,6 +17,7 @@
 #include "conversion.h"
 #include "execute.h"
 #include "inverse.h"
+#include "io.h"
 #include "report.h"
 
 /* Bytes that a worker reads at a time: whole leaves. */
@@ -38,7 +39,8 @@ typedef struct moec_kept_block {
 } moec_kept_block;
 
 typedef struct moec_verify_worker {
-    unsigned char *a, *b; /* MOEC_VERIFY_RANGE_BYTES each */
+    unsigned char *a, *b; /* MOEC_VERIFY_RANGE_BYTES each, aligned */
+    moec_io_buf io;
     moec_scratch scratch, inner;
     moec_kept_block kept[MOEC_VERIFY_KEPT];
     uint32_t next_kept;
@@ -54,7 +56,8 @@ typedef struct moec_verifier {
     bool table_ok;             /* slots.bin has the layout's tables */
     bool source_ok;            /* opts->source is the one converted */
     uint64_t n_skipped;        /* sources left out of the conversion */
-    int *fds;                  /* by data file; -1: not fit to be read */
+    moec_io_file *io;          /* by data file; fd -1: not fit to be read */
+    moec_io_file *source_io;   /* by file of opts->source */
     size_t *file_first;        /* by file: its first tensor in slots.bin */
     uint32_t n_rows;           /* slots of a slot tensor */
     uint32_t n_units;          /* of a layer, without the empty one */
@@ -83,6 +86,18 @@ moec_status moec_verify_identity(moec_verifier *v, moec_error *err);
 moec_status moec_verify_source(moec_verifier *v, moec_error *err);
 /* The way back: T6. verify_inverse.c */
 moec_status moec_verify_inverse(moec_verifier *v, moec_error *err);
+
+/* Read bytes of data file `file`: every data byte that a pass looks at comes
+ * through here. */
+moec_status moec_verify_read(const moec_verifier *v, moec_verify_worker *w,
+                             size_t file, uint64_t off, void *buf, size_t n,
+                             moec_error *err);
+
+/* Read bytes of source tensor `tensor` from opts->source. */
+moec_status moec_verify_read_source(const moec_verifier *v,
+                                    moec_verify_worker *w, size_t tensor,
+                                    uint64_t off, void *buf, size_t n,
+                                    moec_error *err);
 
 /* Rows of a small block that fit one range, at least 1. */
 uint64_t moec_verify_batch(uint64_t block_bytes);

@@ -59,7 +59,7 @@ static moec_status list_items(pass *p, moec_error *err)
         const moec_ct_tensor *t = &s->tensors[i];
         uint64_t rows = rows_of(t), batch = moec_verify_batch(block_of(t));
 
-        if (p->v->fds[t->file] < 0)
+        if (p->v->io[t->file].fd < 0)
             continue;
         for (uint64_t r = 0; r < rows; r += batch) {
             item it = {i, r, moec_min_u64(batch, rows - r)};
@@ -144,20 +144,20 @@ static moec_status settle(const pass *p, const moec_ct_tensor *t,
 
 /* One slot that is longer than a range. */
 static moec_status run_long(const pass *p, const moec_ct_tensor *t,
-                            uint64_t row, unsigned char *buf, moec_error *err)
+                            uint64_t row, moec_verify_worker *w,
+                            moec_error *err)
 {
     uint64_t bytes = block_of(t), begin = t->off + row * bytes;
-    const char *name = p->v->files->slots.files[t->file].name;
     moec_error e = MOEC_ERROR_INIT;
     bool good = true;
 
     for (uint64_t at = 0; good && at < bytes; at += MOEC_VERIFY_RANGE_BYTES) {
         size_t n = (size_t)moec_min_u64(MOEC_VERIFY_RANGE_BYTES, bytes - at);
 
-        if (moec_pread_full(p->v->fds[t->file], name, buf, n, begin + at, &e) !=
+        if (moec_verify_read(p->v, w, t->file, begin + at, w->a, n, &e) !=
             MOEC_OK)
             return settle(p, t, &e, err);
-        MOEC_TRY(check_part(p, t, row, at, buf, n, &good, err));
+        MOEC_TRY(check_part(p, t, row, at, w->a, n, &good, err));
         MOEC_TRY(moec_verify_progress(p->v, n, err));
     }
     return MOEC_OK;
@@ -169,21 +169,20 @@ static moec_status run_item(void *ctx, size_t i, uint32_t worker,
     const pass *p = ctx;
     const item *it = &p->items[i];
     const moec_ct_tensor *t = &p->v->files->slots.tensors[it->tensor];
-    unsigned char *buf = p->v->workers[worker].a;
+    moec_verify_worker *w = &p->v->workers[worker];
     uint64_t bytes = block_of(t);
     moec_error e = MOEC_ERROR_INIT;
     size_t n;
     bool good;
 
     if (bytes > MOEC_VERIFY_RANGE_BYTES)
-        return run_long(p, t, it->row, buf, err);
+        return run_long(p, t, it->row, w, err);
     n = (size_t)(it->n * bytes);
-    if (moec_pread_full(p->v->fds[t->file],
-                        p->v->files->slots.files[t->file].name, buf, n,
-                        t->off + it->row * bytes, &e) != MOEC_OK)
+    if (moec_verify_read(p->v, w, t->file, t->off + it->row * bytes, w->a, n,
+                         &e) != MOEC_OK)
         return settle(p, t, &e, err);
     for (uint64_t r = 0; r < it->n; r++)
-        MOEC_TRY(check_part(p, t, it->row + r, 0, buf + r * bytes,
+        MOEC_TRY(check_part(p, t, it->row + r, 0, w->a + r * bytes,
                             (size_t)bytes, &good, err));
     return moec_verify_progress(p->v, n, err);
 }

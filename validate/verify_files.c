@@ -169,6 +169,15 @@ done:
     return st;
 }
 
+/* The same file once more for direct reads, and surely the same one. */
+static void open_data(moec_io_file *f, const char *name, int fd, uint64_t bytes)
+{
+    char path[32];
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    moec_io_open(f, name, path, fd, bytes, false);
+}
+
 static moec_status verify_file(moec_verifier *v, size_t i, moec_error *err)
 {
     const moec_ct_file *c = &v->files->slots.files[i];
@@ -188,7 +197,7 @@ static moec_status verify_file(moec_verifier *v, size_t i, moec_error *err)
         close(fd);
         return MOEC_OK;
     }
-    v->fds[i] = fd;
+    open_data(&v->io[i], c->name, fd, bytes);
     st = verify_header(v, i, fd, &e);
     return st == MOEC_OK ? st : settle(v, c->name, MOEC_RULE_M06, &e, err);
 }

@@ -9,7 +9,8 @@
  * the digests of slots.bin: a way there that is not undone by the way back
  * cannot close this circle.
  *
- * A transposed block is taken back whole and kept, because every short range
+ * Blocks that are copied as they are need no bytes for that: see below. A
+ * transposed block is taken back whole and kept, because every short range
  * of it touches nearly all of its slot; others are read as they are asked for.
  */
 
@@ -20,6 +21,7 @@
 
 typedef struct pass {
     moec_verifier *v;
+    bool all; /* T3 failed: also plain blocks */
     moec_verify_piece *pieces;
     size_t n_pieces;
 } pass;
@@ -43,8 +45,8 @@ static moec_status read_out(void *ctx, uint32_t tensor, uint64_t off, void *buf,
     if (off > from->bytes || n > from->bytes - off)
         return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_T6,
                          "'%s': a range outside its slot", name);
-    return moec_pread_full(b->v->fds[from->file], name, buf, n, from->off + off,
-                           err);
+    return moec_verify_read(b->v, b->w, from->file, from->off + off, buf, n,
+                            err);
 }
 
 static moec_status load_block(back *b, moec_kept_block *k, size_t tensor,
@@ -57,7 +59,7 @@ static moec_status load_block(back *b, moec_kept_block *k, size_t tensor,
     MOEC_TRY(moec_inverse_block(b->v->layout, tensor, block, v, err));
     for (size_t i = 0; i < v->n_moves; i++) {
         k->whole = k->whole || v->moves[i].op != MOEC_OP_COPY;
-        if (b->v->fds[v->from[i].file] < 0)
+        if (b->v->io[v->from[i].file].fd < 0)
             return moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_T6,
                              "'%s' is missing or damaged",
                              b->v->files->slots.files[v->from[i].file].name);
@@ -131,6 +133,111 @@ static moec_status take_back(void *ctx, uint32_t tensor, uint64_t off,
     return MOEC_OK;
 }
 
+/* ------------------------------------------------- what needs no bytes
+ * Where the way back of a block is made of plain copies, and each of them is a
+ * move of the way there with its sides exchanged, back and forth is the
+ * identity whatever the bytes are; that the slot has the right ones is T3,
+ * which ran before. Where T3 found nothing, only transposed and interleaved
+ * blocks, whose copies the executor makes element by element, are taken back
+ * for real. Where it found something, all are, so that each source tensor that
+ * cannot be given back is named. */
+
+static bool same_move(const moec_move *a, const moec_move *b)
+{
+    return a->op == b->op && a->elem_bytes == b->elem_bytes &&
+           a->n_rows == b->n_rows && a->n_cols == b->n_cols &&
+           a->src_off == b->src_off && a->src_row == b->src_row &&
+           a->src_col == b->src_col && a->dst_off == b->dst_off &&
+           a->dst_row == b->dst_row && a->dst_col == b->dst_col;
+}
+
+/* The tensor of an output file that byte `off` lies in. */
+static const moec_out_tensor *tensor_at(const moec_out_file *f, uint64_t off)
+{
+    size_t lo = 0, hi = f->n_tensors;
+
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (f->tensors[mid].off + f->tensors[mid].bytes <= off)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return lo < f->n_tensors ? &f->tensors[lo] : NULL;
+}
+
+/* Is move `i` of the way back a forward move turned round? */
+static bool is_turned(const moec_verifier *v, size_t tensor,
+                      const moec_inverse *inv, size_t i)
+{
+    const moec_inverse_from *from = &inv->from[i];
+    const moec_out_file *f = moec_layout_file(v->layout, from->file);
+    const moec_out_tensor *o = tensor_at(f, from->off);
+    moec_move moves[MOEC_BLOCK_MOVES_MAX];
+    moec_local_row row;
+    uint32_t unit;
+    size_t n;
+
+    if (o == NULL || v->io[from->file].fd < 0)
+        return false;
+    if (o->kind == MOEC_OUT_COMMON)
+        return o->source == tensor && o->off == from->off &&
+               inv->n_moves == 1 && inv->bytes == o->bytes &&
+               inv->moves[i].n_rows * inv->moves[i].n_cols *
+                       inv->moves[i].elem_bytes ==
+                   o->bytes;
+    if (o->kind != MOEC_OUT_SLOTS || from->bytes == 0)
+        return false;
+    row.v = (uint32_t)((from->off - o->off) / from->bytes);
+    if (o->off + row.v * from->bytes != from->off)
+        return false;
+    unit = moec_plan_unit(v->plan, o->layer, f->rank, row);
+    n = moec_plan_block_moves(v->plan, o->layer, o->t, unit, moves);
+    for (size_t k = 0; k < n; k++) {
+        moec_move turned = moec_move_inverse(&moves[k], 0, inv->off);
+        if (moves[k].tensor == tensor && moves[k].src_off >= inv->off &&
+            same_move(&turned, &inv->moves[i]))
+            return true;
+    }
+    return false;
+}
+
+/* Is the way back of this block proved by its moves alone? */
+static bool is_plain(const moec_verifier *v, size_t tensor, size_t block,
+                     moec_inverse *room)
+{
+    if (moec_inverse_block(v->layout, tensor, block, room, NULL) != MOEC_OK)
+        return false;
+    for (size_t i = 0; i < room->n_moves; i++)
+        if (room->moves[i].op != MOEC_OP_COPY || !is_turned(v, tensor, room, i))
+            return false;
+    return true;
+}
+
+/* Are all sources of one block of a slot tensor? */
+static bool is_plain_unit(const moec_verifier *v, size_t layer, size_t t,
+                          uint32_t unit, moec_inverse *room)
+{
+    const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(v->plan));
+    moec_move moves[MOEC_BLOCK_MOVES_MAX];
+    size_t n = moec_plan_block_moves(v->plan, layer, t, unit, moves);
+
+    for (size_t i = 0; i < n; i++) {
+        size_t tensor = moves[i].tensor, n_blocks;
+        uint64_t each;
+
+        if (moves[i].op != MOEC_OP_COPY)
+            return false;
+        n_blocks = moec_inverse_n_blocks(v->layout, tensor);
+        each = n_blocks == 0 ? 0
+                             : moec_ckpt_tensor(ckpt, tensor)->bytes / n_blocks;
+        if (each == 0 ||
+            !is_plain(v, tensor, (size_t)(moves[i].src_off / each), room))
+            return false;
+    }
+    return true;
+}
+
 /* ------------------------------------------------------- with the source */
 
 static moec_finding source_finding(const moec_verifier *v, size_t tensor,
@@ -188,7 +295,7 @@ static moec_status compare_source(moec_verifier *v, moec_verify_worker *w,
 
         if (take_back(&b, (uint32_t)tensor, at, w->a, n, &e) != MOEC_OK)
             return settle(v, f, &e, err);
-        MOEC_TRY(moec_ckpt_read(v->opts->source, tensor, at, w->b, n, err));
+        MOEC_TRY(moec_verify_read_source(v, w, tensor, at, w->b, n, err));
         if (memcmp(w->a, w->b, n) != 0) {
             while (w->a[i] == w->b[i])
                 i++;
@@ -216,20 +323,27 @@ static moec_status list_blocks(pass *p, moec_error *err)
 {
     const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(p->v->plan));
     size_t n_tensors = moec_ckpt_n_tensors(ckpt), n = 0;
+    moec_inverse *room;
 
     for (size_t i = 0; i < n_tensors; i++)
         n += moec_inverse_n_blocks(p->v->layout, i);
     p->pieces = moec_calloc(n + 1, sizeof(*p->pieces));
-    if (p->pieces == NULL)
+    room = moec_alloc(sizeof(*room));
+    if (p->pieces == NULL || room == NULL) {
+        moec_free(room);
         return moec_fail_nomem(err, "list of work");
+    }
     for (size_t i = 0; i < n_tensors; i++) {
         size_t n_blocks = moec_inverse_n_blocks(p->v->layout, i);
         for (size_t b = 0; b < n_blocks; b++) {
             uint64_t each = moec_ckpt_tensor(ckpt, i)->bytes / n_blocks;
+            if (!p->all && is_plain(p->v, i, b, room))
+                continue;
             p->pieces[p->n_pieces++] =
                 (moec_verify_piece){SIZE_MAX, i, b * each, each};
         }
     }
+    moec_free(room);
     return MOEC_OK;
 }
 
@@ -281,10 +395,14 @@ static moec_status run_circle(void *ctx, size_t i, uint32_t worker,
 {
     const pass *p = ctx;
     const moec_verify_piece *k = &p->pieces[i];
+    moec_inverse room;
 
-    for (uint64_t u = 0; u < k->n; u++)
-        MOEC_TRY(close_circle(p->v, &p->v->workers[worker], k->layer, k->t,
-                              (uint32_t)(k->first + u), err));
+    for (uint64_t u = 0; u < k->n; u++) {
+        uint32_t unit = (uint32_t)(k->first + u);
+        if (p->all || !is_plain_unit(p->v, k->layer, k->t, unit, &room))
+            MOEC_TRY(close_circle(p->v, &p->v->workers[worker], k->layer, k->t,
+                                  unit, err));
+    }
     return MOEC_OK;
 }
 
@@ -328,7 +446,7 @@ static void add_notes(const moec_verifier *v)
 moec_status moec_verify_inverse(moec_verifier *v, moec_error *err)
 {
     const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(v->plan));
-    pass p = {.v = v};
+    pass p = {.v = v, .all = moec_report_broken(v->r, MOEC_RULE_T3)};
     uint32_t n = n_keepers(v);
     moec_status st;
 

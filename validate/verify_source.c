@@ -75,12 +75,18 @@ typedef struct pass {
     size_t n_pieces;
 } pass;
 
+/* What a read callback needs. */
+typedef struct hand {
+    const moec_verifier *v;
+    moec_verify_worker *w;
+} hand;
+
 static moec_status read_source(void *ctx, uint32_t tensor, uint64_t off,
                                void *buf, size_t n, moec_error *err)
 {
-    const moec_verifier *v = ctx;
+    const hand *h = ctx;
 
-    return moec_ckpt_read(v->opts->source, tensor, off, buf, n, err);
+    return moec_verify_read_source(h->v, h->w, tensor, off, buf, n, err);
 }
 
 static void add_difference(const moec_verifier *v, const moec_ct_tensor *ct,
@@ -112,6 +118,7 @@ static moec_status compare_unit(moec_verifier *v, moec_verify_worker *w,
     uint32_t row;
     const moec_ct_slot *slot = moec_verify_first(v, layer, t, unit, &ct, &row);
     size_t n_moves, bad = SIZE_MAX;
+    hand h = {v, w};
     moec_sha256 sha;
 
     if (slot == NULL)
@@ -122,7 +129,7 @@ static moec_status compare_unit(moec_verifier *v, moec_verify_worker *w,
         size_t n = (size_t)moec_min_u64(MOEC_VERIFY_RANGE_BYTES, bytes - at);
 
         MOEC_TRY(moec_block_read(moves, n_moves, at, at + n, w->a, read_source,
-                                 v, &w->scratch, err));
+                                 &h, &w->scratch, err));
         MOEC_TRY(moec_verify_leaves(v, slot, at / MOEC_LEAF_BYTES, w->a, n,
                                     &bad, &sha, err));
         MOEC_TRY(moec_verify_progress(v, n, err));
@@ -152,7 +159,8 @@ static moec_status run_common(void *ctx, size_t i, uint32_t worker,
     moec_verifier *v = ((const pass *)ctx)->v;
     const moec_slots *s = &v->files->slots;
     const moec_ct_tensor *ct = &s->tensors[i];
-    unsigned char *buf = v->workers[worker].a;
+    moec_verify_worker *w = &v->workers[worker];
+    unsigned char *buf = w->a;
     size_t tensor, bad = SIZE_MAX;
     moec_sha256 sha;
 
@@ -167,7 +175,7 @@ static moec_status run_common(void *ctx, size_t i, uint32_t worker,
         size_t n =
             (size_t)moec_min_u64(MOEC_VERIFY_RANGE_BYTES, ct->bytes - at);
 
-        MOEC_TRY(moec_ckpt_read(v->opts->source, tensor, at, buf, n, err));
+        MOEC_TRY(moec_verify_read_source(v, w, tensor, at, buf, n, err));
         MOEC_TRY(moec_verify_leaves(v, &s->slots[ct->first_slot],
                                     at / MOEC_LEAF_BYTES, buf, n, &bad, &sha,
                                     err));
