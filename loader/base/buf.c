@@ -69,7 +69,7 @@ void moec_buf_printf(moec_buf *b, const char *fmt, ...)
     if (!moec_buf_reserve(b, (size_t)n))
         return;
     va_start(args, fmt);
-    vsnprintf(b->data + b->len, (size_t)n + 1, fmt, args);
+    (void)vsnprintf(b->data + b->len, (size_t)n + 1, fmt, args);
     va_end(args);
     b->len += (size_t)n;
 }

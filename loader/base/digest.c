@@ -211,7 +211,7 @@ bool moec_unhex(const char *hex, void *out, size_t n)
             return false;
     }
     for (size_t i = 0; i < n; i++)
-        u[i] =
-            (unsigned char)(nibble(hex[2 * i]) << 4 | nibble(hex[2 * i + 1]));
+        u[i] = (unsigned char)((unsigned)nibble(hex[2 * i]) << 4 |
+                               (unsigned)nibble(hex[2 * i + 1]));
     return true;
 }

@@ -114,7 +114,7 @@ moec_status moec_json_fail(const moec_json *v, moec_rule rule, moec_error *err,
     if (rule == MOEC_RULE_NONE)
         rule = v->doc->other;
     va_start(args, fmt);
-    vsnprintf(what, sizeof(what), fmt, args);
+    (void)vsnprintf(what, sizeof(what), fmt, args); /* cut is fine */
     va_end(args);
     put_way(&way, v);
     moec_fail(err, MOEC_E_FORMAT, rule, "%s: %s%s%s", v->doc->name,

@@ -62,7 +62,7 @@ static inline __attribute__((always_inline)) void store_state(const lane *l,
 /* Rounds 4i .. 4i+3. Words 0..3 of the message are loaded, later ones come
  * from the schedule; both land in w[i % 4]. */
 static inline __attribute__((always_inline)) void
-four_rounds(lane *l, const unsigned char *block, int i)
+four_rounds(lane *l, const unsigned char *block, size_t i)
 {
     const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
     __m128i *w = l->w, x;
@@ -99,7 +99,7 @@ void moec_sha256_shani_x2(uint32_t state_a[8], const unsigned char *a,
         y.a0 = y.abef;
         y.c0 = y.cdgh;
 #  pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
+        for (size_t i = 0; i < 16; i++) {
             four_rounds(&x, a, i);
             four_rounds(&y, b, i);
         }
