@@ -33,6 +33,7 @@ typedef struct moec_build {
 } moec_build;
 #define MOEC_NO_ENTRY UINT32_MAX
 #define CONFIG_NAME   "config.json"
+#define PARAMS_NAME   "params.json" /* where there is no config.json */
 
 /* A place for messages: "layer main 3". */
 typedef struct moec_layer_text {
@@ -45,6 +46,9 @@ typedef struct moec_shape_text {
     char s[96];
 } moec_shape_text;
 moec_shape_text moec_shape_say(uint32_t rank, const uint64_t *shape);
+
+/* Are `n` blocks of `whole` features all whole? */
+bool moec_whole_blocks(uint64_t n, uint64_t whole);
 
 /* Prove the layer's tensors complete and uniform and make its slices. */
 moec_status moec_build_slices(moec_build *b, const moec_found_layer *found,

@@ -42,18 +42,17 @@ static void follow(const moec_json *from, const char *path, found *out)
     out->v = at;
 }
 
-/* Find the fact. Where several of its keys are there they must agree. */
-static moec_status find(const moec_config *c, const moec_fact_source *src,
-                        found *out, moec_error *err)
+/* Find one of the keys. Where several of them are there they must agree. */
+static moec_status find_spelling(const moec_config *c, const char *const *keys,
+                                 size_t n, found *out, moec_error *err)
 {
     found other;
-    follow(c->facts_in, src->n_keys > 0 ? src->keys[0] : "", out);
-    for (size_t i = 1; i < src->n_keys; i++) {
-        follow(c->facts_in, src->keys[i], &other);
+    for (size_t i = 0; i < n; i++) {
+        follow(c->facts_in, keys[i], &other);
         if (other.v->value == NULL)
             continue;
         if (out->v->value == NULL) {
-            follow(c->facts_in, src->keys[i], out);
+            follow(c->facts_in, keys[i], out);
             continue;
         }
         if (!json_equal(out->v->value, other.v->value))
@@ -62,6 +61,17 @@ static moec_status find(const moec_config *c, const moec_fact_source *src,
                                   "thing",
                                   out->v->key);
     }
+    return MOEC_OK;
+}
+
+/* Find the fact, or what stands in for it. */
+static moec_status find(const moec_config *c, const moec_fact_source *src,
+                        found *out, moec_error *err)
+{
+    follow(c->facts_in, src->n_keys > 0 ? src->keys[0] : "", out);
+    MOEC_TRY(find_spelling(c, src->keys, src->n_keys, out, err));
+    if (out->v->value == NULL)
+        MOEC_TRY(find_spelling(c, src->otherwise, src->n_else, out, err));
     if (out->v->value == NULL && src->n_keys > 0 && !src->optional)
         return moec_json_fail(out->v, MOEC_RULE_C11, err,
                               "is missing: the family '%s' needs it",
@@ -81,7 +91,8 @@ static moec_status as_count(const moec_json *v, uint32_t *out, moec_error *err)
     return MOEC_OK;
 }
 
-/* A count that some configs write once a layer. */
+/* A count that some configs write once a layer: 0 where a layer has none of
+ * it. Or once a group of experts (ERNIE VL): other widths are other tensors. */
 static moec_status as_equal_counts(const moec_json *v, uint32_t *out,
                                    moec_error *err)
 {
@@ -93,13 +104,30 @@ static moec_status as_equal_counts(const moec_json *v, uint32_t *out,
     for (size_t i = 0; i < n; i++) {
         moec_json item = moec_json_item(v, i);
         MOEC_TRY(as_count(&item, &value, err));
-        if (i > 0 && value != *out)
-            return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_C12,
-                             CONFIG ": %s: layers differ (%u and %u): such "
-                                    "models are not supported",
+        if (*out != 0 && value != 0 && value != *out)
+            return moec_fail(err, MOEC_E_MIXED, MOEC_RULE_C12,
+                             CONFIG ": %s: %u and %u: experts of unequal "
+                                    "number or width are not supported",
                              v->key, *out, value);
-        *out = value;
+        *out = value != 0 ? value : *out;
     }
+    return MOEC_OK;
+}
+
+/* A count that some configs write once a group. */
+static moec_status as_sum(const moec_json *v, uint32_t *out, moec_error *err)
+{
+    uint32_t value;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < moec_json_len(v); i++) {
+        moec_json item = moec_json_item(v, i);
+        MOEC_TRY(as_count(&item, &value, err));
+        sum += value;
+        if (sum > INT32_MAX)
+            return moec_json_fail(v, MOEC_RULE_C06, err,
+                                  "adds up to more than %d", INT32_MAX);
+    }
+    *out = (uint32_t)sum;
     return MOEC_OK;
 }
 
@@ -116,6 +144,8 @@ static moec_status get_count(const moec_config *c, const moec_fact_source *src,
         return MOEC_OK;
     if (src->per_layer && json_is_array(at.v->value))
         return as_equal_counts(at.v, out, err);
+    if (src->sum && json_is_array(at.v->value))
+        return as_sum(at.v, out, err);
     return as_count(at.v, out, err);
 }
 
@@ -167,6 +197,24 @@ static moec_status get_norm(const moec_config *c, int *out, moec_error *err)
     return MOEC_OK;
 }
 
+/* A word; a boolean is the word "true" or "false" where the description says
+ * what that is called. */
+static moec_status as_word(const moec_json *v, const moec_fact_source *src,
+                           const char **out, moec_error *err)
+{
+    if (json_is_boolean(v->value) && src->n_values != 0)
+        *out = json_is_true(v->value) ? "true" : "false";
+    else
+        MOEC_TRY(moec_json_as_string(v, out, err));
+    for (size_t i = 0; i < src->n_values; i++) {
+        if (strcmp(src->values[2 * i], *out) == 0) {
+            *out = src->values[2 * i + 1];
+            break;
+        }
+    }
+    return MOEC_OK;
+}
+
 static moec_status get_text(const moec_config *c, moec_fact fact,
                             moec_arena *arena, const char **out,
                             moec_error *err)
@@ -177,7 +225,7 @@ static moec_status get_text(const moec_config *c, moec_fact fact,
     if (src->n_keys > 0) {
         MOEC_TRY(find(c, src, &at, err));
         if (at.v->value != NULL)
-            MOEC_TRY(moec_json_as_string(at.v, &s, err));
+            MOEC_TRY(as_word(at.v, src, &s, err));
     }
     *out = moec_arena_strdup(arena, s, strlen(s));
     return *out != NULL ? MOEC_OK : moec_fail_nomem(err, "facts of a model");
@@ -194,6 +242,51 @@ static moec_status type_of(const moec_json *obj, const char **out,
     return v.value != NULL ? moec_json_as_string(&v, out, err) : MOEC_OK;
 }
 
+/* What a config is called that says no model_type (Mistral's params.json). */
+#define NO_TYPE "none"
+
+/* The object that holds the facts: one that the family names, or the top. */
+static void find_object(moec_config *c, const moec_family *f)
+{
+    c->facts_in = &c->root;
+    for (size_t i = 0; i < f->n_in; i++) {
+        moec_json v = moec_json_member(&c->root, f->in[i]);
+        if (!json_is_object(v.value))
+            continue;
+        c->nested = v;
+        c->facts_in = &c->nested;
+        return;
+    }
+}
+
+/* moec_only_if_fn: do all conditions hold in this config? */
+static bool only_if_holds(const moec_family *family, const moec_only_if *o,
+                          void *ctx)
+{
+    moec_config *c = ctx;
+    bool holds = true;
+    find_object(c, family);
+    for (size_t i = 0; holds && i < o->n; i++) {
+        const moec_condition *want = &o->conditions[i];
+        found at;
+        follow(c->facts_in, want->key, &at);
+        holds = at.v->value != NULL;
+        if (!holds || want->value == NULL)
+            continue;
+        json_t *v = json_loads(want->value, JSON_DECODE_ANY, NULL);
+        holds = v != NULL && json_equal(v, at.v->value);
+        json_decref(v);
+    }
+    return holds;
+}
+
+static moec_status look_up(moec_config *c, const moec_families *families,
+                           const char *type, moec_error *err)
+{
+    return moec_families_find(families, type, only_if_holds, c, &c->family,
+                              &c->own_family, err);
+}
+
 static moec_status find_family(moec_config *c, const moec_families *families,
                                moec_arena *arena, moec_error *err)
 {
@@ -202,16 +295,25 @@ static moec_status find_family(moec_config *c, const moec_families *families,
     MOEC_TRY(type_of(&c->root, &top, err));
     if (text.value != NULL && json_is_object(text.value))
         MOEC_TRY(type_of(&text, &inner, err));
-    if (top == NULL && inner == NULL)
+    if (top == NULL && inner == NULL) {
+        top = NO_TYPE;
+        MOEC_TRY(look_up(c, families, top, err));
+    }
+    if (c->family == NULL && top != NULL && strcmp(top, NO_TYPE) == 0)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C11,
                          CONFIG ": model_type: is missing: it names the "
                                 "family");
     const char *type = top != NULL ? top : inner;
-    if (top != NULL)
-        c->family = moec_families_find(families, top);
+    if (top != NULL && c->family == NULL)
+        MOEC_TRY(look_up(c, families, top, err));
+    if (c->family != NULL)
+        find_object(c, c->family);
     if (c->family == NULL && inner != NULL) {
-        c->family = moec_families_find(families, inner);
+        /* A wrapper that no family knows around a model that one does. */
+        MOEC_TRY(look_up(c, families, inner, err));
         type = c->family != NULL ? inner : type;
+        c->nested = text;
+        c->facts_in = &c->nested;
     }
     if (c->family == NULL) {
         moec_buf hint = {0};
@@ -229,20 +331,6 @@ static moec_status find_family(moec_config *c, const moec_families *families,
     if (c->facts.model_type == NULL || c->facts.family == NULL)
         return moec_fail_nomem(err, "facts of a model");
     return MOEC_OK;
-}
-
-/* The object that holds the facts: one the family names, or the top. */
-static void find_object(moec_config *c)
-{
-    c->facts_in = &c->root;
-    for (size_t i = 0; i < c->family->n_in; i++) {
-        moec_json v = moec_json_member(&c->root, c->family->in[i]);
-        if (!json_is_object(v.value))
-            continue;
-        c->nested = v;
-        c->facts_in = &c->nested;
-        return;
-    }
 }
 
 /* ------------------------------------------------------------ the facts */
@@ -314,7 +402,7 @@ static moec_status check_ranges(const moec_config *c, moec_error *err)
         if (values[i] == 0)
             return OUT_OF_RANGE(err, "%s: is 0, must be at least 1",
                                 key_of(c, positive[i]));
-    if (f->top_k > f->n_experts)
+    if (f->top_k > f->n_experts + c->zero_experts)
         return OUT_OF_RANGE(err, "%s %u is more than %s %u",
                             key_of(c, MOEC_FACT_TOP_K), f->top_k,
                             key_of(c, MOEC_FACT_N_EXPERTS), f->n_experts);
@@ -347,6 +435,7 @@ static moec_status read_facts(moec_config *c, moec_arena *arena,
     moec_facts *f = &c->facts;
     uint32_t hidden, inter, expert_hidden;
     MOEC_TRY(get_fact(c, MOEC_FACT_N_EXPERTS, &f->n_experts, err));
+    MOEC_TRY(get_fact(c, MOEC_FACT_ZERO_EXPERTS, &c->zero_experts, err));
     MOEC_TRY(get_fact(c, MOEC_FACT_TOP_K, &f->top_k, err));
     MOEC_TRY(get_fact(c, MOEC_FACT_HIDDEN, &hidden, err));
     MOEC_TRY(get_count(c, &c->family->facts[MOEC_FACT_EXPERT_HIDDEN], hidden,
@@ -418,10 +507,8 @@ moec_status moec_config_read(moec_config *out, const moec_families *families,
     st = moec_json_want_object(&out->root, err);
     if (st == MOEC_OK)
         st = find_family(out, families, arena, err);
-    if (st == MOEC_OK) {
-        find_object(out);
+    if (st == MOEC_OK)
         st = read_facts(out, arena, err);
-    }
     if (st != MOEC_OK)
         moec_config_fini(out);
     return st;
@@ -431,6 +518,8 @@ void moec_config_fini(moec_config *config)
 {
     json_decref(config->tree);
     config->tree = NULL;
+    moec_family_destroy(config->own_family);
+    config->own_family = NULL;
 }
 
 /* --------------------------------------------------------- MoE layers */
@@ -499,7 +588,7 @@ static bool is_word(const moec_layer_rule *r, const char *word, size_t n)
     return false;
 }
 
-/* A word a layer, or a string with one letter a layer. */
+/* A word or a boolean a layer, or a string with one letter a layer. */
 static moec_status mark_types(const moec_config *c, const moec_layer_rule *r,
                               const moec_json *v, uint8_t *moe, moec_error *err)
 {
@@ -514,7 +603,10 @@ static moec_status mark_types(const moec_config *c, const moec_layer_rule *r,
     MOEC_TRY(check_length(c, v, moec_json_len(v), err));
     for (uint32_t i = 0; i < c->facts.n_layers; i++) {
         moec_json item = moec_json_item(v, i);
-        MOEC_TRY(moec_json_as_string(&item, &s, err));
+        if (json_is_boolean(item.value))
+            s = json_is_true(item.value) ? "true" : "false";
+        else
+            MOEC_TRY(moec_json_as_string(&item, &s, err));
         moe[i] = is_word(r, s, strlen(s));
     }
     return MOEC_OK;

@@ -4,8 +4,8 @@
 
 /*
  * What this is: config.json read by a family's description into facts.
- * Lifetime: facts' strings live in the arena given; the JSON tree lives until
- *   moec_config_fini, the facts without it.
+ * Lifetime: facts' strings live in the arena given; the JSON tree and the
+ *   family live until moec_config_fini, the facts without them.
  * Errors: FORMAT C02..C07, C11; UNSUPPORTED C08; NOMEM.
  */
 
@@ -16,9 +16,11 @@
 
 typedef struct moec_config {
     const moec_family *family;
-    moec_facts facts;       /* shared_slots and expert_dtype not set yet */
-    uint64_t expert_hidden; /* width that routed experts work on; H but for
+    moec_family *own_family; /* the same, where it is not the registry's */
+    moec_facts facts;        /* shared_slots and expert_dtype not set yet */
+    uint64_t expert_hidden;  /* width that routed experts work on; H but for
                                latent experts */
+    uint32_t zero_experts;   /* columns of the router that have no weights */
     uint32_t mtp_layers;
     uint8_t mtp_known; /* the config says how many MTP layers there are */
     uint8_t has_block; /* of quantization_config.weight_block_size */

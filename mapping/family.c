@@ -3,6 +3,8 @@
  * Families as data. A description says, in one JSON file:
  *
  *   model_types  which values of config.json's model_type it serves
+ *   only_if      what else must be in config.json, for a model_type that
+ *                another family lists too
  *   layers       how names of a layer begin: "model.layers.{L}."
  *   tensors      patterns behind that prefix, each with the role and the part
  *                of what it names; "{E}" is the expert, "{suffix}" stands for
@@ -56,6 +58,7 @@ static const suffix dotted[] = {
     {"qscale_weight", "weight_scale", MOEC_GEO_SCALE},
     {"qscale_act", "input_scale", MOEC_GEO_SCALE},
     {"weight_shape", "weight_shape", MOEC_GEO_RECORD},
+    {"weight_g_idx", "weight_g_idx", MOEC_GEO_MATRIX_KEPT},
     {"bias", "bias", MOEC_GEO_OUT_VECTOR},
     {NULL, NULL, 0},
 };
@@ -67,9 +70,33 @@ static const suffix bare[] = {
     {"_scales", "scales", MOEC_GEO_MATRIX},
     {"_scale_inv", "weight_scale_inv", MOEC_GEO_SCALE},
     {"_scale", "weight_scale", MOEC_GEO_SCALE},
+    {"_scale_2", "weight_scale_2", MOEC_GEO_SCALE},
+    {"_weight_scale_inv", "weight_scale_inv", MOEC_GEO_SCALE},
+    {"_weight_scale", "weight_scale", MOEC_GEO_SCALE},
+    {"_weight_scale_2", "weight_scale_2", MOEC_GEO_SCALE},
+    {"_input_scale", "input_scale", MOEC_GEO_SCALE},
     {"_bias", "bias", MOEC_GEO_OUT_VECTOR},
     {NULL, NULL, 0},
 };
+
+/* NVFP4's activation scales: a kernel takes one maximum (of their reciprocals,
+ * one minimum) over ALL experts, so every rank needs those of all slots. FP8
+ * has the same names without the second level of weight scales; there each
+ * expert, or each rank, is scaled by its own. */
+static const struct {
+    const char *component, *beside;
+} tables[] = {
+    {"input_scale", "weight_scale_2"},
+    {"input_global_scale", "weight_global_scale"},
+};
+
+const char *moec_component_table(const char *component)
+{
+    for (size_t i = 0; i < sizeof(tables) / sizeof(*tables); i++)
+        if (strcmp(tables[i].component, component) == 0)
+            return tables[i].beside;
+    return NULL;
+}
 
 /* ----------------------------------------------------------- patterns */
 
@@ -216,10 +243,10 @@ static moec_status parse_shape(moec_desc *p, const moec_json *rule,
             continue;
         }
         MOEC_TRY(moec_desc_at(p, &v, moec_json_as_string(&v, &s, &p->error)));
-        if (strlen(s) != 1 || strchr("EHI", s[0]) == NULL)
+        if (strlen(s) != 1 || strchr("EHIR", s[0]) == NULL)
             return BAD(p, &v,
-                       "is \"%s\", must be \"E\", \"H\", \"I\" or a "
-                       "number",
+                       "is \"%s\", must be \"E\", \"H\", \"I\", \"R\" or "
+                       "a number",
                        s);
         d->symbol = s[0];
     }
@@ -541,19 +568,25 @@ static moec_status parse_names(moec_desc *p)
 
 static moec_status parse_top(moec_desc *p)
 {
+    static const char *const tested[] = {"none", "generated", "fixture", NULL};
     moec_family *f = p->f;
     const char *schema;
+    uint8_t word;
     moec_json at = moec_json_member(&p->root, "schema");
     MOEC_TRY(ONLY_KEYS(p, &p->root, "$schema", "schema", "family", "about",
-                       "model_types", "layers", "mtp_after_main", "experts",
-                       "namespaces", "suffixes", "tensors", "variants",
-                       "config", "moe_layers", "shared"));
+                       "tested", "model_types", "only_if", "layers",
+                       "mtp_after_main", "experts", "namespaces", "suffixes",
+                       "tensors", "variants", "config", "moe_layers",
+                       "shared"));
     MOEC_TRY(moec_desc_get_string(p, &p->root, "schema", &schema));
     if (strcmp(schema, SCHEMA_ID) != 0)
         return BAD(p, &at, "is \"%s\", must be \"" SCHEMA_ID "\"", schema);
     MOEC_TRY(moec_desc_get_string(p, &p->root, "family", &f->name));
+    MOEC_TRY(moec_desc_word(p, &p->root, "tested", tested, 0, &word));
+    f->tested = tested[word];
     MOEC_TRY(moec_desc_strings(p, &p->root, "model_types", 1, &f->model_types,
                                &f->n_model_types));
+    MOEC_TRY(moec_desc_only_if(p));
     MOEC_TRY(
         moec_desc_opt_bool(p, &p->root, "mtp_after_main", &f->mtp_after_main));
     p->suffixes = moec_json_member(&p->root, "suffixes");

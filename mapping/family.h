@@ -23,9 +23,10 @@ typedef enum moec_stack {
     MOEC_STACK_ROWS = 2     /* experts are blocks of rows */
 } moec_stack;
 
-/* One size of a shape that the description states: E, H, I or a number. */
+/* One size of a shape that the description states: E, H, I, R (columns of the
+ * router) or a number. */
 typedef struct moec_dim {
-    char symbol; /* 'E', 'H', 'I', or 0 for the number itself */
+    char symbol; /* 'E', 'H', 'I', 'R', or 0 for the number itself */
     uint32_t number;
 } moec_dim;
 #define MOEC_DIMS_MAX 4u
@@ -66,17 +67,24 @@ typedef struct moec_fact_source {
     uint8_t given;    /* the description has it */
     uint8_t optional; /* it has a default, which may be null */
     uint8_t has_default;
-    uint8_t per_layer; /* may be a list of equal values */
+    uint8_t per_layer; /* may be a list of equal values; 0: no such layer */
+    uint8_t sum;       /* may be a list of groups, which add up */
     uint8_t p_norm;    /* NORM_TOPK: a number is the p of a p-norm */
     size_t n_keys;
-    const char **keys; /* alternatives; dotted paths */
-    uint32_t integer;  /* default */
+    const char **keys; /* spellings; dotted paths */
+    size_t n_else;
+    const char **otherwise; /* keys that hold where none of `keys` is there */
+    size_t n_values; /* STRING: what values[2 * i] is called: values[2 * i + 1];
+                        a boolean is "true" or "false" */
+    const char **values;
+    uint32_t integer; /* default */
     double number;
     const char *string;
 } moec_fact_source;
 
 typedef enum moec_fact {
     MOEC_FACT_N_EXPERTS,
+    MOEC_FACT_ZERO_EXPERTS, /* columns of the router without weights */
     MOEC_FACT_TOP_K,
     MOEC_FACT_HIDDEN,
     MOEC_FACT_EXPERT_HIDDEN, /* width that routed experts work on */
@@ -113,11 +121,28 @@ typedef struct moec_layer_rule {
     uint32_t phase;
 } moec_layer_rule;
 
+/* A key of the config with the value that it must have; NULL: any but null. */
+typedef struct moec_condition {
+    const char *key;   /* dotted path */
+    const char *value; /* as JSON */
+} moec_condition;
+
+/* A model_type that several families share is this one's where all conditions
+ * hold. */
+typedef struct moec_only_if {
+    const char *model_type;
+    size_t n;
+    const moec_condition *conditions;
+} moec_only_if;
+
 typedef struct moec_family {
     moec_arena arena;
     const char *name;
+    const char *tested; /* "fixture", "generated" or "none"; static storage */
     size_t n_model_types;
     const char **model_types;
+    size_t n_only_if;
+    moec_only_if *only_if;
     size_t n_prefixes;
     const char **prefixes;      /* normalised: "model.layers.#." */
     uint8_t *prefix_space;      /* moec_space */
@@ -160,13 +185,26 @@ moec_status moec_family_parse(moec_family **out, const char *name,
                               const char *text, size_t n, moec_error *err);
 void moec_family_destroy(moec_family *family);
 
-/* Return the family for `model_type`, the one added last where several list
- * it; or NULL. */
-const moec_family *moec_families_find(const moec_families *families,
-                                      const char *model_type);
-/* Append "did you mean" or the known model types to `out`. */
+/* Do the conditions hold in the config that `ctx` knows? */
+typedef bool (*moec_only_if_fn)(const moec_family *family,
+                                const moec_only_if *only_if, void *ctx);
+
+/* Find the family for `model_type`; *out is NULL where there is none. Where
+ * several list it: the one added last by the user; else one whose conditions
+ * hold; else the one without conditions. `holds` NULL: no condition holds.
+ * *owned_out is *out where it was made for the caller, who destroys it, and
+ * NULL where it is the registry's. */
+moec_status moec_families_find(const moec_families *families,
+                               const char *model_type, moec_only_if_fn holds,
+                               void *ctx, const moec_family **out,
+                               moec_family **owned_out, moec_error *err);
+/* Append "did you mean", or where the known ones are listed, to `out`. */
 void moec_families_hint(const moec_families *families, const char *model_type,
                         moec_buf *out);
+
+/* Return the component beside which `component` is needed of all slots by
+ * every rank; NULL where it never is. Static storage. */
+const char *moec_component_table(const char *component);
 
 /* Write the full name of a kind's tensor. */
 void moec_kind_format(const moec_family *f, const moec_kind *k, size_t prefix,

@@ -6,6 +6,7 @@
 
 #include "family_desc.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static const struct {
@@ -14,6 +15,7 @@ static const struct {
     bool needed;
 } fact_info[MOEC_FACT_COUNT] = {
     [MOEC_FACT_N_EXPERTS] = {"n_experts", MOEC_FACT_INTEGER, true},
+    [MOEC_FACT_ZERO_EXPERTS] = {"zero_experts", MOEC_FACT_INTEGER, false},
     [MOEC_FACT_TOP_K] = {"top_k", MOEC_FACT_INTEGER, true},
     [MOEC_FACT_HIDDEN] = {"hidden", MOEC_FACT_INTEGER, true},
     [MOEC_FACT_EXPERT_HIDDEN] = {"expert_hidden", MOEC_FACT_INTEGER, false},
@@ -59,6 +61,34 @@ static moec_status parse_default(moec_desc *p, const moec_json *v,
     return BAD(p, v, "stands at a list, which has no default");
 }
 
+/* "values": what a word of the config is called here. */
+static moec_status parse_values(moec_desc *p, const moec_json *fact,
+                                moec_fact_type type, moec_fact_source *out)
+{
+    moec_json map = moec_json_member(fact, "values");
+    const char *word;
+    json_t *value;
+    size_t n = 0;
+    if (map.value == NULL)
+        return MOEC_OK;
+    MOEC_TRY(moec_desc_at(p, &map, moec_json_want_object(&map, &p->error)));
+    if (type != MOEC_FACT_STRING)
+        return BAD(p, &map, "stands at a fact that is no word");
+    size_t bytes = (2 * json_object_size(map.value) + 1) * sizeof(char *);
+    out->values = moec_arena_alloc(&p->f->arena, bytes, _Alignof(char *));
+    if (out->values == NULL)
+        return moec_desc_nomem(p);
+    json_object_foreach (map.value, word, value) {
+        moec_json v = moec_json_member(&map, word);
+        out->values[n] = moec_arena_strdup(&p->f->arena, word, strlen(word));
+        if (out->values[n++] == NULL)
+            return moec_desc_nomem(p);
+        MOEC_TRY(moec_desc_string(p, &v, &out->values[n++]));
+    }
+    out->n_values = n / 2;
+    return MOEC_OK;
+}
+
 static moec_status parse_fact(moec_desc *p, const moec_json *obj,
                               const char *key, moec_fact_type type, bool needed,
                               moec_fact_source *out)
@@ -66,11 +96,15 @@ static moec_status parse_fact(moec_desc *p, const moec_json *obj,
     moec_json v = moec_json_member(obj, key);
     if (v.value == NULL && !needed)
         return MOEC_OK;
-    MOEC_TRY(
-        ONLY_KEYS(p, &v, "keys", "default", "per_layer", "p_norm", "about"));
+    MOEC_TRY(ONLY_KEYS(p, &v, "keys", "else", "default", "per_layer", "sum",
+                       "p_norm", "values", "about"));
     out->given = 1;
     MOEC_TRY(moec_desc_strings(p, &v, "keys", 0, &out->keys, &out->n_keys));
+    MOEC_TRY(
+        moec_desc_strings(p, &v, "else", 0, &out->otherwise, &out->n_else));
+    MOEC_TRY(parse_values(p, &v, type, out));
     MOEC_TRY(moec_desc_opt_bool(p, &v, "per_layer", &out->per_layer));
+    MOEC_TRY(moec_desc_opt_bool(p, &v, "sum", &out->sum));
     MOEC_TRY(moec_desc_opt_bool(p, &v, "p_norm", &out->p_norm));
     out->optional = json_object_get(v.value, "default") != NULL;
     moec_json def = moec_json_member(&v, "default");
@@ -78,6 +112,68 @@ static moec_status parse_fact(moec_desc *p, const moec_json *obj,
         MOEC_TRY(parse_default(p, &def, type, out));
     if (out->n_keys == 0 && !out->has_default)
         return BAD(p, &v, "has neither 'keys' nor a 'default'");
+    if (out->n_keys == 0 && (out->n_else != 0 || out->n_values != 0))
+        return BAD(p, &v, "has 'else' or 'values' without 'keys'");
+    return MOEC_OK;
+}
+
+/* One model_type of "only_if": keys and the values that they must have. */
+static moec_status parse_conditions(moec_desc *p, const moec_json *v,
+                                    moec_only_if *out)
+{
+    const char *key;
+    json_t *value;
+    MOEC_TRY(moec_desc_at(p, v, moec_json_want_object(v, &p->error)));
+    size_t bytes = (json_object_size(v->value) + 1) * sizeof(moec_condition);
+    moec_condition *list =
+        moec_arena_alloc(&p->f->arena, bytes, _Alignof(moec_condition));
+    if (list == NULL)
+        return moec_desc_nomem(p);
+    out->conditions = list;
+    json_object_foreach (v->value, key, value) {
+        moec_json at = moec_json_member(v, key);
+        moec_condition *c = &list[out->n++];
+        if (at.value == NULL || json_is_object(value) || json_is_array(value))
+            return BAD(p, &at, "must be a string, a number or a boolean");
+        const char *word = json_string_value(value);
+        bool any = word != NULL && strcmp(word, "*") == 0;
+        char *text = any ? NULL : json_dumps(value, JSON_ENCODE_ANY);
+        c->key = moec_arena_strdup(&p->f->arena, key, strlen(key));
+        c->value = text == NULL
+                       ? NULL
+                       : moec_arena_strdup(&p->f->arena, text, strlen(text));
+        free(text);
+        if (c->key == NULL || (c->value == NULL && !any))
+            return moec_desc_nomem(p);
+    }
+    return MOEC_OK;
+}
+
+moec_status moec_desc_only_if(moec_desc *p)
+{
+    moec_family *f = p->f;
+    moec_json map = moec_json_member(&p->root, "only_if");
+    const char *type;
+    json_t *value;
+    if (map.value == NULL)
+        return MOEC_OK;
+    MOEC_TRY(moec_desc_at(p, &map, moec_json_want_object(&map, &p->error)));
+    size_t bytes = (json_object_size(map.value) + 1) * sizeof(*f->only_if);
+    f->only_if = moec_arena_alloc(&f->arena, bytes, _Alignof(moec_only_if));
+    if (f->only_if == NULL)
+        return moec_desc_nomem(p);
+    memset(f->only_if, 0, bytes);
+    json_object_foreach (map.value, type, value) {
+        moec_json v = moec_json_member(&map, type);
+        moec_only_if *o = &f->only_if[f->n_only_if];
+        for (size_t i = 0; o->model_type == NULL && i < f->n_model_types; i++)
+            if (strcmp(f->model_types[i], type) == 0)
+                o->model_type = f->model_types[i];
+        if (o->model_type == NULL)
+            return BAD(p, &v, "is none of 'model_types'");
+        MOEC_TRY(parse_conditions(p, &v, o));
+        f->n_only_if++;
+    }
     return MOEC_OK;
 }
 

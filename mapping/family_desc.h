@@ -63,7 +63,9 @@ moec_status moec_desc_strings(moec_desc *p, const moec_json *obj,
                               const char *key, size_t least, const char ***out,
                               size_t *n_out);
 
-/* family_config.c: "config", "moe_layers", and, after the tensors, "shared". */
+/* family_config.c: "only_if", "config", "moe_layers", and, after the tensors,
+ * "shared". */
+moec_status moec_desc_only_if(moec_desc *p);
 moec_status moec_desc_config(moec_desc *p);
 moec_status moec_desc_layer_rules(moec_desc *p);
 moec_status moec_desc_shared(moec_desc *p);

@@ -67,20 +67,15 @@ static const moec_slice *holder(const moec_layer_slices *l, moec_role role,
 }
 
 /* `dim` entries go along the I features of one expert: does each part of a
- * shared expert begin at a border of them? A block length that the config
- * does not state is taken from the shapes only where it must be a power of
- * two: 192 rows of 2 blocks are 128 + 64, not 96 + 96. */
+ * shared expert begin at a border of them? */
 static bool cut_at_border(const moec_config *c, const moec_slice *s,
                           uint64_t dim)
 {
     uint64_t inter = c->facts.inter;
     uint32_t axis = s->part == MOEC_PART_DOWN ? 1 : 0;
-    if (dim == 0 || inter % dim != 0)
-        return false;
-    uint64_t block = inter / dim;
-    if (c->has_block && strcmp(s->component, "weight_scale_inv") == 0)
-        return block == c->block[axis];
-    return (block & (block - 1)) == 0;
+    if (s->by_block)
+        return inter % c->block[axis] == 0;
+    return moec_whole_blocks(dim, inter);
 }
 
 /* The same for a matrix: cut by rows, or down by columns. */
@@ -91,11 +86,11 @@ static const char *why_matrix_apart(const moec_config *c, const moec_slice *s,
     bool once = down && routed.in == 1 && shared.in == 1; /* scale of a row */
     uint64_t out = down ? routed.out : m * routed.out;
     uint64_t in = down && !once ? m * routed.in : routed.in;
+    if (m > 1 && !once && !cut_at_border(c, s, down ? routed.in : routed.out))
+        return "is not cut at borders of its blocks";
     if (shared.out != out || shared.in != in)
         return m > 1 ? "does not cut into parts of the routed shape"
                      : "is of another shape";
-    if (m > 1 && !once && !cut_at_border(c, s, down ? routed.in : routed.out))
-        return "is not cut at borders of its blocks";
     return NULL;
 }
 
@@ -114,10 +109,12 @@ static const char *why_apart(const moec_config *c, const moec_slice *routed,
     case MOEC_GEO_SCALAR:
         break;
     case MOEC_GEO_RECORD:
+        return m == 1 ? NULL
+                      : "is about the whole projection and cannot be cut";
     case MOEC_GEO_MATRIX_KEPT:
-        if (m != 1)
-            return "cannot be cut";
-        return r.out == s.out && r.in == s.in ? NULL : other_shape;
+        if (m != 1 && routed->rank == 1)
+            return "numbers groups of the whole projection and cannot be cut";
+        return why_matrix_apart(c, shared, r, s, m);
     case MOEC_GEO_OUT_VECTOR:
         if (down && m != 1)
             return "would be added once for each part";

@@ -173,7 +173,9 @@ static moec_status add_unit_tensor(const target *g, size_t t, uint32_t unit,
         from = &out->from[out->n_moves];
         moec_layout_find_slots(g->layout, rank, g->layer, t, &from->file,
                                &from->off);
-        from->off += row * s->slot_bytes;
+        from->off +=
+            moec_plan_row(g->plan, g->layer, t, rank, (moec_local_row){row}) *
+            s->slot_bytes;
         from->bytes = s->slot_bytes;
         out->moves[out->n_moves++] = back;
     }

@@ -531,7 +531,8 @@ static moec_status lay_all_stored(moec_layout *l, moec_error *err)
 
 /* ---------------------------------------------------------- figures */
 
-/* What one unit costs in one layer, all slot tensors together. */
+/* What one unit costs in one layer: the slot tensors whose rows are the
+ * rank's own together, or those whose rows are all slots. */
 typedef struct unit_cost {
     uint64_t bytes, n_moves;
     uint32_t mark; /* 1 + the last rank that counted its bytes */
@@ -566,15 +567,17 @@ static bool counted_before(const moec_layout *l, size_t layer, size_t t,
 }
 
 static unit_cost cost_of_unit(const moec_layout *l, size_t layer,
-                              uint32_t n_experts, uint32_t unit)
+                              uint32_t n_experts, uint32_t unit, bool all_slots)
 {
     size_t n_tensors = moec_plan_n_slot_tensors(l->plan, layer);
     moec_move moves[MOEC_BLOCK_MOVES_MAX];
     unit_cost cost = {0};
 
     for (size_t t = 0; t < n_tensors; t++) {
-        size_t n = moec_plan_block_moves(l->plan, layer, t, unit, moves);
+        size_t n = 0;
 
+        if (moec_plan_slot_tensor(l->plan, layer, t)->all_slots == all_slots)
+            n = moec_plan_block_moves(l->plan, layer, t, unit, moves);
         cost.n_moves += n;
         for (size_t i = 0; i < n; i++) {
             bool again = moves[i].op == MOEC_OP_FILL;
@@ -592,24 +595,22 @@ static unit_cost cost_of_unit(const moec_layout *l, size_t layer,
     return cost;
 }
 
-static void add_layer_figures(moec_layout *l, size_t layer, unit_cost *units,
-                              uint32_t n_units, uint32_t n_experts)
+/* Slot tensors of one kind: `like` is the first of them. */
+static void add_rows_figures(moec_layout *l, size_t layer, size_t like,
+                             unit_cost *units, uint32_t n_units,
+                             uint32_t n_experts)
 {
-    const moec_slot_tensor *first;
-    unit_cost empty;
+    const moec_slot_tensor *s = moec_plan_slot_tensor(l->plan, layer, like);
+    bool all = s->all_slots != 0;
+    unit_cost empty = cost_of_unit(l, layer, n_experts, MOEC_UNIT_EMPTY, all);
 
-    if (moec_plan_n_slot_tensors(l->plan, layer) == 0)
-        return;
-    first = moec_plan_slot_tensor(l->plan, layer, 0);
-    empty = cost_of_unit(l, layer, n_experts, MOEC_UNIT_EMPTY);
     for (uint32_t u = 0; u < n_units; u++)
-        units[u] = cost_of_unit(l, layer, n_experts, u);
+        units[u] = cost_of_unit(l, layer, n_experts, u, all);
     for (uint32_t rank = 0; rank < l->n_ranks; rank++) {
         moec_rank_figures *f = &l->figures[rank];
 
-        for (uint32_t row = 0; row < first->shape[0]; row++) {
-            uint32_t u =
-                moec_plan_unit(l->plan, layer, rank, (moec_local_row){row});
+        for (uint32_t row = 0; row < s->shape[0]; row++) {
+            uint32_t u = moec_plan_row_unit(l->plan, layer, like, rank, row);
             unit_cost *cost = u < n_units ? &units[u] : &empty;
 
             f->n_moves += cost->n_moves;
@@ -617,6 +618,21 @@ static void add_layer_figures(moec_layout *l, size_t layer, unit_cost *units,
                 f->bytes_read += cost->bytes;
             cost->mark = rank + 1;
         }
+    }
+}
+
+static void add_layer_figures(moec_layout *l, size_t layer, unit_cost *units,
+                              uint32_t n_units, uint32_t n_experts)
+{
+    size_t n = moec_plan_n_slot_tensors(l->plan, layer);
+    bool done[2] = {false, false};
+
+    for (size_t t = 0; t < n; t++) {
+        bool *d =
+            &done[moec_plan_slot_tensor(l->plan, layer, t)->all_slots != 0];
+        if (!*d)
+            add_rows_figures(l, layer, t, units, n_units, n_experts);
+        *d = true;
     }
 }
 

@@ -43,6 +43,7 @@ typedef struct maker {
     moec_config config;
     size_t n_tensors;
     size_t n_found, cap_found;
+    size_t n_mtp; /* MTP layers that the tensors number, dense ones too */
     moec_found_layer *found;
     uint8_t *moe; /* by decoder layer */
     moec_error *err;
@@ -200,6 +201,10 @@ static moec_status sort_layers(maker *k)
 {
     size_t n = 0;
     qsort(k->found, k->n_found, sizeof(*k->found), by_key);
+    for (size_t i = 0; i < k->n_found; i++)
+        if (k->found[i].key.space == MOEC_SPACE_MTP &&
+            k->found[i].key.number == k->n_mtp)
+            k->n_mtp++;
     for (size_t i = 0; i < k->n_found; i++) {
         const moec_found_layer *l = &k->found[i];
         if (!has_experts(k, l))
@@ -244,20 +249,22 @@ static moec_status check_main(maker *k, size_t *n_main)
 }
 
 /* MTP layers may have been left out by whoever saved the model; those that
- * are there count from 0, and are no more than announced. */
+ * are there count from 0, and are no more than announced. Where nothing is
+ * announced none of them may be missing: dense ones (Nemotron's attention
+ * block) have numbers too. */
 static moec_status check_mtp(maker *k, size_t n_main)
 {
     for (size_t i = n_main; i < k->n_found; i++) {
         uint32_t number = k->found[i].key.number;
-        bool good = k->config.mtp_known ? number < k->config.mtp_layers
-                                        : number == i - n_main;
+        bool good =
+            number < (k->config.mtp_known ? k->config.mtp_layers : k->n_mtp);
         if (good)
             continue;
         return moec_fail(
             k->err, MOEC_E_FORMAT, MOEC_RULE_C07,
             "tensor '%s' is of MTP layer %u, " CONFIG_NAME " has %u%s",
             moec_ckpt_tensor(k->b.ckpt, k->found[i].begin)->name, number,
-            k->config.mtp_known ? k->config.mtp_layers : (uint32_t)(i - n_main),
+            k->config.mtp_known ? k->config.mtp_layers : (uint32_t)k->n_mtp,
             k->config.mtp_known ? "" : " before it");
     }
     return MOEC_OK;
@@ -403,6 +410,12 @@ moec_status moec_model_open(moec_model **out, const moec_ckpt *ckpt,
     moec_error local = MOEC_ERROR_INIT;
     moec_status st = moec_ckpt_read_extra(ckpt, CONFIG_NAME,
                                           MOEC_JSON_BYTES_MAX, &text, &local);
+    if (st == MOEC_E_IO && local.os_errno == ENOENT) {
+        /* Mistral's own releases. Its facts stand under "moe". */
+        local = (moec_error)MOEC_ERROR_INIT;
+        st = moec_ckpt_read_extra(ckpt, PARAMS_NAME, MOEC_JSON_BYTES_MAX, &text,
+                                  &local);
+    }
     if (st == MOEC_E_IO && local.os_errno == ENOENT)
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C01,
                        "%s has no " CONFIG_NAME, moec_ckpt_dir(ckpt));

@@ -42,7 +42,10 @@ typedef struct moec_slice {
     uint8_t stacked;     /* 1: tensors[0] holds all experts, one slice after
                              the other (leading axis, or row blocks) */
     uint8_t dtype;       /* moec_dtype */
-    uint8_t reserved;
+    uint8_t all_slots;   /* 1: every rank needs it of all slots */
+    uint8_t by_block;    /* 1: a scale of the config's weight_block_size */
+    uint8_t of_packed;   /* 1: a scale of weights below 8 bits */
+    uint8_t reserved[6];
     const char *component; /* suffix behind w13_ and w2_: "weight", "bias",
                               "weight_scale_inv" ...; equal strings are one
                               pointer within a model */

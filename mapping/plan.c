@@ -25,6 +25,7 @@ typedef struct slot_spec {
     const moec_slice *routed[2];
     const moec_slice *shared[2];
     uint32_t n_halves; /* 2: gated w13; 1: ungated w13, w2 */
+    uint64_t largest;  /* bytes of the component's largest slice */
 } slot_spec;
 
 typedef struct plan_layer {
@@ -262,6 +263,36 @@ static moec_status find_shared(slot_spec *sp, const moec_layer_slices *l,
                      sp->pub.name, component, m);
 }
 
+/* The same for w13 and w2: a component's two tensors stay together. */
+static uint64_t largest_slice(const moec_layer_slices *l, const char *component)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < l->n_slices; i++)
+        if (l->slices[i].role == MOEC_ROLE_ROUTED &&
+            strcmp(l->slices[i].component, component) == 0)
+            bytes = moec_max_u64(bytes, l->slices[i].bytes);
+    return bytes;
+}
+
+/* The topology as files have it: without a row for shared experts that are in
+ * a file of their own. */
+static moec_topology stored_topology(const moec_plan *p)
+{
+    moec_topology topo = p->topo;
+
+    topo.n_shared_slots = p->shared_rows;
+    return topo;
+}
+
+/* Rows of a table over all slots. */
+static uint32_t table_rows(const moec_plan *p)
+{
+    uint32_t copies = p->topo.shared_global ? 1 : p->topo.n_ranks;
+
+    return p->topo.n_physical + copies * p->shared_rows;
+}
+
 static moec_status make_spec(moec_plan *p, const moec_layer_slices *l,
                              const char *component, bool w2, slot_spec *sp,
                              moec_error *err)
@@ -280,8 +311,11 @@ static moec_status make_spec(moec_plan *p, const moec_layer_slices *l,
         return moec_fail_nomem(err, "name of a slot tensor");
     t->dtype = (moec_dtype)sp->routed[0]->dtype;
     t->is_w2 = w2;
+    sp->largest = largest_slice(l, component);
     t->op = op_of(sp->routed[0]);
-    slot_shape(sp, p->topo.n_local + p->shared_rows);
+    t->all_slots = sp->routed[0]->all_slots;
+    slot_shape(sp,
+               t->all_slots ? table_rows(p) : p->topo.n_local + p->shared_rows);
     t->slot_bytes = slot_bytes(sp);
     if (p->shared_rows > 0)
         return find_shared(sp, l, component, p->topo.n_shared_slots, err);
@@ -296,11 +330,10 @@ static bool spec_before(const slot_spec *a, const slot_spec *b)
 
     if (c == 0)
         return a->pub.is_w2 < b->pub.is_w2;
-    bool wa = strncmp(ca, "weight", 7) == 0, wb = strncmp(cb, "weight", 7) == 0;
+    bool wa = strcmp(ca, "weight") == 0, wb = strcmp(cb, "weight") == 0;
     if (wa != wb)
         return wa;
-    uint64_t sa = a->routed[0]->bytes, sb = b->routed[0]->bytes;
-    return sa != sb ? sa > sb : c < 0;
+    return a->largest != b->largest ? a->largest > b->largest : c < 0;
 }
 
 static bool spec_known(const plan_layer *pl, const char *component, bool w2)
@@ -654,6 +687,39 @@ uint32_t moec_plan_unit(const moec_plan *p, size_t layer, uint32_t rank,
                              (uint32_t)p->layers[layer].model_layer);
     int32_t e = p2l[moec_local_physical(p->topo, rank, row).v];
     return e < 0 ? MOEC_UNIT_EMPTY : (uint32_t)e;
+}
+
+uint32_t moec_plan_row(const moec_plan *p, size_t layer, size_t t,
+                       uint32_t rank, moec_local_row row)
+{
+    moec_topology topo = stored_topology(p);
+
+    if (!p->layers[layer].specs[t].pub.all_slots)
+        return row.v;
+    if (row.v >= topo.n_local)
+        return moec_shared_slot(topo, rank, row.v - topo.n_local).v;
+    return moec_physical_slot(topo, moec_local_physical(topo, rank, row)).v;
+}
+
+uint32_t moec_plan_row_unit(const moec_plan *p, size_t layer, size_t t,
+                            uint32_t rank, uint32_t row)
+{
+    uint32_t own = p->topo.n_local + p->shared_rows;
+    moec_local_row local = {row};
+
+    if (!p->layers[layer].specs[t].pub.all_slots)
+        return moec_plan_unit(p, layer, rank, local);
+    if (!p->topo.shared_global) {
+        rank = row / own;
+        local.v = row % own;
+    } else if (row < p->topo.n_physical) {
+        rank = row / p->topo.n_local;
+        local.v = row % p->topo.n_local;
+    } else {
+        rank = 0; /* shared slots have one number on all ranks */
+        local.v = p->topo.n_local + (row - p->topo.n_physical);
+    }
+    return moec_plan_unit(p, layer, rank, local);
 }
 
 /* ----------------------------------------------------------------- moves */

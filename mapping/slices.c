@@ -243,18 +243,27 @@ static moec_status unstack(const reading *r, const moec_kind *k,
     return MOEC_OK;
 }
 
-/* Scales come per tensor, per row and per block under one name. */
+/* Scales come per tensor, per row and per block under one name. Rows are
+ * columns of one number, [N, 1], whether the source writes that axis or not:
+ * the kernels' form, and unlike a bias they are not added. */
 static moec_status settle_geometry(const reading *r, const moec_kind *k,
                                    const moec_tensor *t, moec_slice *s)
 {
-    bool one = s->rank == 0 || (s->rank == 1 && s->shape[0] == 1);
     uint8_t geometry = k->geometry;
+    bool one = s->rank == 0 || (s->rank == 1 && s->shape[0] == 1);
+    /* [E, 1, 1] is a number an expert, unless its one block is a matrix. */
+    if (s->stacked && geometry == MOEC_GEO_SCALE && s->rank == 2 &&
+        s->shape[0] == 1 && s->shape[1] == 1 && !r->b->config->has_block) {
+        one = true;
+        s->rank = 0;
+    }
+    bool rows = geometry == MOEC_GEO_SCALE && s->rank == 1 && !one;
+    if (rows)
+        s->shape[s->rank++] = 1;
     if (geometry == MOEC_GEO_SCALE)
-        geometry = one            ? MOEC_GEO_SCALAR
-                   : s->rank == 1 ? MOEC_GEO_OUT_VECTOR
-                                  : MOEC_GEO_MATRIX;
+        geometry = one ? MOEC_GEO_SCALAR : MOEC_GEO_MATRIX;
     s->geometry = geometry;
-    s->in_out = k->in_out && geometry == MOEC_GEO_MATRIX;
+    s->in_out = k->in_out && geometry == MOEC_GEO_MATRIX && !rows;
     bool fits = geometry == MOEC_GEO_MATRIX        ? s->rank >= 2
                 : geometry == MOEC_GEO_MATRIX_KEPT ? s->rank >= 1
                 : geometry == MOEC_GEO_OUT_VECTOR  ? s->rank == 1
@@ -265,9 +274,9 @@ static moec_status settle_geometry(const reading *r, const moec_kind *k,
     return DISAGREE(r, "tensor '%s' is %s%s, which is no %s", t->name,
                     moec_shape_say(t->rank, t->shape).s,
                     s->stacked ? " with the experts' axis" : "",
-                    geometry == MOEC_GEO_MATRIX       ? "matrix"
-                    : geometry == MOEC_GEO_OUT_VECTOR ? "vector"
-                                                      : "single number");
+                    geometry == MOEC_GEO_OUT_VECTOR ? "vector"
+                    : geometry == MOEC_GEO_SCALAR   ? "single number"
+                                                    : "matrix");
 }
 
 static moec_status make_slice(const reading *r, const moec_kind *k,
@@ -374,17 +383,28 @@ static bool weight_fits(const moec_slice *s, features w)
     return divides(in, w.in); /* packed: several elements in one */
 }
 
+/* Can `n` blocks of one length, the last one short, be of `whole` features?
+ * The smallest length that makes no more of them must make as many. */
+static bool is_blocks(uint64_t n, uint64_t whole)
+{
+    return n != 0 && n <= whole &&
+           moec_ceil_div(whole, moec_ceil_div(whole, n)) == n;
+}
+
 static bool block_scale_fits(const reading *r, const moec_slice *s, features w)
 {
     const moec_config *c = r->b->config;
     uint64_t out = s->shape[s->in_out ? s->rank - 1 : 0];
     uint64_t in = s->shape[s->in_out ? 0 : 1];
-    bool by_block = c->has_block && s->rank == 2 &&
-                    strcmp(s->component, "weight_scale_inv") == 0;
-    if (by_block)
+    if (s->by_block)
         return out == moec_ceil_div(w.out, c->block[0]) &&
                in == moec_ceil_div(w.in, c->block[1]);
-    return out <= w.out && in <= w.in;
+    /* Groups of packed weights lie within rows; only the zero points of
+     * several rows may share a word. */
+    if (s->of_packed && out != w.out)
+        return s->dtype == MOEC_DTYPE_I32 && divides(out, w.out) &&
+               is_blocks(in, w.in);
+    return is_blocks(out, w.out) && is_blocks(in, w.in);
 }
 
 static bool kept_fits(const moec_slice *s, features w)
@@ -429,22 +449,26 @@ static moec_status check_sizes(const reading *r, const moec_slice *s)
         (uintmax_t)w.in);
 }
 
-/* One source for gate and up can be cut in two only where neither a number
- * nor a block is of both. */
+/* One source for gate and up can be cut in two only where no block is of
+ * both. */
 static moec_status check_halves(const reading *r, const moec_slice *s)
 {
     const moec_config *c = r->b->config;
     features w = features_of(r, s);
-    if (s->part != MOEC_PART_GATE_UP || s->geometry == MOEC_GEO_RECORD)
+    if (s->part != MOEC_PART_GATE_UP || s->geometry == MOEC_GEO_RECORD ||
+        s->geometry == MOEC_GEO_SCALAR) /* one number scales both halves */
         return MOEC_OK;
-    uint64_t out = s->geometry == MOEC_GEO_SCALAR ? 1
-                   : s->geometry == MOEC_GEO_MATRIX_KEPT || s->in_out
+    uint64_t out = s->geometry == MOEC_GEO_MATRIX_KEPT || s->in_out
                        ? s->shape[s->rank - 1]
                        : s->shape[0];
+    uint64_t half = out / 2, inter = w.out / 2;
     bool cut = out % 2 == 0 && (!s->interleaved || out == w.out);
-    if (cut && c->has_block && out == moec_ceil_div(w.out, c->block[0]) &&
-        out != w.out)
-        cut = w.out / 2 % c->block[0] == 0;
+    if (s->geometry == MOEC_GEO_MATRIX_KEPT) /* packed along its last axis */
+        cut = cut && s->rank > 1 && !s->interleaved && divides(half, inter);
+    else if (cut && s->by_block && out != w.out)
+        cut = inter % c->block[0] == 0;
+    else if (cut && s->geometry == MOEC_GEO_MATRIX && out != w.out)
+        cut = moec_whole_blocks(half, inter);
     if (cut)
         return MOEC_OK;
     return moec_fail(r->err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
@@ -452,6 +476,13 @@ static moec_status check_halves(const reading *r, const moec_slice *s)
                      "numbers, and cannot be told apart",
                      name_of(r, s->tensors[0]),
                      moec_shape_say(s->rank, s->shape).s);
+}
+
+/* Blocks whose length nobody states are a power of two of features: 192
+ * features in 2 blocks are 128 + 64, not 96 + 96. */
+bool moec_whole_blocks(uint64_t n, uint64_t whole)
+{
+    return divides(n, whole) && ((whole / n) & (whole / n - 1)) == 0;
 }
 
 /* ------------------------------------------------------ whole layer */
@@ -515,6 +546,58 @@ static moec_status check_present(const reading *r, const moec_slice *list,
     return MOEC_OK;
 }
 
+static bool is_scale(const reading *r, const moec_slice *s)
+{
+    const moec_kind *k = kind_of(r, s->tensors[0]);
+    return s->geometry == MOEC_GEO_MATRIX && s->rank == 2 && k != NULL &&
+           k->geometry == MOEC_GEO_SCALE;
+}
+
+/* Are the weights that a scale is of packed, several to an element? */
+static bool has_packed_weights(const moec_slice *list, size_t n,
+                               const moec_slice *s)
+{
+    for (size_t i = 0; i < n; i++)
+        if (list[i].role == s->role && list[i].part == s->part &&
+            (strcmp(list[i].component, "weight") == 0 ||
+             strcmp(list[i].component, "weight_packed") == 0))
+            return !is_unpacked((moec_dtype)list[i].dtype);
+    return false;
+}
+
+/* Does one entry of the scale stand for a block of weight_block_size? Where
+ * mxfp4 experts have scales of the same name beside fp8 ones (DeepSeek-V4),
+ * the weights tell: only whole ones are scaled by such blocks. */
+static bool is_by_block(const reading *r, const moec_slice *s)
+{
+    if (!r->b->config->has_block || !is_scale(r, s) || s->of_packed)
+        return false;
+    return strcmp(s->component, "weight_scale_inv") == 0 ||
+           strcmp(s->component, "scale") == 0;
+}
+
+static bool has_component(const moec_slice *list, size_t n, uint8_t role,
+                          const char *component)
+{
+    for (size_t i = 0; i < n; i++)
+        if (list[i].role == role && strcmp(list[i].component, component) == 0)
+            return true;
+    return false;
+}
+
+/* What a slice is beside the others of its layer. */
+static void settle_format(const reading *r, moec_slice *list, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        moec_slice *s = &list[i];
+        const char *beside = moec_component_table(s->component);
+        s->of_packed = is_scale(r, s) && has_packed_weights(list, n, s);
+        s->by_block = is_by_block(r, s);
+        s->all_slots = beside != NULL && s->geometry == MOEC_GEO_SCALAR &&
+                       has_component(list, n, s->role, beside);
+    }
+}
+
 static moec_status check_gate_like_up(const reading *r, const moec_slice *list,
                                       size_t n)
 {
@@ -541,9 +624,14 @@ static moec_status check_gate_like_up(const reading *r, const moec_slice *list,
 static uint64_t dim_value(const reading *r, moec_dim d)
 {
     const moec_facts *f = &r->b->config->facts;
+    /* Columns without weights, and shared experts that the router weighs. */
+    uint64_t router = f->n_experts + (uint64_t)r->b->config->zero_experts;
+    if (f->shared_kind == MOEC_SHARED_ROUTER)
+        router += f->n_shared;
     return d.symbol == 'E'   ? f->n_experts
            : d.symbol == 'H' ? f->hidden
            : d.symbol == 'I' ? f->inter
+           : d.symbol == 'R' ? router
                              : d.number;
 }
 
@@ -603,6 +691,7 @@ static moec_status read_layer(const reading *r, moec_slice *list, size_t *n)
     MOEC_TRY(check_present(r, list, *n));
     MOEC_TRY(check_parts(r, list, *n, MOEC_ROLE_ROUTED, v->routed_parts));
     MOEC_TRY(check_parts(r, list, *n, MOEC_ROLE_SHARED, v->shared_parts));
+    settle_format(r, list, *n);
     for (size_t i = 0; i < *n; i++) {
         MOEC_TRY(check_sizes(r, &list[i]));
         MOEC_TRY(check_halves(r, &list[i]));
@@ -661,7 +750,8 @@ static moec_status choose(moec_build *b, const moec_found_layer *layer,
         if (fits++ != 0)
             return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C10,
                              "%s: layouts '%s' and '%s' of the family '%s' "
-                             "both fit names and shapes",
+                             "both fit names and shapes; --family FILE with "
+                             "one of them decides",
                              moec_layer_say(layer->key).s,
                              b->family->variants[last].name,
                              b->family->variants[v].name, b->family->name);

@@ -233,6 +233,16 @@ static void print_text(const moec_cli_session *s, const census *c)
 
 /* ------------------------------------------------------------ command */
 
+/* What the family's test trees were made by, in words. */
+static const char *how_tested(const char *tested)
+{
+    if (strcmp(tested, "fixture") == 0)
+        return "tested against a reference implementation";
+    if (strcmp(tested, "generated") == 0)
+        return "tested against generated checkpoints only";
+    return "not tested";
+}
+
 static int list_families(const moec_cli *cli)
 {
     moec_error err = MOEC_ERROR_INIT;
@@ -250,10 +260,16 @@ static int list_families(const moec_cli *cli)
         for (size_t i = 0; i < n; i++)
             moec_cli_json_str(&j, NULL, moec_families_name(s.families, i));
         moec_cli_json_end(&j);
+        moec_cli_json_object(&j, "tested");
+        for (size_t i = 0; i < n; i++)
+            moec_cli_json_str(&j, moec_families_name(s.families, i),
+                              moec_families_tested(s.families, i));
+        moec_cli_json_end(&j);
         moec_cli_json_finish(&j);
     } else {
         for (size_t i = 0; i < n; i++)
-            moec_cli_line(stdout, "%s", moec_families_name(s.families, i));
+            moec_cli_line(stdout, "%-16s %s", moec_families_name(s.families, i),
+                          how_tested(moec_families_tested(s.families, i)));
     }
     moec_cli_session_close(&s);
     return MOEC_EXIT_OK;

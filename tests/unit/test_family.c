@@ -17,6 +17,7 @@
 #include <moec/moec.h>
 
 #include "base/base.h"
+#include "families_builtin.h"
 #include "family.h"
 
 /* A sound description, a line for each key so that lines can be told. */
@@ -66,24 +67,85 @@ static char *changed(const char *from, const char *to)
     return text;
 }
 
+/* Name of the family for a model_type; "none" where there is none. */
+static const char *found(const moec_families *fs, const char *type,
+                         moec_only_if_fn holds, void *ctx)
+{
+    static char name[64];
+    const moec_family *f;
+    moec_family *own;
+    moec_error err = MOEC_ERROR_INIT;
+    if (moec_families_find(fs, type, holds, ctx, &f, &own, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    snprintf(name, sizeof(name), "%s", f != NULL ? f->name : "none");
+    moec_family_destroy(own);
+    return name;
+}
+
 static void builtin_families_are_sound(void **state)
 {
+    /* Every entry of the table of families; their order is alphabetic. */
     static const char *const want[] = {
-        "dbrx",      "deepseek_v2", "deepseek_v3", "glm4_moe",
-        "gpt_oss",   "llama4",      "mixtral",     "olmoe",
-        "qwen2_moe", "qwen3_moe",   "qwen3_next"};
+        "afmoe",           "bailing_moe", "dbrx",         "deepseek_v2",
+        "deepseek_v3",     "deepseek_v4", "dots1",        "ernie4_5_moe",
+        "exaone_moe",      "gemma4_moe",  "glm4_moe",     "gpt_oss",
+        "granite_moe",     "grok",        "hunyuan_moe",  "hy_v3",
+        "inkling",         "jamba",       "kimi_k2",      "kimi_k3",
+        "kimi_linear",     "lfm2_moe",    "llama4",       "longcat_flash",
+        "mimo_v2",         "minimax_m2",  "minimax_m3",   "minimax_text_01",
+        "mistral_large_3", "mixtral",     "moonlight",    "nemotron_h",
+        "olmoe",           "phimoe",      "qwen2_moe",    "qwen3_5_moe",
+        "qwen3_moe",       "qwen3_next",  "qwen3_vl_moe", "step3"};
     moec_families *fs = NULL;
     moec_error err = MOEC_ERROR_INIT;
     (void)state;
-    if (moec_families_create(&fs, &err) != MOEC_OK)
-        fail_msg("%s", err.text);
+    assert_int_equal(moec_families_create(&fs, &err), MOEC_OK);
     assert_int_equal(moec_families_count(fs), sizeof(want) / sizeof(*want));
-    for (size_t i = 0; i < sizeof(want) / sizeof(*want); i++)
+    for (size_t i = 0; i < sizeof(want) / sizeof(*want); i++) {
+        const struct moec_builtin_family *b = &moec_builtin_families[i];
+        moec_family *f = NULL;
         assert_string_equal(moec_families_name(fs, i), want[i]);
-    assert_non_null(moec_families_find(fs, "deepseek_v32"));
-    assert_non_null(moec_families_find(fs, "glm_moe_dsa"));
-    assert_null(moec_families_find(fs, "deepseek"
-                                       "_v9"));
+        if (moec_family_parse(&f, b->name, b->text, b->bytes, &err) != MOEC_OK)
+            fail_msg("%s", err.text);
+        assert_string_equal(f->name, want[i]);
+        assert_string_equal(moec_families_tested(fs, i), f->tested);
+        assert_string_not_equal(f->tested, "none");
+        moec_family_destroy(f);
+    }
+    assert_string_equal(found(fs, "deepseek_v32", NULL, NULL), "deepseek_v3");
+    assert_string_equal(found(fs, "glm_moe_dsa", NULL, NULL), "glm4_moe");
+    assert_string_equal(found(fs, "deepseek_v9", NULL, NULL), "none");
+    moec_families_destroy(fs);
+}
+
+static bool holds_for(const moec_family *f, const moec_only_if *c, void *ctx)
+{
+    assert_true(c->n > 0);
+    return strcmp(f->name, ctx) == 0;
+}
+
+/* Three families list deepseek_v3: conditions go first, the user's before all
+ * of them. */
+static void conditions_decide_between_families(void **state)
+{
+    char moonlight[] = "moonlight", mistral[] = "mistral_large_3";
+    moec_families *fs = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    assert_int_equal(moec_families_create(&fs, &err), MOEC_OK);
+    assert_string_equal(found(fs, "deepseek_v3", NULL, NULL), "deepseek_v3");
+    assert_string_equal(found(fs, "deepseek_v3", holds_for, moonlight),
+                        "moonlight");
+    assert_string_equal(found(fs, "deepseek_v3", holds_for, mistral),
+                        "mistral_large_3");
+    assert_string_equal(found(fs, "none", NULL, NULL), "none");
+    assert_string_equal(found(fs, "none", holds_for, mistral),
+                        "mistral_large_3");
+    char *text = changed("mine_moe", "deepseek_v3");
+    assert_int_equal(
+        moec_families_add(fs, "mine.json", text, strlen(text), &err), MOEC_OK);
+    assert_string_equal(found(fs, "deepseek_v3", holds_for, moonlight), "mine");
+    free(text);
     moec_families_destroy(fs);
 }
 
@@ -136,6 +198,14 @@ static const bad bads[] = {
     {"[\"mine_moe\"]", "[\"\"]", ":3: model_types[0]: is empty"},
     {"\"mine_moe\"", "\"mine_moe\", 3",
      ":3: model_types[1]: is an integer, must be a string"},
+    {"[\"mine_moe\"]", "[\"mine_moe\"], \"only_if\": {\"other\": {\"a\": 1}}",
+     ":3: only_if.other: is none of 'model_types'"},
+    {"[\"mine_moe\"]",
+     "[\"mine_moe\"], \"only_if\": {\"mine_moe\": {\"a\": [1]}}",
+     ":3: only_if.mine_moe.a: must be a string, a number or a boolean"},
+    {"[\"mine_moe\"]", "[\"mine_moe\"], \"tested\": \"well\"",
+     ":3: tested: is \"well\", must be one of \"none\", \"generated\", "
+     "\"fixture\""},
     {"model.layers.{L}.", "model.layers.{L}",
      ":4: layers[0].prefix: is \"model.layers.{L}\", must end in \"{L}.\""},
     {"model.layers.{L}.", "{L}.layers.{L}.",
@@ -157,8 +227,8 @@ static const bad bads[] = {
     {"\"role\": \"router\"", "\"role\": \"router\", \"part\": \"up\"",
      ":8: tensors[0]: has 'part', which only a routed or shared tensor has"},
     {"\"role\": \"router\"", "\"role\": \"router\", \"shape\": [\"E\", \"X\"]",
-     ":8: tensors[0].shape[1]: is \"X\", must be \"E\", \"H\", \"I\" or a "
-     "number"},
+     ":8: tensors[0].shape[1]: is \"X\", must be \"E\", \"H\", \"I\", \"R\" "
+     "or a number"},
     {"mlp.experts.{E}.w1", "mlp.experts.{X}.w1",
      ":9: tensors[1].name: \"mlp.experts.{X}.w1.weight\" has a '{', '}' or "
      "'#' outside a segment of its own"},
@@ -194,6 +264,10 @@ static const bad bads[] = {
      ":19: config.n_experts: has the unknown key 'kays'"},
     {"\"keys\": [\"K\"]", "",
      ":20: config.top_k: has neither 'keys' nor a 'default'"},
+    {"{\"keys\": [\"K\"]}", "{\"default\": 2, \"else\": [\"K\"]}",
+     ":20: config.top_k: has 'else' or 'values' without 'keys'"},
+    {"{\"keys\": [\"K\"]}", "{\"keys\": [\"K\"], \"values\": {\"a\": \"b\"}}",
+     ":20: config.top_k.values: stands at a fact that is no word"},
     {"  \"inter\": {\"keys\": [\"I\"]},\n", "",
      ":19: config.inter: is missing, must be an object"},
     {"\"default\": 0", "\"default\": \"0\"",
@@ -314,11 +388,11 @@ static void an_added_family_wins(void **state)
     (void)state;
     assert_int_equal(moec_families_create(&fs, &err), MOEC_OK);
     size_t n = moec_families_count(fs);
-    assert_string_equal(moec_families_find(fs, "mixtral")->name, "mixtral");
+    assert_string_equal(found(fs, "mixtral", NULL, NULL), "mixtral");
     assert_int_equal(
         moec_families_add(fs, "mine.json", text, strlen(text), &err), MOEC_OK);
     assert_int_equal(moec_families_count(fs), n + 1);
-    assert_string_equal(moec_families_find(fs, "mixtral")->name, "mine");
+    assert_string_equal(found(fs, "mixtral", NULL, NULL), "mine");
     assert_int_equal(moec_families_add(fs, "bad.json", "{}", 2, &err),
                      MOEC_E_FORMAT);
     assert_int_equal(moec_families_count(fs), n + 1);
@@ -326,7 +400,7 @@ static void an_added_family_wins(void **state)
     free(text);
 }
 
-static void hints_at_near_names_and_lists_the_rest(void **state)
+static void hints_at_near_names_or_at_the_list(void **state)
 {
     moec_families *fs = NULL;
     moec_buf b = {0};
@@ -337,7 +411,7 @@ static void hints_at_near_names_and_lists_the_rest(void **state)
     assert_string_equal(b.data, "did you mean 'mixtral'?");
     b.len = 0;
     moec_families_hint(fs, "something_else", &b);
-    assert_non_null(strstr(b.data, "known are dbrx, deepseek_v2"));
+    assert_non_null(strstr(b.data, "--list-families"));
     moec_buf_fini(&b);
     moec_families_destroy(fs);
 }
@@ -366,13 +440,14 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(builtin_families_are_sound),
+        cmocka_unit_test(conditions_decide_between_families),
         cmocka_unit_test(reads_a_sound_description),
         cmocka_unit_test(each_mistake_is_refused_with_its_line),
         cmocka_unit_test(refuses_text_that_is_no_json),
         cmocka_unit_test(variants_must_agree_on_what_a_name_is),
         cmocka_unit_test(own_suffix_sets_take_the_place_of_ours),
         cmocka_unit_test(an_added_family_wins),
-        cmocka_unit_test(hints_at_near_names_and_lists_the_rest),
+        cmocka_unit_test(hints_at_near_names_or_at_the_list),
         cmocka_unit_test(survives_every_failing_allocation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

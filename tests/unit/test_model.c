@@ -411,7 +411,7 @@ static const bad_config bad_configs[] = {
      "model_type: is an integer, must be a string"},
     {"mixtral", "model_type", "\"mixtrl\"", MOEC_RULE_C08,
      "did you mean 'mixtral'?"},
-    {"mixtral", "model_type", "\"bert\"", MOEC_RULE_C08, "known are dbrx"},
+    {"mixtral", "model_type", "\"bert\"", MOEC_RULE_C08, "--list-families"},
     {"mixtral", "num_local_experts", "\"8\"", MOEC_RULE_C03,
      "num_local_experts: is a string, must be an integer"},
     {"mixtral", "num_local_experts", "8.0", MOEC_RULE_C03, "is a fraction"},
@@ -1188,7 +1188,7 @@ static void a_wide_shared_expert_is_cut_at_blocks_only(void **state)
     /* I = 192 = 128 + 64: the second part would begin inside a block. */
     l = wide_fp8("deepseek_v3_fp8_ragged", 384);
     expect_no_fusion("deepseek_v3_fp8_ragged", &l, "n_shared_experts", "2",
-                     "does not cut into parts of the routed shape");
+                     "is not cut at borders of its blocks");
 }
 
 static void a_width_that_is_no_multiple_stays_apart(void **state)

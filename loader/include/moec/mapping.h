@@ -29,7 +29,7 @@ extern "C" {
 
 typedef struct moec_families moec_families;
 
-/* Make a registry with the built-in families. */
+/* Make a registry of the built-in families. */
 MOEC_API moec_status moec_families_create(moec_families **out, moec_error *err);
 MOEC_API void moec_families_destroy(moec_families *families);
 
@@ -41,6 +41,11 @@ MOEC_API moec_status moec_families_add(moec_families *families,
                                        size_t n, moec_error *err);
 
 MOEC_API size_t moec_families_count(const moec_families *families);
+/* What the family was tried on: "fixture" (checkpoints that another
+ * implementation made, with its answers), "generated" (checkpoints written
+ * from the table of names), "none". */
+MOEC_API const char *moec_families_tested(const moec_families *families,
+                                          size_t i);
 /* Name of family `i` ("deepseek_v3"). */
 MOEC_API const char *moec_families_name(const moec_families *families,
                                         size_t i);
@@ -213,16 +218,22 @@ typedef struct moec_plan_opts {
         0, 0, 0, NULL                                                          \
   }
 
-/* One stacked tensor of a layer, the same on every rank. Row j of it is one
- * block of slot_bytes; moves are relative to a block. */
+/* One stacked tensor of a layer, of the same shape on every rank. Row j of it
+ * is one block of slot_bytes; moves are relative to a block.
+ * Rows are the rank's own, but for a table over all slots: activation scales
+ * of which a kernel takes one maximum over ALL experts. Its rows are the
+ * dispatch slots of the whole job (moec_slot_id), the same bytes on every
+ * rank. */
 typedef struct moec_slot_tensor {
     const char *name; /* "model.layers.3.mlp.experts.w13_weight" */
     moec_dtype dtype;
-    uint32_t rank; /* dimensions, shape[0] = rows L + S */
+    uint32_t rank; /* dimensions; shape[0]: rows, L + S, or P + S*W where
+                      all_slots (P + S where shared slots are global) */
     uint64_t shape[MOEC_RANK_MAX];
     uint64_t slot_bytes;
-    uint8_t is_w2; /* 0: w13, 1: w2 */
-    uint8_t op;    /* moec_op that the routed moves use */
+    uint8_t is_w2;     /* 0: w13, 1: w2 */
+    uint8_t op;        /* moec_op that the routed moves use */
+    uint8_t all_slots; /* 1: a table over all slots */
 } moec_slot_tensor;
 
 /* What a source tensor becomes. */
@@ -267,6 +278,16 @@ MOEC_API const moec_slot_tensor *moec_plan_slot_tensor(const moec_plan *plan,
  * or MOEC_UNIT_EMPTY. */
 MOEC_API uint32_t moec_plan_unit(const moec_plan *plan, size_t layer,
                                  uint32_t rank, moec_local_row row);
+
+/* Row of slot tensor `t` for what stands in local row `row` of rank `rank`:
+ * `row` itself, or its dispatch slot where `t` is a table over all slots. */
+MOEC_API uint32_t moec_plan_row(const moec_plan *plan, size_t layer, size_t t,
+                                uint32_t rank, moec_local_row row);
+
+/* Unit in row `row` < shape[0] of slot tensor `t` of rank `rank`, as
+ * moec_plan_unit has it. */
+MOEC_API uint32_t moec_plan_row_unit(const moec_plan *plan, size_t layer,
+                                     size_t t, uint32_t rank, uint32_t row);
 
 /* Write the moves that fill one block of slot tensor `t` with `unit` into
  * out[MOEC_BLOCK_MOVES_MAX] and return how many. Moves do not depend on the

@@ -1,0 +1,318 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What a config may say in several ways, and what it must not: lists, groups,
+ * wrappers, model types that several families share. The models are headers
+ * of two experts.
+ */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <moec/moec.h>
+
+#include "header_ckpt.h"
+
+#define H 16u
+#define I 8u
+
+static moec_families *families;
+
+static int setup(void **state)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    return moec_families_create(&families, &err) == MOEC_OK ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    moec_families_destroy(families);
+    return 0;
+}
+
+static void put(hc_list *l, const char *block, const char *name, uint64_t rows,
+                uint64_t cols)
+{
+    const uint64_t shape[2] = {rows, cols};
+    char full[160];
+    snprintf(full, sizeof(full), "%s%s", block, name);
+    hc_add(l, full, MOEC_DTYPE_BF16, cols == 0 ? 1 : 2, shape);
+}
+
+/* gate, up and down of one MLP; `names` as "w1 w3 w2". */
+static void put_mlp(hc_list *l, const char *block, const char *names,
+                    uint64_t inter, uint64_t hidden)
+{
+    char words[3][24], name[96];
+    assert_int_equal(
+        sscanf(names, "%23s %23s %23s", words[0], words[1], words[2]), 3);
+    for (size_t p = 0; p < 3; p++) {
+        snprintf(name, sizeof(name), ".%s.weight", words[p]);
+        put(l, block, name, p < 2 ? inter : hidden, p < 2 ? hidden : inter);
+    }
+}
+
+#define GATE_UP_DOWN "gate_proj up_proj down_proj"
+
+/* Experts 0 and 1 (of width I and `second`) of a layer "a.b." */
+static void put_experts(hc_list *l, const char *layer, const char *block,
+                        const char *names, uint64_t second)
+{
+    char at[120];
+    for (unsigned e = 0; e < 2; e++) {
+        snprintf(at, sizeof(at), "%s%s.experts.%u", layer, block, e);
+        put_mlp(l, at, names, e == 0 ? I : second, H);
+    }
+}
+
+/* Open the tensors with this config; frees the list. */
+static moec_status open_model(hc_list *l, const char *config, moec_model **out,
+                              moec_error *err)
+{
+    static moec_ckpt *ckpt; /* outlives the model until the next call */
+    *out = NULL;
+    *err = (moec_error)MOEC_ERROR_INIT;
+    moec_ckpt_close(ckpt);
+    ckpt = NULL;
+    if (l == NULL)
+        return MOEC_OK;
+    ckpt = hc_open(l);
+    free(l->t);
+    return moec_model_create(out, ckpt, families, config, strlen(config), err);
+}
+
+/* The family that answers, or the text of the refusal. */
+static const char *answer(hc_list *l, const char *config)
+{
+    static char text[MOEC_ERROR_TEXT_BYTES];
+    moec_model *m;
+    moec_error err;
+    if (open_model(l, config, &m, &err) == MOEC_OK)
+        snprintf(text, sizeof(text), "%s", moec_model_facts(m)->family);
+    else
+        snprintf(text, sizeof(text), "%s", err.text);
+    moec_model_destroy(m);
+    open_model(NULL, NULL, &m, &err);
+    return text;
+}
+
+static void assert_said(const char *text, const char *want)
+{
+    if (strstr(text, want) == NULL)
+        fail_msg("want '%s' in\n  %s", want, text);
+}
+
+/* ------------------------------------------------- which family it is */
+
+static hc_list deepseek(const char *prefix, unsigned n_shared)
+{
+    hc_list l = {0, NULL};
+    char layer[80], shared[120];
+    snprintf(layer, sizeof(layer), "%slayers.0.", prefix);
+    snprintf(shared, sizeof(shared), "%smlp.shared_experts", layer);
+    put(&l, layer, "mlp.gate.weight", 2, H);
+    put_experts(&l, layer, "mlp", GATE_UP_DOWN, I);
+    if (n_shared != 0)
+        put_mlp(&l, shared, GATE_UP_DOWN, (uint64_t)n_shared * I, H);
+    return l;
+}
+
+#define SIZES                                                                  \
+  "\"n_routed_experts\":2,\"num_experts_per_tok\":1,\"hidden_size\":16,"       \
+  "\"moe_intermediate_size\":8,\"num_hidden_layers\":1"
+
+static void shared_model_types_are_told_apart_by_content(void **state)
+{
+    hc_list two = deepseek("model.", 2), grouped = deepseek("model.", 2),
+            one = deepseek("model.", 1);
+    (void)state;
+    assert_string_equal(answer(&two, "{\"model_type\":\"deepseek_v3\"," SIZES
+                                     ",\"n_shared_experts\":2,\"n_group\":1}"),
+                        "moonlight");
+    assert_string_equal(answer(&grouped,
+                               "{\"model_type\":\"deepseek_v3\"," SIZES
+                               ",\"n_shared_experts\":2,\"n_group\":2,"
+                               "\"topk_group\":1}"),
+                        "deepseek_v3");
+    assert_string_equal(answer(&one, "{\"model_type\":\"deepseek_v3\"," SIZES
+                                     ",\"n_shared_experts\":1,\"n_group\":1}"),
+                        "deepseek_v3");
+}
+
+static void params_without_a_model_type_are_mistrals(void **state)
+{
+    static const char moe[] =
+        "{\"dim\":16,\"n_layers\":1,\"moe\":{\"num_experts\":2,"
+        "\"num_experts_per_tok\":1,\"expert_hidden_dim\":8}}";
+    hc_list l = {0, NULL}, dense = {0, NULL};
+    (void)state;
+    put(&l, "layers.0.", "gate.weight", 2, H);
+    for (unsigned e = 0; e < 2; e++)
+        put_mlp(&l, e == 0 ? "layers.0.experts.0" : "layers.0.experts.1",
+                "w1 w3 w2", I, H);
+    put(&dense, "layers.0.", "gate.weight", 2, H);
+    assert_string_equal(answer(&l, moe), "mistral_large_3");
+    assert_said(answer(&dense, "{\"dim\":16,\"n_layers\":1}"), "[MOE-C11");
+}
+
+static void unknown_wrappers_of_a_known_model_are_opened(void **state)
+{
+    hc_list l = deepseek("language_model.model.", 0), bad = deepseek("x.", 0);
+    (void)state;
+    assert_string_equal(answer(&l,
+                               "{\"model_type\":\"new_vl\",\"text_config\":{"
+                               "\"model_type\":\"deepseek_v3\"," SIZES "}}"),
+                        "deepseek_v3");
+    assert_said(answer(&bad, "{\"model_type\":\"new_vl\",\"text_config\":{"
+                             "\"model_type\":\"deepseek_v3\"," SIZES "}}"),
+                "no tensor's name begins like a layer");
+}
+
+/* --------------------------------------------------- lists and groups */
+
+/* `second`: width of the second expert, a vision one. */
+static hc_list ernie(uint64_t second)
+{
+    hc_list l = {0, NULL};
+    put(&l, "model.layers.0.", "mlp.gate.weight", H, 2); /* transposed */
+    put(&l, "model.layers.0.", "mlp.gate.weight_1", H, 2);
+    put(&l, "model.layers.0.", "mlp.moe_statics.e_score_correction_bias", 2, 1);
+    put_experts(&l, "model.layers.0.", "mlp", GATE_UP_DOWN, second);
+    return l;
+}
+
+#define ERNIE                                                                  \
+  "{\"model_type\":\"ernie4_5_vl_moe\",\"moe_k\":1,\"hidden_size\":16,"        \
+  "\"num_hidden_layers\":1,\"moe_num_experts\":[1,1],"                         \
+  "\"moe_intermediate_size\":"
+
+static void groups_of_unequal_width_are_mixed(void **state)
+{
+    hc_list by_config = ernie(4), by_tensors = ernie(4), equal = ernie(I);
+    (void)state;
+    const char *text = answer(&by_config, ERNIE "[8,4]}");
+    assert_said(text, "[MOE-C12");
+    assert_said(text, "moe_intermediate_size: 8 and 4");
+    text = answer(&by_tensors, ERNIE "[8,8]}");
+    assert_said(text, "[MOE-C12");
+    assert_said(text, "experts.1.gate_proj.weight");
+    assert_string_equal(answer(&equal, ERNIE "[8,8]}"), "ernie4_5_moe");
+}
+
+static hc_list hunyuan(void)
+{
+    hc_list l = {0, NULL};
+    put(&l, "model.layers.0.", "mlp.gate_proj.weight", 2 * I, H); /* dense */
+    put(&l, "model.layers.1.", "mlp.gate.wg.weight", 2, H);
+    put_experts(&l, "model.layers.1.", "mlp", GATE_UP_DOWN, I);
+    return l;
+}
+
+#define HUNYUAN(experts, inter)                                                \
+  "{\"model_type\":\"hunyuan\",\"moe_topk\":[1,1],\"hidden_size\":16,"         \
+  "\"num_hidden_layers\":2,\"moe_layer_num_skipped\":1,\"num_"                 \
+  "experts\":" experts                                                         \
+  ",\"intermediate_size\":99,\"moe_intermediate_size\":" inter "}"
+
+static void lists_by_layer_must_be_equal_where_they_count(void **state)
+{
+    hc_list plain = hunyuan(), zero = hunyuan(), differ = hunyuan(),
+            none = hunyuan();
+    (void)state;
+    assert_string_equal(answer(&plain, HUNYUAN("[2,2]", "[8,8]")),
+                        "hunyuan_moe");
+    assert_string_equal(answer(&zero, HUNYUAN("[0,2]", "[0,8]")),
+                        "hunyuan_moe");
+    assert_said(answer(&differ, HUNYUAN("[4,2]", "8")), "[MOE-C12");
+    assert_said(answer(&none, HUNYUAN("[]", "8")), "is an empty list");
+}
+
+/* ------------------------------------------------------------ routers */
+
+static hc_list longcat(uint64_t columns)
+{
+    hc_list l = {0, NULL};
+    put(&l, "model.layers.0.", "mlp.router.classifier.weight", columns, H);
+    put_experts(&l, "model.layers.0.", "mlp", GATE_UP_DOWN, I);
+    return l;
+}
+
+#define LONGCAT                                                                \
+  "{\"model_type\":\"longcat_flash\",\"n_routed_experts\":2,\"moe_topk\":4,"   \
+  "\"hidden_size\":16,\"num_layers\":1,\"num_hidden_layers\":2,"               \
+  "\"expert_ffn_hidden_size\":8,\"zero_expert_num\":"
+
+static void zero_experts_are_columns_of_the_router_alone(void **state)
+{
+    hc_list good = longcat(5), without = longcat(2), greedy = longcat(3);
+    moec_model *m;
+    moec_error err;
+    (void)state;
+    if (open_model(&good, LONGCAT "3}", &m, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    assert_int_equal(moec_model_facts(m)->n_experts, 2);
+    moec_model_destroy(m);
+    assert_said(answer(&without, LONGCAT "3}"), "is [2, 16], must be [5, 16]");
+    assert_said(answer(&greedy, LONGCAT "1}"), "[MOE-C06");
+}
+
+/* ------------------------------------------------------------ MTP */
+
+/* Nemotron: MTP layer 0 is attention, 1 has the experts. */
+static hc_list nemotron(bool with_attention)
+{
+    hc_list l = {0, NULL};
+    static const char *const layers[] = {"backbone.layers.0.mixer.",
+                                         "mtp.layers.1.mixer."};
+    for (size_t i = 0; i < 2; i++) {
+        put(&l, layers[i], "gate.weight", 2, H);
+        for (unsigned e = 0; e < 2; e++) {
+            char at[80];
+            snprintf(at, sizeof(at), "%sexperts.%u", layers[i], e);
+            put(&l, at, ".up_proj.weight", I, H);
+            put(&l, at, ".down_proj.weight", H, I);
+        }
+    }
+    if (with_attention)
+        put(&l, "mtp.layers.0.", "mixer.q_proj.weight", H, H);
+    return l;
+}
+
+static void mtp_layers_must_be_there_up_to_the_last(void **state)
+{
+    static const char config[] = "{\"model_type\":\"nemotron_h\",\"hybrid_"
+                                 "override_pattern\":\"E\"," SIZES "}";
+    hc_list whole = nemotron(true), cut = nemotron(false);
+    moec_model *m;
+    moec_error err;
+    (void)state;
+    if (open_model(&whole, config, &m, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    assert_int_equal(moec_model_n_layers(m), 2);
+    assert_int_equal(moec_model_layer(m, 1)->key.number, 1);
+    assert_int_equal(moec_model_facts(m)->gated, 0);
+    moec_model_destroy(m);
+    assert_said(answer(&cut, config), "is of MTP layer 1");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(shared_model_types_are_told_apart_by_content),
+        cmocka_unit_test(params_without_a_model_type_are_mistrals),
+        cmocka_unit_test(unknown_wrappers_of_a_known_model_are_opened),
+        cmocka_unit_test(groups_of_unequal_width_are_mixed),
+        cmocka_unit_test(lists_by_layer_must_be_equal_where_they_count),
+        cmocka_unit_test(zero_experts_are_columns_of_the_router_alone),
+        cmocka_unit_test(mtp_layers_must_be_there_up_to_the_last),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
