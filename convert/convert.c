@@ -2,15 +2,16 @@
 
 /*
  * A conversion from begin to commit: prove the plan, take the output
- * directory, make the files, move the bytes, write what describes them, make
- * it durable, rename. See convert.h.
+ * directory or go on with it, make the files, move the bytes, write what
+ * describes them, make it durable, rename. See convert.h.
  */
 
 #include <stdlib.h>
 #include <time.h>
 
 #include "crew.h"
-#include "outdir.h"
+#include "identity.h"
+#include "job.h"
 #include "pipeline.h"
 
 static double seconds_now(void)
@@ -43,96 +44,102 @@ static moec_status prove(const moec_plan *plan, moec_error *err)
     return st;
 }
 
-static moec_status write_headers(const moec_layout *layout, moec_writer *w,
-                                 moec_sha256 *digests, moec_error *err)
-{
-    for (size_t i = 0; i < moec_layout_n_files(layout); i++) {
-        const moec_out_file *f = moec_layout_file(layout, i);
-        void *header = NULL;
-        uint64_t bytes = 0;
+/* What a conversion takes from begin to end. */
+typedef struct conversion {
+    const moec_layout *layout;
+    moec_job job;
+    moec_job_file *files;
+    moec_sha256 *headers; /* digests, by data file */
+    moec_digests digests;
+    moec_buf identity;
+} conversion;
 
-        MOEC_TRY(moec_writer_add(w, i, f->name, f->bytes, err));
-        MOEC_TRY(moec_layout_header(layout, i, &header, &bytes, err));
-        moec_status st =
-            moec_sha256_of(header, (size_t)bytes, &digests[i], err);
-        if (st == MOEC_OK)
-            st = moec_writer_write(w, i, 0, header, (size_t)bytes, err);
-        free(header);
-        MOEC_TRY(st);
+/* Header of data file `i`: digested, and written where `w` is given. Made
+ * twice rather than kept: a K3's would be tens of MiB. */
+static moec_status do_header(conversion *c, size_t i, moec_writer *w,
+                             moec_error *err)
+{
+    void *header = NULL;
+    uint64_t bytes = 0;
+    moec_status st;
+
+    MOEC_TRY(moec_layout_header(c->layout, i, &header, &bytes, err));
+    if (w)
+        st = moec_writer_write(w, i, 0, header, (size_t)bytes, err);
+    else
+        st = moec_sha256_of(header, (size_t)bytes, &c->headers[i], err);
+    free(header);
+    return st;
+}
+
+static moec_status prepare(conversion *c, moec_error *err)
+{
+    size_t n = moec_layout_n_files(c->layout);
+
+    c->files = moec_calloc(n + 1, sizeof(*c->files));
+    c->headers = moec_calloc(n + 1, sizeof(*c->headers));
+    if (c->files == NULL || c->headers == NULL)
+        return moec_fail_nomem(err, "data files");
+    for (size_t i = 0; i < n; i++) {
+        const moec_out_file *f = moec_layout_file(c->layout, i);
+        c->files[i] = (moec_job_file){f->name, f->bytes};
+        MOEC_TRY(do_header(c, i, NULL, err));
     }
+    MOEC_TRY(moec_digests_init(&c->digests, moec_layout_plan(c->layout), err));
+    MOEC_TRY(moec_identity_convert(c->layout, c->headers, c->job.opts,
+                                   &c->identity, err));
+    c->job.files = c->files;
+    c->job.n_files = n;
+    c->job.identity = &c->identity;
+    c->job.cells = c->digests.leaves;
+    c->job.cell_bytes = sizeof(*c->digests.leaves);
+    c->job.n_cells = c->digests.n_leaves;
     return MOEC_OK;
 }
 
-static moec_status fill_output(const moec_layout *layout, moec_output *out,
-                               moec_digests *d, moec_sha256 *headers,
-                               const moec_convert_opts *opts,
-                               moec_convert_stats *stats, moec_error *err)
+static moec_status fill_output(conversion *c, moec_convert_stats *stats,
+                               moec_error *err)
 {
-    moec_writer *w = NULL;
-    moec_status st =
-        moec_writer_create(&w, moec_output_dirfd(out),
-                           moec_layout_n_files(layout), opts->no_direct, err);
+    const moec_convert_opts *opts = c->job.opts;
 
-    if (st == MOEC_OK)
-        st = write_headers(layout, w, headers, err);
-    if (st == MOEC_OK)
-        st = moec_pipeline_run(layout, w, d, opts, stats, err);
-    if (st == MOEC_OK)
-        st = moec_writer_sync(w, 4, err);
-    moec_writer_destroy(w);
-    if (st == MOEC_OK)
-        st = moec_finish_write(layout, d, headers, out, opts, stats, err);
-    return st;
+    for (size_t i = 0; i < c->job.n_files; i++)
+        MOEC_TRY(do_header(c, i, c->job.w, err));
+    MOEC_TRY(moec_job_work(&c->job, err));
+    MOEC_TRY(moec_pipeline_run(c->layout, c->job.w, &c->digests, c->job.journal,
+                               opts, stats, err));
+    MOEC_TRY(moec_job_sync(&c->job, err));
+    return moec_finish_write(c->layout, &c->digests, c->headers, &c->job.out,
+                             opts, stats, err);
 }
 
-/* What was interrupted, or stopped by the system, may be run again: its
- * directory stays. Wrong input leaves nothing. */
-static bool keeps_partial(moec_status st)
+static void free_conversion(conversion *c)
 {
-    return st == MOEC_E_CANCELLED || st == MOEC_E_IO;
-}
-
-static moec_status convert_into(const moec_layout *layout, moec_output *out,
-                                const moec_convert_opts *opts,
-                                moec_convert_stats *stats, moec_error *err)
-{
-    moec_digests d = {0};
-    moec_sha256 *headers =
-        moec_calloc(moec_layout_n_files(layout) + 1, sizeof(*headers));
-    moec_status st = MOEC_OK;
-
-    if (headers == NULL)
-        st = moec_fail_nomem(err, "digests of headers");
-    if (st == MOEC_OK)
-        st = moec_digests_init(&d, moec_layout_plan(layout), err);
-    if (st == MOEC_OK)
-        st = fill_output(layout, out, &d, headers, opts, stats, err);
-    moec_digests_fini(&d);
-    moec_free(headers);
-    if (st == MOEC_OK)
-        return moec_output_commit(out, err);
-    if (keeps_partial(st))
-        moec_output_abandon(out);
-    else
-        moec_output_discard(out);
-    return st;
+    moec_buf_fini(&c->identity);
+    moec_digests_fini(&c->digests);
+    moec_free(c->headers);
+    moec_free(c->files);
 }
 
 moec_status moec_convert(const moec_layout *layout, const char *out_dir,
                          const moec_convert_opts *opts,
                          moec_convert_stats *stats, moec_error *err)
 {
-    moec_output out = {0};
+    conversion c = {.layout = layout, .job = {.opts = opts}};
     moec_crew crew = {0};
     double begin = seconds_now();
     moec_convert_stats none = {0};
+    moec_status st;
 
     *stats = none;
     MOEC_TRY(moec_crew_choose(&crew, moec_crew_range(moec_layout_plan(layout)),
                               opts, err));
     MOEC_TRY(prove(moec_layout_plan(layout), err));
-    MOEC_TRY(moec_output_begin(&out, out_dir, opts->force, err));
-    moec_status st = convert_into(layout, &out, opts, stats, err);
+    st = prepare(&c, err);
+    if (st == MOEC_OK)
+        st = moec_job_begin(&c.job, out_dir, err);
+    if (st == MOEC_OK)
+        st = moec_job_end(&c.job, fill_output(&c, stats, err), err);
+    free_conversion(&c);
     stats->n_files = (uint32_t)moec_layout_n_files(layout);
     stats->durability_uncertain = st == MOEC_E_DURABILITY;
     stats->seconds = seconds_now() - begin;

@@ -6,8 +6,15 @@
  * What this is: a plan executed into files, and back.
  * Threads: one call, one output directory; the calls block.
  * Errors: ARG (output exists and no force), LOCKED, IO, FORMAT, MAPPING,
- *   INTEGRITY, CANCELLED (OUT.partial stays), DURABILITY (the output is
- *   there, its last fsync failed).
+ *   INTEGRITY, CANCELLED, DURABILITY (the output is there, its last fsync
+ *   failed).
+ *
+ * After CANCELLED, IO and NOMEM, and after any death of the process or the
+ * machine, OUT.partial stays, and the same call goes on with it: what its
+ * journal proves done is not done again, and the result is the same, byte for
+ * byte but for provenance.json. Threads, memory and no_direct may differ; where
+ * the source or another option does, the call is refused with ARG and
+ * OUT.partial is left as it is.
  */
 
 #include <signal.h>
@@ -25,13 +32,17 @@ typedef struct moec_convert_opts {
     const char *family_text;   /* description given with --family, or NULL */
     const char *command;       /* command line for provenance.json, or NULL */
     moec_progress_fn progress; /* bytes written and to write */
+    /* Called once where an earlier run is gone on with: bytes that were there
+     * already, and bytes of all. Gets progress_ctx too. May be NULL. */
+    void (*resumed)(void *ctx, uint64_t done, uint64_t total);
     void *progress_ctx;
     volatile sig_atomic_t *stop; /* non-zero: stop soon; may be NULL */
 } moec_convert_opts;
 
 typedef struct moec_convert_stats {
     uint64_t bytes_read;    /* from source files */
-    uint64_t bytes_written; /* into data files */
+    uint64_t bytes_written; /* into data files, by this call */
+    uint64_t bytes_resumed; /* into data files, by earlier ones */
     double seconds;
     uint32_t n_threads;
     uint32_t n_files;

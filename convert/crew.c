@@ -90,6 +90,13 @@ void moec_crew_fini(moec_crew *c)
     c->workers = NULL;
 }
 
+void moec_crew_resumed(moec_crew *c, uint64_t bytes)
+{
+    atomic_fetch_add(&c->done_bytes, bytes);
+    if (c->opts->resumed != NULL)
+        c->opts->resumed(c->opts->progress_ctx, bytes, c->total_bytes);
+}
+
 moec_status moec_crew_done(moec_crew *c, uint64_t bytes, moec_error *err)
 {
     const moec_convert_opts *o = c->opts;

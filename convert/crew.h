@@ -49,6 +49,9 @@ moec_status moec_crew_choose(moec_crew *c, uint64_t range,
 moec_status moec_crew_hire(moec_crew *c, moec_error *err);
 void moec_crew_fini(moec_crew *c);
 
+/* `bytes` were there before this run: count them as done and say so. */
+void moec_crew_resumed(moec_crew *c, uint64_t bytes);
+
 /* Count written bytes, tell the progress callback, and fail with CANCELLED
  * where somebody asked to stop. */
 moec_status moec_crew_done(moec_crew *c, uint64_t bytes, moec_error *err);

@@ -90,8 +90,8 @@ static moec_status add_slots(finish *f, const moec_out_file *file,
     t->rank = file->rank;
     t->n_slots = (uint32_t)s->shape[0];
     for (uint32_t row = 0; row < t->n_slots; row++) {
-        moec_local_row local = {row};
-        uint32_t unit = moec_plan_unit(f->plan, o->layer, file->rank, local);
+        uint32_t unit =
+            moec_plan_row_unit(f->plan, o->layer, o->t, file->rank, row);
         moec_ct_slot *slot = &f->slots.slots[f->slots.n_slots++];
 
         slot->logical = logical_of(unit);
@@ -171,17 +171,22 @@ static moec_status tree_digest(const finish *f, const moec_out_file *of,
     return st;
 }
 
+static size_t rows_of(const finish *f, const moec_out_tensor *o)
+{
+    if (o->kind != MOEC_OUT_SLOTS)
+        return 1;
+    return (size_t)moec_plan_slot_tensor(f->plan, o->layer, o->t)->shape[0];
+}
+
 static moec_status size_tables(finish *f, moec_error *err)
 {
     size_t n_tensors = 0, n_slots = 0, n = moec_layout_n_files(f->layout);
-    uint64_t rows = (uint64_t)moec_plan_topology(f->plan).n_local +
-                    moec_plan_shared_rows(f->plan);
 
     for (size_t i = 0; i < n; i++) {
         const moec_out_file *of = moec_layout_file(f->layout, i);
         n_tensors += of->n_tensors;
         for (size_t k = 0; k < of->n_tensors; k++)
-            n_slots += of->tensors[k].kind == MOEC_OUT_SLOTS ? (size_t)rows : 1;
+            n_slots += rows_of(f, &of->tensors[k]);
     }
     f->slots.files = take(f, n, sizeof(*f->slots.files));
     f->slots.tensors = take(f, n_tensors, sizeof(*f->slots.tensors));
@@ -637,8 +642,9 @@ static moec_status write_provenance(finish *f, const moec_convert_stats *stats,
     const char *cmd = f->opts->command ? f->opts->command : "";
 
     uname(&host);
-    if (gmtime_r(&now, &tm) != NULL)
-        strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", &tm);
+    if (gmtime_r(&now, &tm) == NULL ||
+        strftime(when, sizeof(when), "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
+        when[0] = '\0';
     moec_buf_puts(&b, "{\n  \"schema\": \"moec.provenance/1\",\n"
                       "  \"command\": ");
     moec_buf_json_string(&b, cmd, strlen(cmd));

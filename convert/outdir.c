@@ -4,9 +4,10 @@
  * the whole of it:
  *
  *   begin:  make OUT.partial, lock it, see that the locked one still has that
- *           name, write the marker, delete what an earlier run left
- *   commit: fsync files, remove the marker, fsync the directory, rename,
- *           fsync the parent, delete what was replaced
+ *           name, write the marker, delete what an earlier run left (or, to
+ *           resume, leave that to whoever reads its journal)
+ *   commit: fsync files, remove journal and marker, fsync the directory,
+ *           rename, fsync the parent, delete what was replaced
  *
  * A crash between any two leaves OUT absent, or as it was, or complete; and an
  * OUT.partial that the next begin knows as ours. Refused is everything that
@@ -27,6 +28,7 @@
 #include <unistd.h>
 
 #include "converted.h"
+#include "journal.h"
 
 /* Another process may commit or discard between our open and our lock; then
  * there is a new directory to lock. Each round means that one of them made
@@ -62,21 +64,28 @@ static bool is_dots(const char *name)
     return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
 }
 
+/* What a walk counts, and what one that deletes spares. */
+typedef struct tally {
+    size_t n;
+    moec_output_keep_fn keep; /* NULL: nothing */
+    void *ctx;
+} tally;
+
 /* Call fn for each entry of the directory; a stream of its own, so that the
  * position of dirfd is not shared. */
 typedef moec_status (*entry_fn)(const moec_output *o, int dirfd,
-                                const char *name, size_t *count,
+                                const char *name, tally *count,
                                 moec_error *err);
 
 static moec_status each_entry(const moec_output *o, int dirfd, entry_fn fn,
-                              size_t *count, moec_error *err)
+                              tally *count, moec_error *err)
 {
     int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     moec_status st = MOEC_OK;
     const struct dirent *e;
 
-    *count = 0;
+    count->n = 0;
     if (!dir) {
         st = os_failed(o, err, "list it");
         if (fd >= 0)
@@ -103,7 +112,7 @@ static const char *suffix(const moec_output *o, int dirfd)
 
 /* Only regular files: what we delete is never a tree of somebody's. */
 static moec_status check_entry(const moec_output *o, int dirfd,
-                               const char *name, size_t *count, moec_error *err)
+                               const char *name, tally *count, moec_error *err)
 {
     struct stat st;
 
@@ -115,32 +124,34 @@ static moec_status check_entry(const moec_output *o, int dirfd,
                          "%s%s would have to be deleted, and holds '%s', which "
                          "is no regular file: remove it yourself",
                          o->path, suffix(o, dirfd), name);
-    ++*count;
+    ++count->n;
     return MOEC_OK;
 }
 
 /* The marker goes with the directory, the manifest after all else: until the
  * end, what is left is known as ours. */
 static moec_status delete_entry(const moec_output *o, int dirfd,
-                                const char *name, size_t *count,
-                                moec_error *err)
+                                const char *name, tally *count, moec_error *err)
 {
     if (strcmp(name, MOEC_OUTPUT_MARKER) == 0 ||
-        strcmp(name, MOEC_MANIFEST_NAME) == 0)
+        (count->keep ? count->keep(count->ctx, name)
+                     : strcmp(name, MOEC_MANIFEST_NAME) == 0))
         return MOEC_OK;
     if (unlinkat(dirfd, name, 0) != 0)
         return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
                             suffix(o, dirfd), name);
-    ++*count;
+    ++count->n;
     return MOEC_OK;
 }
 
 static moec_status sync_entry(const moec_output *o, int dirfd, const char *name,
-                              size_t *count, moec_error *err)
+                              tally *count, moec_error *err)
 {
-    int fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    int why = 0;
+    int why = 0, fd;
 
+    if (strcmp(name, MOEC_JOURNAL_NAME) == 0)
+        return MOEC_OK; /* about to go */
+    fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0 || fsync(fd) != 0)
         why = errno;
     if (fd >= 0)
@@ -148,7 +159,7 @@ static moec_status sync_entry(const moec_output *o, int dirfd, const char *name,
     if (why != 0)
         return moec_fail_os(err, why, "%s%s/%s: cannot fsync", o->path,
                             MOEC_OUTPUT_SUFFIX, name);
-    ++*count;
+    ++count->n;
     return MOEC_OK;
 }
 
@@ -157,11 +168,11 @@ static moec_status sync_entry(const moec_output *o, int dirfd, const char *name,
 static moec_status delete_files(const moec_output *o, int dirfd,
                                 moec_error *err)
 {
-    size_t n;
+    tally n = {0};
 
     do {
         MOEC_TRY(each_entry(o, dirfd, delete_entry, &n, err));
-    } while (n > 0);
+    } while (n.n > 0);
     if (unlinkat(dirfd, MOEC_MANIFEST_NAME, 0) != 0 && errno != ENOENT)
         return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
                             suffix(o, dirfd), MOEC_MANIFEST_NAME);
@@ -205,7 +216,7 @@ static moec_status check_target(const moec_output *o, int *old_out,
                                 moec_error *err)
 {
     struct stat st;
-    size_t n;
+    tally n = {0};
     int fd;
     moec_status status;
 
@@ -363,19 +374,22 @@ static moec_status put_marker(const moec_output *o, moec_error *err)
     return MOEC_OK;
 }
 
-/* The lock is ours; is the directory? If so, empty it behind a marker. */
-static moec_status take_over(const moec_output *o, moec_error *err)
+/* The lock is ours; is the directory? If so, empty it behind a marker; where
+ * `found` is asked for and there is a journal, leave it to its reader. */
+static moec_status take_over(const moec_output *o, bool *found, moec_error *err)
 {
     bool marked = is_regular(o->dirfd, MOEC_OUTPUT_MARKER);
-    size_t n;
+    tally n = {0};
 
     MOEC_TRY(each_entry(o, o->dirfd, check_entry, &n, err));
-    if (n > 0 && !marked && !has_our_manifest(o->dirfd))
+    if (n.n > 0 && !marked && !has_our_manifest(o->dirfd))
         return refuse(o, err, MOEC_OUTPUT_SUFFIX,
                       "is not left over from a conversion: remove it yourself");
     if (!marked)
         MOEC_TRY(put_marker(o, err));
-    return delete_files(o, o->dirfd, err);
+    if (found)
+        *found = is_regular(o->dirfd, MOEC_JOURNAL_NAME);
+    return found && *found ? MOEC_OK : delete_files(o, o->dirfd, err);
 }
 
 static void release(moec_output *o)
@@ -389,8 +403,8 @@ static void release(moec_output *o)
     *o = (moec_output)MOEC_OUTPUT_INIT;
 }
 
-moec_status moec_output_begin(moec_output *o, const char *path, bool force,
-                              moec_error *err)
+static moec_status begin(moec_output *o, const char *path, bool force,
+                         bool *found, moec_error *err)
 {
     moec_output made = {.parentfd = -1, .dirfd = -1, .force = force};
     int old = -1;
@@ -405,7 +419,7 @@ moec_status moec_output_begin(moec_output *o, const char *path, bool force,
     st = check_target(&made, &old, err);
     close_fd(&old);
     if (st == MOEC_OK)
-        st = take_over(&made, err);
+        st = take_over(&made, found, err);
     if (st != MOEC_OK) {
         /* Only a directory that is still empty goes: one that we made. */
         unlinkat(made.parentfd, made.partial, AT_REMOVEDIR);
@@ -418,6 +432,33 @@ moec_status moec_output_begin(moec_output *o, const char *path, bool force,
 fail:
     release(&made);
     return st;
+}
+
+moec_status moec_output_begin(moec_output *o, const char *path, bool force,
+                              moec_error *err)
+{
+    return begin(o, path, force, NULL, err);
+}
+
+moec_status moec_output_resume(moec_output *o, const char *path, bool force,
+                               bool *found_out, moec_error *err)
+{
+    *found_out = false;
+    return begin(o, path, force, found_out, err);
+}
+
+moec_status moec_output_clear(const moec_output *o, moec_output_keep_fn keep,
+                              void *ctx, moec_error *err)
+{
+    tally t = {.keep = keep, .ctx = ctx};
+
+    if (keep == NULL)
+        MOEC_TRY(delete_files(o, o->dirfd, err));
+    for (t.n = keep != NULL; t.n > 0;)
+        MOEC_TRY(each_entry(o, o->dirfd, delete_entry, &t, err));
+    if (fsync(o->dirfd) != 0)
+        return os_failed(o, err, "fsync it");
+    return MOEC_OK;
 }
 
 /* ---------------------------------------------------------------- files */
@@ -544,6 +585,8 @@ static moec_status publish(const moec_output *o, int old, const char **name_out,
 
     if (old >= 0)
         MOEC_TRY(lock_old(o, old, err));
+    if (unlinkat(o->dirfd, MOEC_JOURNAL_NAME, 0) != 0 && errno != ENOENT)
+        return os_failed(o, err, "remove its journal");
     if (unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) != 0)
         return os_failed(o, err, "remove its marker");
     if (fsync(o->dirfd) != 0)
@@ -563,7 +606,7 @@ static moec_status delete_old(const moec_output *o, int old, const char *name,
 {
     moec_error why = MOEC_ERROR_INIT;
     moec_status st;
-    size_t n;
+    tally n = {0};
 
     st = each_entry(o, old, check_entry, &n, &why);
     if (st == MOEC_OK)
@@ -600,7 +643,7 @@ static moec_status commit(const moec_output *o, moec_error *err)
 {
     const char *old_name = NULL;
     int old = -1;
-    size_t n;
+    tally n = {0};
     moec_status st;
 
     if (!is_current(o))
@@ -639,7 +682,7 @@ void moec_output_abandon(moec_output *o)
 
 void moec_output_discard(moec_output *o)
 {
-    size_t n;
+    tally n = {0};
 
     if (!o->begun)
         return;

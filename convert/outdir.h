@@ -51,6 +51,19 @@ typedef struct moec_output {
 moec_status moec_output_begin(moec_output *o, const char *path, bool force,
                               moec_error *err);
 
+/* The same, but an OUT.partial that holds a journal (journal.h) is taken over
+ * as it is: *found_out. Who reads the journal then goes on (clear with what to
+ * keep), starts over (clear) or leaves it to others (abandon). The commit
+ * removes the journal with the marker. */
+moec_status moec_output_resume(moec_output *o, const char *path, bool force,
+                               bool *found_out, moec_error *err);
+
+/* Delete the files of OUT.partial, less the marker and those that `keep` (may
+ * be NULL) wants, and make the deletion durable. */
+typedef bool (*moec_output_keep_fn)(void *ctx, const char *name);
+moec_status moec_output_clear(const moec_output *o, moec_output_keep_fn keep,
+                              void *ctx, moec_error *err);
+
 /* Descriptor of OUT.partial, owned by `o`. */
 int moec_output_dirfd(const moec_output *o);
 

@@ -11,6 +11,9 @@
  * disk sees long runs; which worker does which item changes nothing in the
  * output. Workers block in system calls, so there are more of them than CPUs.
  *
+ * What the journal has of an earlier run is no work; an item is noted there
+ * once its bytes are in all their places.
+ *
  * Memory: a few buffers a worker, whatever the model's size.
  */
 
@@ -45,8 +48,10 @@ typedef struct run {
     const moec_ckpt *ckpt;
     moec_writer *w;
     moec_digests *d;
+    moec_journal *journal;
     const moec_convert_opts *opts;
     moec_crew crew;
+    uint64_t resumed_bytes; /* that an earlier run wrote */
     size_t n_items, cap_items;
     item *items;
     size_t n_files;
@@ -250,6 +255,63 @@ static int item_order(const void *pa, const void *pb)
     return a->unit < b->unit ? -1 : a->unit > b->unit;
 }
 
+static uint64_t first_leaf(const run *r, const item *it)
+{
+    uint64_t base = it->layer == NO_BLOCK
+                        ? r->d->common_base[it->unit]
+                        : moec_digests_block(r->d, it->layer, it->t, it->unit);
+
+    return base + it->from / MOEC_LEAF_BYTES;
+}
+
+/* Rows that a shared part has: one a rank, but one for all ranks in a table
+ * over slots that number it once. */
+static uint32_t n_shared_places(const run *r, const item *it)
+{
+    moec_topology topo = moec_plan_topology(r->plan);
+    bool once = topo.shared_global &&
+                moec_plan_slot_tensor(r->plan, it->layer, it->t)->all_slots;
+
+    return once ? 1 : topo.n_ranks;
+}
+
+/* How often the item's bytes are written. */
+static uint64_t n_places(const run *r, const item *it)
+{
+    const moec_model *m = moec_plan_model(r->plan);
+    uint64_t n_ranks = moec_plan_topology(r->plan).n_ranks, tables = 1;
+    const places *pl;
+
+    if (it->layer == NO_BLOCK)
+        return 1;
+    if (it->unit == MOEC_UNIT_EMPTY)
+        return 0;
+    if (moec_plan_slot_tensor(r->plan, it->layer, it->t)->all_slots)
+        tables = n_ranks;
+    if (it->unit >= moec_model_facts(m)->n_experts)
+        return n_shared_places(r, it) * tables;
+    pl = &r->places[it->layer];
+    return (pl->first[it->unit + 1] - pl->first[it->unit]) * tables;
+}
+
+/* Leave out what an earlier run has done. */
+static void drop_done(run *r)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < r->n_items; i++) {
+        const item *it = &r->items[i];
+        uint64_t bytes = it->to - it->from;
+
+        if (moec_journal_has(r->journal, first_leaf(r, it),
+                             moec_n_leaves(bytes)))
+            r->resumed_bytes += bytes * n_places(r, it);
+        else
+            r->items[n++] = *it;
+    }
+    r->n_items = n;
+}
+
 static moec_status make_items(run *r, moec_error *err)
 {
     size_t n = moec_plan_n_layers(r->plan);
@@ -260,6 +322,7 @@ static moec_status make_items(run *r, moec_error *err)
     qsort(r->items, r->n_items, sizeof(*r->items), item_order);
     for (size_t i = 0; i < moec_layout_n_files(r->layout); i++)
         r->crew.total_bytes += moec_layout_file(r->layout, i)->bytes;
+    drop_done(r);
     return MOEC_OK;
 }
 
@@ -294,6 +357,22 @@ static moec_status write_row(hand *k, const item *it, uint32_t rank,
     return moec_crew_done(&r->crew, n, err);
 }
 
+/* The same for local row `row`, in the tables of all ranks where the slot
+ * tensor is a table over all slots. */
+static moec_status write_local(hand *k, const item *it, uint32_t rank,
+                               uint32_t row, moec_error *err)
+{
+    const moec_plan *p = k->run->plan;
+    moec_local_row local = {row};
+
+    if (!moec_plan_slot_tensor(p, it->layer, it->t)->all_slots)
+        return write_row(k, it, rank, row, err);
+    row = moec_plan_row(p, it->layer, it->t, rank, local);
+    for (uint32_t r = 0; r < moec_plan_topology(p).n_ranks; r++)
+        MOEC_TRY(write_row(k, it, r, row, err));
+    return MOEC_OK;
+}
+
 static moec_status write_block(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
@@ -305,14 +384,14 @@ static moec_status write_block(hand *k, const item *it, moec_error *err)
         return MOEC_OK; /* new files are zeros */
     if (it->unit >= n_experts) {
         uint32_t row = topo.n_local + it->unit - n_experts;
-        for (uint32_t rank = 0; rank < topo.n_ranks; rank++)
-            MOEC_TRY(write_row(k, it, rank, row, err));
+        for (uint32_t rank = 0; rank < n_shared_places(r, it); rank++)
+            MOEC_TRY(write_local(k, it, rank, row, err));
         return MOEC_OK;
     }
     for (uint32_t i = pl->first[it->unit]; i < pl->first[it->unit + 1]; i++) {
         moec_physical_id p = {pl->slots[i]};
-        MOEC_TRY(write_row(k, it, moec_physical_rank(topo, p),
-                           moec_physical_local(topo, p).v, err));
+        MOEC_TRY(write_local(k, it, moec_physical_rank(topo, p),
+                             moec_physical_local(topo, p).v, err));
     }
     return MOEC_OK;
 }
@@ -357,8 +436,10 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
     const item *it = &r->items[i];
     hand h = {r, &r->crew.workers[worker_index]};
 
-    return it->layer == NO_BLOCK ? do_common(&h, it, err)
-                                 : do_block(&h, it, err);
+    MOEC_TRY(it->layer == NO_BLOCK ? do_common(&h, it, err)
+                                   : do_block(&h, it, err));
+    return moec_journal_add(r->journal, first_leaf(r, it),
+                            moec_n_leaves(it->to - it->from), err);
 }
 
 static moec_status prepare(run *r, moec_error *err)
@@ -372,7 +453,8 @@ static moec_status prepare(run *r, moec_error *err)
 }
 
 moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
-                              moec_digests *d, const moec_convert_opts *opts,
+                              moec_digests *d, moec_journal *journal,
+                              const moec_convert_opts *opts,
                               moec_convert_stats *stats, moec_error *err)
 {
     const moec_plan *plan = moec_layout_plan(layout);
@@ -380,16 +462,20 @@ moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
              .plan = plan,
              .w = w,
              .d = d,
+             .journal = journal,
              .opts = opts,
              .ckpt = moec_model_ckpt(moec_plan_model(plan))};
 
     moec_status st = prepare(&r, err);
+    if (st == MOEC_OK && r.resumed_bytes > 0)
+        moec_crew_resumed(&r.crew, r.resumed_bytes);
     if (st == MOEC_OK)
         st = moec_parallel(r.crew.n, r.n_items, do_item, &r, err);
     if (st == MOEC_OK)
         st = moec_ckpt_check_unchanged(r.ckpt, err);
     stats->n_threads = r.crew.n;
-    stats->bytes_written += atomic_load(&r.crew.done_bytes);
+    stats->bytes_resumed = r.resumed_bytes;
+    stats->bytes_written += atomic_load(&r.crew.done_bytes) - r.resumed_bytes;
     stats->bytes_read += moec_crew_bytes_read(&r.crew);
     free_run(&r);
     return st;

@@ -9,12 +9,15 @@
 
 #include "convert.h"
 #include "digests.h"
+#include "journal.h"
 #include "writer.h"
 
 /* Execute all moves of `layout` into the files of `w` (file i of the writer is
- * file i of the layout), filling `d`. Adds to stats. */
+ * file i of the layout), filling `d`, less those that `journal` (whose cells
+ * are the leaves of `d`) has of an earlier run. Adds to stats. */
 moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
-                              moec_digests *d, const moec_convert_opts *opts,
+                              moec_digests *d, moec_journal *journal,
+                              const moec_convert_opts *opts,
                               moec_convert_stats *stats, moec_error *err);
 
 /* Everything besides the data files: common index, copied files, slots.bin,

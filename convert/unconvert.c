@@ -11,6 +11,9 @@
  * part of one reads the whole leaf and keeps it for the next request; inverse
  * moves walk a slot forward, so no leaf is read twice but at borders of work.
  *
+ * An interrupted run is gone on with as in convert: the journal's cells are the
+ * MiB of each block, with nothing to remember of them.
+ *
  * Refused: conversions that left tensors out (M09).
  */
 
@@ -23,9 +26,9 @@
 
 #include "conversion.h"
 #include "crew.h"
+#include "identity.h"
 #include "inverse.h"
-#include "outdir.h"
-#include "writer.h"
+#include "job.h"
 
 typedef struct item {
     uint64_t from_off; /* sort key: first byte in the converted file */
@@ -33,6 +36,7 @@ typedef struct item {
     uint32_t tensor;
     uint32_t block;
     uint64_t from, to; /* range of the block */
+    uint64_t cell;     /* of the journal: the range's first MiB */
 } item;
 
 /* One leaf, checked, kept. */
@@ -46,8 +50,10 @@ typedef struct back {
     const moec_converted *conv;
     const moec_ckpt *src; /* headers alone */
     const moec_convert_opts *opts;
-    moec_output *out;
-    moec_writer *w;
+    moec_job job;
+    moec_job_file *shards;
+    moec_buf identity;
+    uint64_t resumed_bytes; /* that an earlier run wrote */
     moec_crew crew;
     leaf_cache *caches; /* by worker */
     size_t n_files;
@@ -217,8 +223,10 @@ static moec_status add_block(back *b, uint32_t tensor, uint32_t block,
         range = moec_min_u64(range, MOEC_COPY_RANGE_BYTES);
     for (it.from = 0; it.from < inv->bytes; it.from = it.to) {
         it.to = it.from + moec_min_u64(range, inv->bytes - it.from);
+        it.cell = b->job.n_cells + it.from / MOEC_LEAF_BYTES;
         MOEC_TRY(add_item(b, &it, err));
     }
+    b->job.n_cells += (size_t)moec_ceil_div(inv->bytes, MOEC_LEAF_BYTES);
     return MOEC_OK;
 }
 
@@ -263,6 +271,28 @@ static moec_status make_items(back *b, moec_error *err)
     return st;
 }
 
+static uint64_t n_cells(const item *it)
+{
+    return moec_ceil_div(it->to - it->from, MOEC_LEAF_BYTES);
+}
+
+/* Leave out what an earlier run has done. */
+static void drop_done(back *b)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < b->n_items; i++) {
+        const item *it = &b->items[i];
+        if (moec_journal_has(b->job.journal, it->cell, n_cells(it)))
+            b->resumed_bytes += it->to - it->from;
+        else
+            b->items[n++] = *it;
+    }
+    b->n_items = n;
+    if (b->resumed_bytes > 0)
+        moec_crew_resumed(&b->crew, b->resumed_bytes);
+}
+
 static moec_status do_item(void *ctx, size_t i, uint32_t worker,
                            moec_error *err)
 {
@@ -285,12 +315,39 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker,
         moec_error_prefix(err, "tensor '%s'", t->name);
         return st;
     }
-    MOEC_TRY(moec_writer_write(b->w, t->file, t->off + h.inv.off + it->from,
+    MOEC_TRY(moec_writer_write(b->job.w, t->file, t->off + h.inv.off + it->from,
                                h.worker->buf, n, err));
-    return moec_crew_done(&b->crew, n, err);
+    MOEC_TRY(moec_crew_done(&b->crew, n, err));
+    return moec_journal_add(b->job.journal, it->cell, n_cells(it), err);
 }
 
 /* -------------------------------------------------------- whole files */
+
+/* The shards, in the order of the source's table. */
+static moec_status list_shards(back *b, moec_error *err)
+{
+    const moec_sources *s = &b->conv->sources;
+    size_t shard = 0, n = moec_ckpt_n_files(b->src);
+
+    b->shards = moec_calloc(n + 1, sizeof(*b->shards));
+    if (b->shards == NULL)
+        return moec_fail_nomem(err, "the list of shards");
+    for (size_t i = 0; i < s->n_entries; i++) {
+        const moec_source_entry *e = &s->entries[i];
+        if (e->kind != MOEC_SRC_SHARD)
+            continue;
+        if (shard >= n ||
+            strcmp(moec_ckpt_file(b->src, shard)->name, e->name) != 0)
+            return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_M04,
+                             "shard '%s' is not where it is expected", e->name);
+        b->shards[shard++] = (moec_job_file){e->name, e->file_bytes};
+    }
+    b->job.opts = b->opts;
+    b->job.files = b->shards;
+    b->job.n_files = shard;
+    b->job.identity = &b->identity;
+    return moec_identity_unconvert(b->conv, &b->identity, err);
+}
 
 static moec_status write_headers(back *b, moec_error *err)
 {
@@ -300,16 +357,11 @@ static moec_status write_headers(back *b, moec_error *err)
     for (size_t i = 0; i < s->n_entries; i++) {
         const moec_source_entry *e = &s->entries[i];
         if (e->kind != MOEC_SRC_SHARD) {
-            MOEC_TRY(moec_output_write(b->out, e->name, e->data,
+            MOEC_TRY(moec_output_write(&b->job.out, e->name, e->data,
                                        (size_t)e->data_bytes, err));
             continue;
         }
-        if (shard >= moec_ckpt_n_files(b->src) ||
-            strcmp(moec_ckpt_file(b->src, shard)->name, e->name) != 0)
-            return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_M04,
-                             "shard '%s' is not where it is expected", e->name);
-        MOEC_TRY(moec_writer_add(b->w, shard, e->name, e->file_bytes, err));
-        MOEC_TRY(moec_writer_write(b->w, shard, 0, e->data,
+        MOEC_TRY(moec_writer_write(b->job.w, shard, 0, e->data,
                                    (size_t)e->data_bytes, err));
         shard++;
     }
@@ -331,7 +383,7 @@ static moec_status copy_back(back *b, const moec_mf_copied *c, moec_error *err)
                        "%s: the copied file was changed after the conversion",
                        c->name);
     if (st == MOEC_OK)
-        st = moec_output_write(b->out, c->name, data.data, data.len, err);
+        st = moec_output_write(&b->job.out, c->name, data.data, data.len, err);
     moec_buf_fini(&data);
     return st;
 }
@@ -381,7 +433,6 @@ static moec_status hire(back *b, moec_error *err)
 
 static void free_back(back *b)
 {
-    moec_writer_destroy(b->w);
     moec_crew_fini(&b->crew);
     for (size_t i = 0; i < b->n_files; i++) {
         moec_io_close(&b->files[i]);
@@ -394,38 +445,30 @@ static void free_back(back *b)
     moec_free(b->files);
     moec_free(b->caches);
     moec_free(b->items);
+    moec_free(b->shards);
+    moec_buf_fini(&b->identity);
 }
 
 static moec_status write_all(back *b, moec_error *err)
 {
-    MOEC_TRY(moec_writer_create(&b->w, moec_output_dirfd(b->out),
-                                moec_ckpt_n_files(b->src), b->opts->no_direct,
-                                err));
     MOEC_TRY(write_headers(b, err));
     for (size_t i = 0; i < b->conv->manifest.n_copied; i++)
         MOEC_TRY(copy_back(b, &b->conv->manifest.copied[i], err));
+    MOEC_TRY(moec_job_work(&b->job, err));
+    drop_done(b);
     MOEC_TRY(moec_parallel(b->crew.n, b->n_items, do_item, b, err));
-    return moec_writer_sync(b->w, 4, err);
+    return moec_job_sync(&b->job, err);
 }
 
 static moec_status unconvert_into(back *b, const char *out_dir, moec_error *err)
 {
-    moec_output out = {0};
-
     /* all that can be wrong without reading a weight comes first */
     MOEC_TRY(open_inputs(b, err));
     MOEC_TRY(hire(b, err));
     MOEC_TRY(make_items(b, err));
-    MOEC_TRY(moec_output_begin(&out, out_dir, b->opts->force, err));
-    b->out = &out;
-    moec_status st = write_all(b, err);
-    if (st == MOEC_OK)
-        return moec_output_commit(&out, err);
-    if (st == MOEC_E_CANCELLED || st == MOEC_E_IO)
-        moec_output_abandon(&out);
-    else
-        moec_output_discard(&out);
-    return st;
+    MOEC_TRY(list_shards(b, err));
+    MOEC_TRY(moec_job_begin(&b->job, out_dir, err));
+    return moec_job_end(&b->job, write_all(b, err), err);
 }
 
 moec_status moec_unconvert(const char *dir, const char *out_dir,
@@ -447,7 +490,8 @@ moec_status moec_unconvert(const char *dir, const char *out_dir,
     stats->n_threads = b.crew.n;
     stats->n_files = (uint32_t)moec_ckpt_n_files(b.src);
     stats->bytes_read = moec_crew_bytes_read(&b.crew);
-    stats->bytes_written = atomic_load(&b.crew.done_bytes);
+    stats->bytes_resumed = b.resumed_bytes;
+    stats->bytes_written = atomic_load(&b.crew.done_bytes) - b.resumed_bytes;
     stats->durability_uncertain = st == MOEC_E_DURABILITY;
     free_back(&b);
     moec_conversion_close(c);

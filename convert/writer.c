@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -27,7 +28,8 @@ typedef struct wfile {
     uint64_t bytes;
     int fd, direct_fd; /* -1: not open */
     uint32_t pins;
-    uint64_t used; /* clock of the last pin */
+    uint64_t used;     /* clock of the last pin */
+    atomic_bool dirty; /* written since the last flush */
 } wfile;
 
 struct moec_writer {
@@ -138,10 +140,9 @@ static moec_status take_space(const wfile *f, moec_error *err)
     return MOEC_OK;
 }
 
-moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
-                            uint64_t bytes, moec_error *err)
+static moec_status name_file(wfile *f, const char *name, uint64_t bytes,
+                             moec_error *err)
 {
-    wfile *f = &w->files[i];
     size_t n = strlen(name) + 1;
 
     f->name = moec_alloc(n);
@@ -149,8 +150,27 @@ moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
         return moec_fail_nomem(err, "name of a file");
     memcpy(f->name, name, n);
     f->bytes = bytes;
+    return MOEC_OK;
+}
+
+moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
+                            uint64_t bytes, moec_error *err)
+{
+    wfile *f = &w->files[i];
+
+    MOEC_TRY(name_file(f, name, bytes, err));
     MOEC_TRY(open_file(w, f, O_CREAT | O_EXCL, err));
     return take_space(f, err);
+}
+
+moec_status moec_writer_keep(moec_writer *w, size_t i, const char *name,
+                             uint64_t bytes, moec_error *err)
+{
+    wfile *f = &w->files[i];
+
+    MOEC_TRY(name_file(f, name, bytes, err));
+    atomic_store(&f->dirty, true); /* by whoever wrote it before */
+    return open_file(w, f, 0, err);
 }
 
 static moec_status pin(moec_writer *w, wfile *f, moec_error *err)
@@ -214,6 +234,7 @@ moec_status moec_writer_write(moec_writer *w, size_t i, uint64_t off,
         return MOEC_OK;
     MOEC_TRY(pin(w, f, err));
     moec_status st = write_pinned(f, off, buf, n, err);
+    atomic_store(&f->dirty, true);
     unpin(w, f);
     return st;
 }
@@ -231,6 +252,14 @@ static moec_status sync_one(void *ctx, size_t i, uint32_t worker,
         st = moec_fail_os(err, errno, "%s: fsync failed", f->name);
     unpin(w, f);
     return st;
+}
+
+moec_status moec_writer_flush(moec_writer *w, moec_error *err)
+{
+    for (size_t i = 0; i < w->n_files; i++)
+        if (atomic_exchange(&w->files[i].dirty, false))
+            MOEC_TRY(sync_one(w, i, 0, err));
+    return MOEC_OK;
 }
 
 moec_status moec_writer_sync(moec_writer *w, uint32_t n_threads,

@@ -8,7 +8,8 @@
  *   is known before the first gigabyte; at most a few dozen descriptors are
  *   open at once, however many ranks there are; aligned writes bypass the
  *   page cache where the file system allows it.
- * Threads: create, add, sync, destroy on one thread; write from any.
+ * Threads: create, add, keep, sync, destroy on one thread; write from any;
+ *   flush from one at a time.
  */
 
 #include <stdbool.h>
@@ -25,10 +26,18 @@ moec_status moec_writer_create(moec_writer **out, int dirfd, size_t n_files,
 moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
                             uint64_t bytes, moec_error *err);
 
+/* The same for a file of that size that is there already. */
+moec_status moec_writer_keep(moec_writer *w, size_t i, const char *name,
+                             uint64_t bytes, moec_error *err);
+
 /* Write `n` bytes at `off`. Goes past the page cache where off, n and buf are
  * multiples of 4096. */
 moec_status moec_writer_write(moec_writer *w, size_t i, uint64_t off,
                               const void *buf, size_t n, moec_error *err);
+
+/* fsync, one after the other, the files that were written since the last call.
+ * While others write: what they wrote before the call is covered. */
+moec_status moec_writer_flush(moec_writer *w, moec_error *err);
 
 /* fsync every file. */
 moec_status moec_writer_sync(moec_writer *w, uint32_t n_threads,

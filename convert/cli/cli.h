@@ -56,6 +56,7 @@ struct moec_cli {
     char **argv;
 };
 
+extern const moec_cli_command moec_cmd_check;
 extern const moec_cli_command moec_cmd_inspect;
 extern const moec_cli_command moec_cmd_plan;
 extern const moec_cli_command moec_cmd_convert;

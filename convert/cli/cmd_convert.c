@@ -100,7 +100,8 @@ const moec_cli_command moec_cmd_convert = {
     .about = "Writes OUT: for each expert-parallel rank the experts of its "
              "physical slots as stacked tensors, everything else once, and a "
              "manifest. Work happens in OUT.partial, which becomes OUT only "
-             "when it is complete.",
+             "when it is complete; interrupted or killed, the same command "
+             "goes on where it was.",
     .examples = "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --redundant 32\n"
                 "convert ./DeepSeek-V3 ./V3-ep8 --ep 8 --placement eplb.json\n"
                 "convert ./Mixtral ./store --shard-by expert\n"

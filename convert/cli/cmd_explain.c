@@ -234,35 +234,13 @@ static bool parse_layer(const char *text, moec_layer_key *out)
     return true;
 }
 
-static bool is_conversion(const char *dir)
-{
-    char *path = NULL;
-    if (asprintf(&path, "%s/manifest.json", dir) < 0)
-        return false;
-    bool yes = access(path, F_OK) == 0;
-    free(path);
-    return yes;
-}
-
-/* Name of the first topology option given, or NULL. */
-static const char *topology_given(const moec_cli *cli)
-{
-    for (size_t i = 0; i < moec_group_topology.n; i++) {
-        const char *name = moec_group_topology.opts[i].name;
-        if (strcmp(name, "family") != 0 &&
-            moec_cli_given(&cli->args, groups, name))
-            return name;
-    }
-    return NULL;
-}
-
 static moec_status run_trace(moec_trace *t, const moec_cli *cli,
                              moec_cli_session *s, moec_conversion **c,
                              moec_error *err)
 {
     const char *path = moec_cli_path(cli, 0);
     moec_status st;
-    if (!is_conversion(path)) {
+    if (!moec_cli_is_conversion(path)) {
         st = moec_cli_open_layout(s, cli, path, err);
         if (st == MOEC_OK)
             st = moec_trace_run(t, s->layout, NULL, err);
@@ -284,7 +262,7 @@ static int explain_expert(const moec_cli *cli)
     moec_trace t = {0};
     uint64_t expert = 0;
     const char *path = moec_cli_path(cli, 0);
-    const char *extra = topology_given(cli);
+    const char *extra = moec_cli_topology_given(cli);
     const char *wrong = moec_cli_check_topology(cli, false);
     if (!parse_layer(cli->args.layer, &t.key))
         return moec_cli_usage(cli, "--layer wants I or mtp.K, not '%s'",
@@ -295,7 +273,7 @@ static int explain_expert(const moec_cli *cli)
         return moec_cli_usage(cli, "--expert wants E or shared, not '%s'",
                               cli->args.expert);
     t.expert = (uint32_t)expert;
-    if (is_conversion(path) && extra != NULL)
+    if (moec_cli_is_conversion(path) && extra != NULL)
         return moec_cli_usage(cli,
                               "--%s: %s is converted, its topology is in its "
                               "manifest",

@@ -24,7 +24,7 @@ const moec_cli_opt moec_opt_family = {
 
 static const moec_cli_opt topology_opts[] = {
     {"ep", 0, MOEC_KIND_U32, FIELD(ep), "W", "expert-parallel ranks", NULL,
-     "required by plan and convert; explain: 1", 0},
+     "required by plan and convert; explain, check: 1", 0},
     {"redundant", 0, MOEC_KIND_U32, FIELD(redundant), "R",
      "redundant physical slots in all", "0", NULL, 0},
     {"placement", 0, MOEC_KIND_TEXT, FIELD(placement), "FILE",
@@ -236,6 +236,17 @@ static bool set_number(moec_cli_args *args, const moec_cli_opt *o,
     return true;
 }
 
+static bool add_word(moec_cli_list *list, const moec_cli_opt *o,
+                     const char *text, char *why)
+{
+    if (list->n == MOEC_CLI_LIST_MAX) {
+        complain(why, "--%s more than %d times", o->name, MOEC_CLI_LIST_MAX);
+        return false;
+    }
+    list->words[list->n++] = text;
+    return true;
+}
+
 /* Take one option; `text` is its argument, or NULL for flags. */
 static bool set_value(moec_cli_args *args, const moec_cli_opt *o,
                       const char *text, char *why)
@@ -260,6 +271,8 @@ static bool set_value(moec_cli_args *args, const moec_cli_opt *o,
     case MOEC_KIND_TEXT:
         *(const char **)field_of(args, o) = text;
         return true;
+    case MOEC_KIND_LIST:
+        return add_word(field_of(args, o), o, text, why);
     case MOEC_KIND_CHOICE:
         place = parse_choice(o->arg, text);
         *(uint32_t *)field_of(args, o) = place;

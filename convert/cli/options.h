@@ -23,6 +23,7 @@ enum { MOEC_CHOICE_BY_RANK = 1, MOEC_CHOICE_BY_EXPERT };
 enum { MOEC_CHOICE_GATE_UP = 1, MOEC_CHOICE_UP_GATE };
 enum { MOEC_CHOICE_PER_RANK = 1, MOEC_CHOICE_GLOBAL, MOEC_CHOICE_NONE };
 enum { MOEC_CHOICE_TEXT = 1, MOEC_CHOICE_JSON };
+enum { MOEC_CHOICE_HEADERS = 1, MOEC_CHOICE_DIGESTS, MOEC_CHOICE_KERNELS };
 enum {
     MOEC_CHOICE_PROGRESS_AUTO = 1,
     MOEC_CHOICE_PROGRESS_BAR,
@@ -30,6 +31,13 @@ enum {
     MOEC_CHOICE_PROGRESS_JSON,
     MOEC_CHOICE_PROGRESS_NONE
 };
+
+/* Words of an option that may be said several times. */
+#define MOEC_CLI_LIST_MAX 64
+typedef struct moec_cli_list {
+    const char *words[MOEC_CLI_LIST_MAX];
+    size_t n;
+} moec_cli_list;
 
 /* What the command line said. One struct for all commands: a command reads
  * the fields whose options its table lists. */
@@ -49,7 +57,8 @@ typedef struct moec_cli_args {
     /* one command's own */
     bool list_families, list_rules;
     const char *source, *layer, *expert;
-    uint32_t format;
+    uint32_t format, level;
+    moec_cli_list mutate;
     /* the rest */
     const char **paths;
     size_t n_paths;
@@ -62,6 +71,7 @@ typedef enum moec_cli_kind {
     MOEC_KIND_U32,   /* uint32_t, decimal digits only */
     MOEC_KIND_SIZE,  /* uint64_t bytes >= 1, with KiB, MiB, GiB or TiB */
     MOEC_KIND_TEXT,  /* const char * */
+    MOEC_KIND_LIST,  /* moec_cli_list, one more each time */
     MOEC_KIND_CHOICE /* uint32_t: 1 + place among the words of `arg` */
 } moec_cli_kind;
 

@@ -234,6 +234,27 @@ void moec_cli_session_close(moec_cli_session *s)
     memset(s, 0, sizeof(*s));
 }
 
+bool moec_cli_is_conversion(const char *dir)
+{
+    char *path = NULL;
+    if (asprintf(&path, "%s/manifest.json", dir) < 0)
+        return false;
+    bool yes = access(path, F_OK) == 0;
+    free(path);
+    return yes;
+}
+
+const char *moec_cli_topology_given(const moec_cli *cli)
+{
+    for (size_t i = 0; i < moec_group_topology.n; i++) {
+        const char *name = moec_group_topology.opts[i].name;
+        if (strcmp(name, "family") != 0 &&
+            moec_cli_given(&cli->args, cli->cmd->groups, name))
+            return name;
+    }
+    return NULL;
+}
+
 const char *moec_cli_check_topology(const moec_cli *cli, bool need_ep)
 {
     const moec_cli_group *const *groups = cli->cmd->groups;

@@ -41,6 +41,13 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
                                  const char *src, moec_error *err);
 void moec_cli_session_close(moec_cli_session *s);
 
+/* Is `dir` a converted checkpoint? It has a manifest. */
+bool moec_cli_is_conversion(const char *dir);
+
+/* Name of the first topology option given (--family apart), or NULL: for a
+ * conversion they are in its manifest. */
+const char *moec_cli_topology_given(const moec_cli *cli);
+
 /* Usage rules of the topology options. Returns NULL or the complaint. */
 const char *moec_cli_check_topology(const moec_cli *cli, bool need_ep);
 

@@ -139,7 +139,9 @@ moec_trace_piece moec_trace_piece_of(const moec_trace *t,
     moec_layout_find_slots(t->layout, slot->rank, t->layer, k, &file, &off);
     piece.tensor = st->name;
     piece.file = moec_layout_file(t->layout, file)->name;
-    piece.off = off + slot->local.v * st->slot_bytes;
+    piece.off =
+        off + moec_plan_row(plan_of(t), t->layer, k, slot->rank, slot->local) *
+                  st->slot_bytes;
     piece.bytes = st->slot_bytes;
     return piece;
 }

@@ -12,6 +12,17 @@
 
 #include "print.h"
 
+/* A line of its own: a bar that is drawn on this line comes later. */
+static void say_resumed(void *ctx, uint64_t done, uint64_t total)
+{
+    const moec_cli_progress *p = ctx;
+    char a[24], b[24];
+    moec_cli_line(stderr,
+                  "moe-convert %s: going on: %s of %s were already "
+                  "there",
+                  p->label, moec_cli_size(a, done), moec_cli_size(b, total));
+}
+
 moec_convert_opts moec_cli_convert_opts(const moec_cli *cli,
                                         moec_cli_progress *progress)
 {
@@ -26,6 +37,8 @@ moec_convert_opts moec_cli_convert_opts(const moec_cli *cli,
     if (progress != NULL) {
         o.progress = moec_cli_progress_step;
         o.progress_ctx = progress;
+        if (!cli->args.quiet)
+            o.resumed = say_resumed;
     }
     return o;
 }
@@ -77,6 +90,7 @@ static void json_stats(const moec_cli *cli, const char *out,
     moec_cli_json_str(&j, "out", out);
     moec_cli_json_u64(&j, "bytes_read", stats->bytes_read);
     moec_cli_json_u64(&j, "bytes_written", stats->bytes_written);
+    moec_cli_json_u64(&j, "resumed_bytes", stats->bytes_resumed);
     moec_cli_json_f64(&j, "seconds", stats->seconds);
     moec_cli_json_f64(&j, "gb_per_s",
                       stats->seconds > 0.0
@@ -92,11 +106,14 @@ static void json_stats(const moec_cli *cli, const char *out,
 
 static void print_stats(const char *out, const moec_convert_stats *stats)
 {
-    char bytes[24];
+    char bytes[24], before[24], more[48] = "";
+    if (stats->bytes_resumed != 0)
+        (void)snprintf(more, sizeof(more), " and %s before",
+                       moec_cli_size(before, stats->bytes_resumed));
     moec_cli_line(stdout,
-                  "%s: %s in %" PRIu32 " files, %.2f s, %.2f GB/s, durability "
-                  "%s",
-                  out, moec_cli_size(bytes, stats->bytes_written),
+                  "%s: %s%s in %" PRIu32 " files, %.2f s, %.2f GB/s, "
+                  "durability %s",
+                  out, moec_cli_size(bytes, stats->bytes_written), more,
                   stats->n_files, stats->seconds,
                   stats->seconds > 0.0
                       ? (double)stats->bytes_written / 1e9 / stats->seconds
@@ -122,7 +139,7 @@ int moec_cli_report_written(const moec_cli *cli, const char *out,
         moec_error stopped = MOEC_ERROR_INIT;
         (void)moec_cli_error(&stopped, MOEC_E_CANCELLED, MOEC_RULE_NONE,
                              "interrupted; %s.partial stays: run the same "
-                             "command again",
+                             "command again to go on",
                              out);
         return moec_cli_fail(cli, MOEC_E_CANCELLED, &stopped);
     }
