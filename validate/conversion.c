@@ -16,6 +16,7 @@
 #include "conversion.h"
 
 #define CONFIG_NAME "config.json"
+#define PARAMS_NAME "params.json" /* Mistral's, where there is no config.json */
 
 struct moec_conversion {
     moec_converted files;
@@ -51,28 +52,36 @@ static moec_status make_ckpt(moec_conversion *c, moec_error *err)
     return st;
 }
 
+static const moec_mf_copied *find_copied(const moec_manifest *m,
+                                         const char *name)
+{
+    for (size_t i = 0; i < m->n_copied; i++)
+        if (strcmp(m->copied[i].name, name) == 0)
+            return &m->copied[i];
+    return NULL;
+}
+
 /* config.json as the manifest has it: a changed one is another model. */
 static moec_status read_config(const moec_conversion *c, moec_buf *out,
                                moec_error *err)
 {
     const moec_manifest *m = &c->files.manifest;
-    const moec_mf_copied *want = NULL;
+    const moec_mf_copied *want = find_copied(m, CONFIG_NAME);
     moec_sha256 sha;
 
-    for (size_t i = 0; i < m->n_copied; i++)
-        if (strcmp(m->copied[i].name, CONFIG_NAME) == 0)
-            want = &m->copied[i];
+    if (want == NULL)
+        want = find_copied(m, PARAMS_NAME);
     if (want == NULL)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
                          "%s/%s: copied: no %s", c->files.dir,
                          MOEC_MANIFEST_NAME, CONFIG_NAME);
-    MOEC_TRY(moec_read_file(c->files.dirfd, CONFIG_NAME, MOEC_JSON_BYTES_MAX,
+    MOEC_TRY(moec_read_file(c->files.dirfd, want->name, MOEC_JSON_BYTES_MAX,
                             out, err));
     MOEC_TRY(moec_sha256_of(out->data, out->len, &sha, err));
     if (memcmp(sha.b, want->sha256.b, sizeof(sha.b)) != 0)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M08,
                          "%s/%s: changed since the conversion", c->files.dir,
-                         CONFIG_NAME);
+                         want->name);
     return MOEC_OK;
 }
 

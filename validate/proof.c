@@ -111,6 +111,28 @@ static moec_status copy_units(moec_proof_layer *l, const moec_plan *plan,
     return MOEC_OK;
 }
 
+static moec_status copy_tables(moec_proof_layer *l, const moec_plan *plan,
+                               size_t layer, moec_error *err)
+{
+    uint64_t n = 0;
+
+    for (size_t t = 0; t < l->n_tensors; t++)
+        if (l->tensors[t].all_slots)
+            n += l->tensors[t].shape[0];
+    if (n == 0)
+        return MOEC_OK;
+    l->table_units = moec_calloc((size_t)n, sizeof(*l->table_units));
+    if (l->table_units == NULL)
+        return moec_fail_nomem(err, "units of a layer");
+    for (size_t t = 0; t < l->n_tensors; t++) {
+        const moec_slot_tensor *s = &l->tensors[t];
+        for (uint32_t q = 0; s->all_slots && q < s->shape[0]; q++)
+            l->table_units[l->n_table_units++] =
+                moec_plan_row_unit(plan, layer, t, 0, q);
+    }
+    return MOEC_OK;
+}
+
 moec_status moec_proof_layer_open(moec_proof_layer *out, const moec_plan *plan,
                                   size_t layer, moec_error *err)
 {
@@ -132,6 +154,8 @@ moec_status moec_proof_layer_open(moec_proof_layer *out, const moec_plan *plan,
     st = copy_moves(&l, plan, layer, err);
     if (st == MOEC_OK)
         st = copy_units(&l, plan, layer, err);
+    if (st == MOEC_OK)
+        st = copy_tables(&l, plan, layer, err);
     if (st != MOEC_OK) {
         moec_proof_layer_close(&l);
         return st;
@@ -144,11 +168,13 @@ void moec_proof_layer_close(moec_proof_layer *l)
 {
     moec_free(l->tensors);
     moec_free(l->units);
+    moec_free(l->table_units);
     moec_free(l->p2l);
     moec_free(l->blocks);
     moec_free(l->moves);
     l->tensors = NULL;
     l->units = NULL;
+    l->table_units = NULL;
     l->p2l = NULL;
     l->blocks = NULL;
     l->moves = NULL;

@@ -29,7 +29,7 @@ typedef struct prover {
     moec_report *r;
     moec_proof *p;
     const moec_proof_layer *l;
-    uint32_t n_rows;      /* of every slot tensor */
+    uint32_t n_rows;      /* of a rank */
     uint8_t *placed;      /* [n_units + 1]: some row holds the unit */
     moec_origin *origins; /* [n_slices], of the slot tensor at hand */
     uint8_t *origin_ok;
@@ -105,15 +105,18 @@ static bool topology_agrees(const prover *v)
     }
     for (size_t t = 0; t < v->l->n_tensors; t++) {
         const moec_slot_tensor *s = &v->l->tensors[t];
-        if (s->rank > 0 && s->shape[0] == v->n_rows)
+        uint64_t routed = s->all_slots ? topo->n_physical : topo->n_local;
+        uint64_t shared = v->p->shared_rows;
+        if (s->all_slots && !topo->shared_global)
+            shared *= topo->n_ranks;
+        if (s->rank > 0 && s->shape[0] == routed + shared)
             continue;
         f.has |= MOEC_HAS_TENSOR;
         f.tensor = s->name;
         moec_report_add(v->r, &f,
-                        "%" PRIu64 " rows a rank, expected %u routed and %u "
-                        "shared",
-                        s->rank > 0 ? s->shape[0] : 0, topo->n_local,
-                        v->p->shared_rows);
+                        "%" PRIu64 " rows a rank, expected %" PRIu64
+                        " routed and %" PRIu64 " shared",
+                        s->rank > 0 ? s->shape[0] : 0, routed, shared);
         ok = false;
     }
     return ok;
@@ -171,6 +174,49 @@ static void prove_shared_row(const prover *v, uint32_t rank, uint32_t row,
     }
     moec_report_add(v->r, &f, "shared part %u stands where part %u belongs",
                     unit - v->p->n_experts, part);
+}
+
+/* The unit that belongs into dispatch slot `q`. Every rank's stretch of slots
+ * is its routed ones, then its shared ones; or all routed ones come first. */
+static uint32_t unit_of_slot(const prover *v, uint32_t q)
+{
+    const moec_topology *topo = &v->p->topo;
+    uint32_t routed = topo->n_local, base = 0;
+
+    if (topo->shared_global)
+        routed = topo->n_physical;
+    else
+        base = q / v->n_rows * topo->n_local;
+    if (!topo->shared_global)
+        q %= v->n_rows;
+    if (q >= routed)
+        return v->p->n_experts + (q - routed);
+    return v->l->p2l[base + q] < 0 ? MOEC_UNIT_EMPTY
+                                   : (uint32_t)v->l->p2l[base + q];
+}
+
+/* Tables over all slots: each row has the unit of its dispatch slot. */
+static void prove_tables(prover *v)
+{
+    size_t at = 0;
+
+    for (v->t = 0; v->t < v->l->n_tensors; v->t++) {
+        const moec_slot_tensor *s = &v->l->tensors[v->t];
+
+        for (uint32_t q = 0; s->all_slots && q < s->shape[0]; q++, at++) {
+            moec_finding f = tensor_finding(v, MOEC_RULE_T4);
+
+            if (at < v->l->n_table_units &&
+                v->l->table_units[at] == unit_of_slot(v, q))
+                continue;
+            f.has |= MOEC_HAS_SLOT;
+            f.slot = q;
+            moec_report_add(v->r, &f,
+                            "row %u of the table over all slots does not hold "
+                            "what slot %u holds",
+                            q, q);
+        }
+    }
 }
 
 static void prove_map(const prover *v)
@@ -292,6 +338,8 @@ static bool prove_types(const prover *v, const moec_move *m)
         why = "a copy that steps over elements is no copy";
     else if (m->op == MOEC_OP_TRANSPOSE && !s->slice->in_out)
         why = "the source is not stored [in, out]";
+    else if (m->op == MOEC_OP_COPY && s->slice->in_out)
+        why = "the source is stored [in, out] and is copied as it is";
     else if (m->op == MOEC_OP_DEINTERLEAVE && !s->slice->interleaved)
         why = "the source is not interleaved";
     else if (m->op != MOEC_OP_COPY && bits >= 8 && m->elem_bytes * 8u != bits)
@@ -479,6 +527,7 @@ moec_status moec_prove_layer(moec_report *r, moec_proof *p,
         goto done;
     }
     prove_map(&v);
+    prove_tables(&v);
     for (v.t = 0; v.t < l->n_tensors; v.t++)
         prove_tensor(&v);
     st = moec_prove_used(r, p, l, v.placed, err);

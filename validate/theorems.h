@@ -52,8 +52,12 @@ typedef struct moec_proof_layer {
     size_t n_tensors;
     moec_slot_tensor *tensors;
     uint32_t *units; /* [n_ranks][n_local + shared_rows] */
-    int32_t *p2l;    /* what the placement says, by physical slot */
-    uint32_t n_p2l;  /* P */
+    /* What rank 0's rows of a table over all slots hold, one table after the
+     * other in the order of `tensors`; NULL where there is none. */
+    uint32_t *table_units;
+    size_t n_table_units;
+    int32_t *p2l;   /* what the placement says, by physical slot */
+    uint32_t n_p2l; /* P */
     /* Moves of (tensor t, unit u): [first, first + n) of `moves`. */
     struct moec_proof_block {
         size_t first, n;

@@ -248,17 +248,18 @@ moec_status moec_prove_into(moec_report *r, const moec_plan *plan,
     return st;
 }
 
-moec_status moec_plan_prove(moec_report **out, const moec_plan *plan,
-                            moec_error *err)
+static moec_status prove_all(moec_report **out, const moec_plan *plan,
+                             const moec_layout *layout, moec_error *err)
 {
     moec_report *r;
+    moec_status st;
 
     MOEC_TRY(moec_report_create(&r, err));
     moec_report_note(r, MOEC_RULE_T3,
                      "names and offsets were compared, no "
                      "byte of a weight was read");
     moec_report_note(r, MOEC_RULE_T6, "needs the converted files");
-    moec_status st = moec_prove_into(r, plan, NULL, err);
+    st = moec_prove_into(r, plan, layout, err);
     if (st == MOEC_OK)
         st = moec_report_finish(r, err);
     if (st != MOEC_OK) {
@@ -267,4 +268,16 @@ moec_status moec_plan_prove(moec_report **out, const moec_plan *plan,
     }
     *out = r;
     return MOEC_OK;
+}
+
+moec_status moec_plan_prove(moec_report **out, const moec_plan *plan,
+                            moec_error *err)
+{
+    return prove_all(out, plan, NULL, err);
+}
+
+moec_status moec_layout_prove(moec_report **out, const moec_layout *layout,
+                              moec_error *err)
+{
+    return prove_all(out, moec_layout_plan(layout), layout, err);
 }

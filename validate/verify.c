@@ -73,7 +73,8 @@ moec_status moec_verify_read(const moec_verifier *v, moec_verify_worker *w,
                              size_t file, uint64_t off, void *buf, size_t n,
                              moec_error *err)
 {
-    return moec_io_read(&v->io[file], &w->io, off, buf, n, err);
+    MOEC_TRY(moec_io_read(&v->io[file], &w->io, off, buf, n, err));
+    return moec_patches_apply(v->patches, file, off, buf, n, err);
 }
 
 moec_status moec_verify_read_source(const moec_verifier *v,
@@ -168,7 +169,8 @@ const moec_ct_slot *moec_verify_first(const moec_verifier *v, size_t layer,
     if (at == UINT32_MAX)
         return NULL;
     rank = at / v->n_rows;
-    *row_out = at % v->n_rows;
+    *row_out = moec_plan_row(v->plan, layer, t, (uint32_t)rank,
+                             (moec_local_row){at % v->n_rows});
     *tensor_out = &s->tensors[v->slot_tensor[rank * v->n_slot_tensors +
                                              v->layer_first[layer] + t]];
     return &s->slots[(*tensor_out)->first_slot + *row_out];
@@ -379,10 +381,32 @@ static void estimate(moec_verifier *v)
 
 /* ------------------------------------------------------------ the passes */
 
+static void note_headers_only(const moec_verifier *v)
+{
+    moec_report_note(v->r, MOEC_RULE_T3,
+                     "names and offsets were compared, no "
+                     "byte of a weight was read");
+    moec_report_note(v->r, MOEC_RULE_T6, "needs level digests");
+}
+
+/* A mutation is made of the layout, once that is decided. */
+static moec_status make_patches(moec_verifier *v, moec_error *err)
+{
+    if (v->patches == NULL)
+        return MOEC_OK;
+    moec_patches_fini(v->patches);
+    if (v->layout == NULL)
+        return moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_M01,
+                         "%s: the layout could not be decided again",
+                         v->files->dir);
+    return moec_patches_make(v->patches, v->layout, v->files->dirfd, err);
+}
+
 static moec_status run_passes(moec_verifier *v, moec_error *err)
 {
     MOEC_TRY(moec_verify_copied(v, err));
     MOEC_TRY(rebuild(v, err));
+    MOEC_TRY(make_patches(v, err));
     MOEC_TRY(index_files(v, err));
     MOEC_TRY(open_source(v, err));
     MOEC_TRY(make_workers(v, err));
@@ -390,9 +414,15 @@ static moec_status run_passes(moec_verifier *v, moec_error *err)
     MOEC_TRY(moec_verify_table(v, err));
     if (v->plan != NULL)
         MOEC_TRY(moec_prove_into(v->r, v->plan, v->layout, err));
+    if (v->level == MOEC_LEVEL_HEADERS) {
+        note_headers_only(v);
+        return MOEC_OK;
+    }
     MOEC_TRY(moec_verify_identity(v, err));
     estimate(v);
     MOEC_TRY(moec_verify_bytes(v, err));
+    if (v->patches != NULL)
+        return MOEC_OK;
     if (v->table_ok && v->source_ok)
         MOEC_TRY(moec_verify_source(v, err));
     if (v->table_ok)
@@ -457,13 +487,30 @@ static moec_status verify_into(moec_verifier *v, const char *dir,
     return st;
 }
 
-moec_status moec_verify(moec_report **out, const char *dir,
-                        const moec_verify_opts *opts, moec_error *err)
+/* The level asked for; callers of before it could be asked for mean both. */
+static moec_status level_of(const moec_verify_opts *opts, moec_level *out,
+                            moec_error *err)
+{
+    *out = MOEC_LEVEL_DIGESTS;
+    if (opts->struct_bytes >
+        offsetof(moec_verify_opts, level) + sizeof(opts->level) - 1)
+        *out = opts->level;
+    if (*out == MOEC_LEVEL_HEADERS || *out == MOEC_LEVEL_DIGESTS)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                     "level %d is not one that this version proves", (int)*out);
+}
+
+moec_status moec_verify_patched(moec_report **out, const char *dir,
+                                const moec_verify_opts *opts,
+                                moec_patches *patches, moec_error *err)
 {
     static const moec_verify_opts defaults = MOEC_VERIFY_OPTS_INIT;
-    moec_verifier v = {.opts = opts != NULL ? opts : &defaults};
+    moec_verifier v = {.opts = opts != NULL ? opts : &defaults,
+                       .patches = patches};
     moec_status st;
 
+    MOEC_TRY(level_of(v.opts, &v.level, err));
     MOEC_TRY(moec_report_create(&v.r, err));
     if (pthread_mutex_init(&v.lock, NULL) != 0) {
         moec_report_destroy(v.r);
@@ -479,4 +526,10 @@ moec_status moec_verify(moec_report **out, const char *dir,
     }
     *out = v.r;
     return MOEC_OK;
+}
+
+moec_status moec_verify(moec_report **out, const char *dir,
+                        const moec_verify_opts *opts, moec_error *err)
+{
+    return moec_verify_patched(out, dir, opts, NULL, err);
 }

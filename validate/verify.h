@@ -18,6 +18,7 @@
 #include "execute.h"
 #include "inverse.h"
 #include "io.h"
+#include "mutate.h"
 #include "report.h"
 
 /* Bytes that a worker reads at a time: whole leaves. */
@@ -49,6 +50,8 @@ typedef struct moec_verify_worker {
 typedef struct moec_verifier {
     moec_report *r;
     const moec_verify_opts *opts;
+    moec_level level;
+    moec_patches *patches; /* a mutation, or NULL */
     moec_conversion *c;
     const moec_converted *files;
     const moec_layout *layout; /* NULL: could not be decided again */
@@ -59,7 +62,7 @@ typedef struct moec_verifier {
     moec_io_file *io;          /* by data file; fd -1: not fit to be read */
     moec_io_file *source_io;   /* by file of opts->source */
     size_t *file_first;        /* by file: its first tensor in slots.bin */
-    uint32_t n_rows;           /* slots of a slot tensor */
+    uint32_t n_rows;           /* slots of a rank */
     uint32_t n_units;          /* of a layer, without the empty one */
     size_t *layer_first;       /* planned layer -> first of its tensors */
     size_t n_slot_tensors;     /* of all layers */
@@ -71,6 +74,12 @@ typedef struct moec_verifier {
     uint64_t done, total, told;
     bool cancelled;
 } moec_verifier;
+
+/* moec_verify with a mutation: what concerns other files than the changed ones
+ * is not read, and neither source nor way back are looked at. */
+moec_status moec_verify_patched(moec_report **out, const char *dir,
+                                const moec_verify_opts *opts,
+                                moec_patches *patches, moec_error *err);
 
 /* Structure: data files (M05, M06), copied files (M08), the index (I08), and
  * slots.bin against the layout (M03). verify_files.c */

@@ -59,7 +59,8 @@ static moec_status list_items(pass *p, moec_error *err)
         const moec_ct_tensor *t = &s->tensors[i];
         uint64_t rows = rows_of(t), batch = moec_verify_batch(block_of(t));
 
-        if (p->v->io[t->file].fd < 0)
+        if (p->v->io[t->file].fd < 0 ||
+            !moec_patches_concern(p->v->patches, t->file))
             continue;
         for (uint64_t r = 0; r < rows; r += batch) {
             item it = {i, r, moec_min_u64(batch, rows - r)};

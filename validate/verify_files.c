@@ -141,6 +141,9 @@ static moec_status verify_header(moec_verifier *v, size_t i, int fd,
         return moec_fail_nomem(err, "header of a data file");
     st = moec_pread_full(fd, c->name, found, (size_t)c->header_bytes, 0, err);
     if (st == MOEC_OK)
+        st = moec_patches_apply(v->patches, i, 0, found,
+                                (size_t)c->header_bytes, err);
+    if (st == MOEC_OK)
         st = moec_sha256_of(found, (size_t)c->header_bytes, &sha, err);
     if (st == MOEC_OK && v->layout != NULL)
         st = moec_layout_header(v->layout, i, &want, &n, err);
@@ -425,7 +428,7 @@ static const char *compare_tensor(const moec_verifier *v,
         return "its dtype";
     if (t->space != (uint8_t)key.space || t->layer != key.number)
         return "its layer";
-    if (t->rank != file->rank || t->n_slots != v->n_rows)
+    if (t->rank != file->rank || t->n_slots != s->shape[0])
         return "its rank or its number of slots";
     return NULL;
 }
@@ -437,7 +440,7 @@ static void compare_units(moec_verifier *v, const moec_out_tensor *o,
     for (uint32_t row = 0; row < t->n_slots; row++) {
         const moec_ct_slot *slot = &v->files->slots.slots[t->first_slot + row];
         uint32_t unit =
-            moec_plan_unit(v->plan, o->layer, t->rank, (moec_local_row){row});
+            moec_plan_row_unit(v->plan, o->layer, o->t, t->rank, row);
         int32_t want =
             unit == MOEC_UNIT_EMPTY ? MOEC_LOGICAL_EMPTY : (int32_t)unit;
         moec_finding f;
@@ -498,7 +501,7 @@ static void compare_replicas(moec_verifier *v, size_t layer, size_t t)
         const moec_ct_tensor *ct =
             &s->tensors[v->slot_tensor[rank * v->n_slot_tensors +
                                        v->layer_first[layer] + t]];
-        for (uint32_t row = 0; row < v->n_rows; row++) {
+        for (uint32_t row = 0; row < ct->n_slots; row++) {
             const moec_ct_slot *slot = &s->slots[ct->first_slot + row];
             const moec_ct_slot *first;
             const moec_ct_tensor *other;

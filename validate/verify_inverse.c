@@ -174,8 +174,7 @@ static bool is_turned(const moec_verifier *v, size_t tensor,
     const moec_out_file *f = moec_layout_file(v->layout, from->file);
     const moec_out_tensor *o = tensor_at(f, from->off);
     moec_move moves[MOEC_BLOCK_MOVES_MAX];
-    moec_local_row row;
-    uint32_t unit;
+    uint32_t row, unit;
     size_t n;
 
     if (o == NULL || v->io[from->file].fd < 0)
@@ -188,10 +187,10 @@ static bool is_turned(const moec_verifier *v, size_t tensor,
                    o->bytes;
     if (o->kind != MOEC_OUT_SLOTS || from->bytes == 0)
         return false;
-    row.v = (uint32_t)((from->off - o->off) / from->bytes);
-    if (o->off + row.v * from->bytes != from->off)
+    row = (uint32_t)((from->off - o->off) / from->bytes);
+    if (o->off + row * from->bytes != from->off)
         return false;
-    unit = moec_plan_unit(v->plan, o->layer, f->rank, row);
+    unit = moec_plan_row_unit(v->plan, o->layer, o->t, f->rank, row);
     n = moec_plan_block_moves(v->plan, o->layer, o->t, unit, moves);
     for (size_t k = 0; k < n; k++) {
         moec_move turned = moec_move_inverse(&moves[k], 0, inv->off);

@@ -157,6 +157,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_slot_tensor, slot_bytes, 272),
     FIELD(moec_slot_tensor, is_w2, 280),
     FIELD(moec_slot_tensor, op, 281),
+    FIELD(moec_slot_tensor, all_slots, 282),
 
     SIZE(moec_rank_figures, 24),
     FIELD(moec_rank_figures, bytes_read, 0),
@@ -202,13 +203,21 @@ static const struct frozen frozen[] = {
     FIELD(moec_theorem, checked, 8),
     FIELD(moec_theorem, note, 16),
 
-    SIZE(moec_verify_opts, 40),
+    SIZE(moec_verify_opts, 48),
     FIELD(moec_verify_opts, struct_bytes, 0),
     FIELD(moec_verify_opts, n_threads, 4),
     FIELD(moec_verify_opts, source, 8),
     FIELD(moec_verify_opts, families, 16),
     FIELD(moec_verify_opts, progress, 24),
     FIELD(moec_verify_opts, progress_ctx, 32),
+    FIELD(moec_verify_opts, level, 40),
+
+    SIZE(moec_mutation_info, 32),
+    FIELD(moec_mutation_info, name, 0),
+    FIELD(moec_mutation_info, what, 8),
+    FIELD(moec_mutation_info, level, 16),
+    FIELD(moec_mutation_info, headers_rule, 20),
+    FIELD(moec_mutation_info, digests_rule, 24),
 };
 /* clang-format on */
 

@@ -410,10 +410,11 @@ static void knows_lfs_pointers(void **state)
 static void lists_what_a_conversion_copies(void **state)
 {
     static const char *const no[] = {
-        "x.bin",  "x.pt", "x.pth",  "x.gguf",  "x.msgpack",   "x.h5",
-        "x.onnx", "x.ot", "x.ckpt", ".git",    "y.index.json", ".moec-x"};
-    static const char *const yes[] = {".gitattributes", "README.md", "a.txt",
-                                      "config.json",    "link.json", "tokenizer.json"};
+        "x.bin",  "x.pt", "x.pth",  "x.gguf", "x.msgpack",    "x.h5",
+        "x.onnx", "x.ot", "x.ckpt", ".git",   "y.index.json", ".moec-x"};
+    static const char *const yes[] = {".gitattributes", "README.md",
+                                      "a.txt",          "config.json",
+                                      "link.json",      "tokenizer.json"};
     tmpdir d = good_dir();
     moec_ckpt *c;
 

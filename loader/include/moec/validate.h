@@ -77,6 +77,17 @@ MOEC_API const moec_theorem *moec_report_theorem(const moec_report *report,
 /* Level 1: prove T1, T2, T4, T5 over a plan's moves; no weight is read. */
 MOEC_API moec_status moec_plan_prove(moec_report **out, const moec_plan *plan,
                                      moec_error *err);
+/* The same, and over the table of the layout's files too. */
+MOEC_API moec_status moec_layout_prove(moec_report **out,
+                                       const moec_layout *layout,
+                                       moec_error *err);
+
+/* How far a proof goes. Each level includes those before it. */
+typedef enum moec_level {
+    MOEC_LEVEL_HEADERS = 1, /* no byte of a weight is read */
+    MOEC_LEVEL_DIGESTS = 2, /* every byte once */
+    MOEC_LEVEL_KERNELS = 3  /* end to end; this version does not have it */
+} moec_level;
 
 /* Called now and then with bytes done and in all; non-zero cancels. One
  * thread at a time. */
@@ -110,17 +121,78 @@ typedef struct moec_verify_opts {
     const moec_families *families; /* NULL: the built-in ones */
     moec_progress_fn progress;
     void *progress_ctx;
+    moec_level level; /* HEADERS or DIGESTS (KERNELS: UNSUPPORTED) */
 } moec_verify_opts;
 #define MOEC_VERIFY_OPTS_INIT                                                  \
   {                                                                            \
-    sizeof(moec_verify_opts), 0, NULL, NULL, NULL, NULL                        \
+    sizeof(moec_verify_opts), 0, NULL, NULL, NULL, NULL, MOEC_LEVEL_DIGESTS    \
   }
 
-/* Levels 1 and 2 over the converted checkpoint in directory `dir`. FORMAT
- * where manifest.json or slots.bin cannot be read; damage elsewhere is a
- * finding. */
+/* Level 1, or levels 1 and 2, over the converted checkpoint in directory
+ * `dir`. FORMAT where manifest.json or slots.bin cannot be read; damage
+ * elsewhere is a finding. */
 MOEC_API moec_status moec_verify(moec_report **out, const char *dir,
                                  const moec_verify_opts *opts, moec_error *err);
+
+/* ---------------------------------------------------------- mutations
+ * Proofs that they can fail: a layout is made wrong in one known way, in
+ * memory, and must be named by one known rule. No file is ever changed. */
+
+typedef enum moec_mutation {
+    MOEC_MUTATION_SWAP_SLOTS = 0,
+    MOEC_MUTATION_E_FOR_P = 1,
+    MOEC_MUTATION_SHARED_FIRST = 2,
+    MOEC_MUTATION_SHARED_MISSING = 3,
+    MOEC_MUTATION_GATE_UP_SWAPPED = 4,
+    MOEC_MUTATION_TRANSPOSED_DOWN = 5,
+    MOEC_MUTATION_REPLICA_STALE = 6,
+    MOEC_MUTATION_SCALE_DROPPED = 7,
+    MOEC_MUTATION_SCALE_OF_NEIGHBOUR = 8,
+    MOEC_MUTATION_BIAS_DROPPED = 9,
+    MOEC_MUTATION_ROUTER_BIAS_DROPPED = 10,
+    MOEC_MUTATION_LAYER_OFF_BY_ONE = 11,
+    MOEC_MUTATION_RANK_FILES_SWAPPED = 12,
+    MOEC_MUTATION_BF16_AS_F16 = 13,
+    MOEC_MUTATION_MTP_AS_MAIN = 14,
+    MOEC_MUTATION_WRONG_NORM_TOPK = 15,
+    MOEC_MUTATION_RSF_TWICE = 16,
+    MOEC_MUTATION_RSF_MISSING = 17,
+    MOEC_MUTATION_SHARED_WEIGHT_RENORMALISED = 18,
+    MOEC_MUTATION_COUNT
+} moec_mutation;
+
+typedef struct moec_mutation_info {
+    const char *name; /* "swap-slots" */
+    const char *what; /* what is wrong then, one sentence */
+    moec_level level; /* the lowest that can see it */
+    /* The rules that must name it at level HEADERS and at level DIGESTS;
+     * MOEC_RULE_NONE where that level cannot see it. */
+    moec_rule headers_rule, digests_rule;
+} moec_mutation_info;
+
+/* Return the description of `kind`, or NULL for numbers that are no kind.
+ * Static storage. */
+MOEC_API const moec_mutation_info *moec_mutation_describe(moec_mutation kind);
+
+/* Return the kind with this name, or MOEC_MUTATION_COUNT. */
+MOEC_API moec_mutation moec_mutation_find(const char *name);
+
+/* Make a copy of what `layout` decides, wrong in the way of `kind`, and prove
+ * it at level HEADERS. `*found_out` is 1 where the kind's headers_rule names
+ * it. UNSUPPORTED where the kind cannot be made of this layout, or not be seen
+ * at this level: the text says why. INTEGRITY where the layout as it is has
+ * errors already. */
+MOEC_API moec_status moec_check_mutation(moec_report **out, int *found_out,
+                                         const moec_layout *layout,
+                                         moec_mutation kind, moec_error *err);
+
+/* The same at level DIGESTS over the converted checkpoint in `dir`: its files
+ * are read, and what was read is changed in memory before it is looked at.
+ * Reads only the files that the kind concerns. opts->source is not used. */
+MOEC_API moec_status moec_verify_mutation(moec_report **out, int *found_out,
+                                          const char *dir, moec_mutation kind,
+                                          const moec_verify_opts *opts,
+                                          moec_error *err);
 
 #ifdef __cplusplus
 }

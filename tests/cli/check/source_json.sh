@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+moe-convert check fx/deepseek_v3 --ep 4 --redundant 4 --json --quiet
