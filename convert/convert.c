@@ -23,10 +23,10 @@ static double seconds_now(void)
 }
 
 /* A plan that does not prove is our bug or a hostile family: say what. */
-static moec_status prove(const moec_plan *plan, moec_error *err)
+static moec_status prove(const moec_layout *layout, moec_error *err)
 {
     moec_report *report = NULL;
-    moec_status st = moec_plan_prove(&report, plan, err);
+    moec_status st = moec_layout_prove(&report, layout, err);
 
     if (st != MOEC_OK)
         return st;
@@ -133,7 +133,7 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
     *stats = none;
     MOEC_TRY(moec_crew_choose(&crew, moec_crew_range(moec_layout_plan(layout)),
                               opts, err));
-    MOEC_TRY(prove(moec_layout_plan(layout), err));
+    MOEC_TRY(prove(layout, err));
     st = prepare(&c, err);
     if (st == MOEC_OK)
         st = moec_job_begin(&c.job, out_dir, err);

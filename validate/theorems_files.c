@@ -221,24 +221,37 @@ static void add_notes(moec_report *r, const moec_proof *p)
     }
 }
 
+/* Layers are proved side by side: each marks its own sources. */
+typedef struct layer_job {
+    moec_report *r;
+    moec_proof *p;
+    const moec_plan *plan;
+} layer_job;
+
+static moec_status prove_one(void *ctx, size_t i, uint32_t worker,
+                             moec_error *err)
+{
+    const layer_job *job = ctx;
+    moec_proof_layer l;
+
+    (void)worker;
+    MOEC_TRY(moec_proof_layer_open(&l, job->plan, i, err));
+    moec_status st = moec_prove_layer(job->r, job->p, &l, err);
+    moec_proof_layer_close(&l);
+    return st;
+}
+
 moec_status moec_prove_into(moec_report *r, const moec_plan *plan,
                             const moec_layout *layout, moec_error *err)
 {
     moec_proof p;
     moec_status st = moec_proof_open(&p, plan, err);
+    layer_job job = {r, &p, plan};
 
     if (st != MOEC_OK)
         return st;
     add_notes(r, &p);
-    for (size_t i = 0; st == MOEC_OK && i < p.n_layers; i++) {
-        moec_proof_layer l;
-
-        st = moec_proof_layer_open(&l, plan, i, err);
-        if (st != MOEC_OK)
-            break;
-        st = moec_prove_layer(r, &p, &l, err);
-        moec_proof_layer_close(&l);
-    }
+    st = moec_parallel(0, p.n_layers, prove_one, &job, err);
     if (st == MOEC_OK)
         moec_prove_sources(r, &p);
     if (st == MOEC_OK && layout != NULL)

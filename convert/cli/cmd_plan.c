@@ -1,42 +1,59 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moe-convert plan: what convert and a loader would do. Reads headers only;
- * refuses what convert would refuse.
+ * moe-convert plan: what convert and a loader would do, proved (T1, T2, T4,
+ * T5). Reads headers only; refuses what convert would refuse.
  */
 #include "cli.h"
 #include "print.h"
 #include "session.h"
+#include "verdict.h"
 #include "written.h"
 
 static const moec_cli_group *const groups[] = {&moec_group_topology,
                                                &moec_group_common, NULL};
 
+/* What it came to, once it is known. */
+static int tell(moec_cli *cli, const moec_cli_session *s,
+                const moec_report *report)
+{
+    moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
+    uint64_t memory = moec_convert_memory(s->plan, &opts);
+    bool proved = moec_report_ok(report);
+    bool ok = proved &&
+              (!cli->args.strict || moec_cli_n_warnings(s->ckpt, s->plan) == 0);
+    if (cli->args.json) {
+        moec_cli_json j;
+        moec_cli_json_begin(&j, cli, ok);
+        moec_cli_json_plan(&j, s->layout, memory);
+        moec_cli_json_proof(&j, report);
+        moec_cli_json_finish(&j);
+    } else {
+        moec_cli_print_plan(s->layout, memory);
+        if (!proved) /* convert would refuse it, too */
+            moec_cli_print_proof(cli, report, false);
+    }
+    moec_cli_print_problems(cli, s->ckpt, s->plan);
+    if (!proved)
+        return MOEC_EXIT_INPUT;
+    return ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
+}
+
 static int plan(moec_cli *cli)
 {
     moec_error err = MOEC_ERROR_INIT;
     moec_cli_session s = {0};
+    moec_report *report = NULL;
     const char *wrong = moec_cli_check_topology(cli, true);
     if (wrong != NULL)
         return moec_cli_usage(cli, "%s", wrong);
     moec_status st = moec_cli_open_layout(&s, cli, moec_cli_path(cli, 0), &err);
-    if (st != MOEC_OK) {
-        moec_cli_session_close(&s);
-        return moec_cli_fail(cli, st, &err);
-    }
-    moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
-    uint64_t memory = moec_convert_memory(s.plan, &opts);
-    bool ok = !cli->args.strict || moec_cli_n_warnings(s.ckpt, s.plan) == 0;
-    if (cli->args.json) {
-        moec_cli_json j;
-        moec_cli_json_begin(&j, cli, ok);
-        moec_cli_json_plan(&j, s.layout, memory);
-        moec_cli_json_finish(&j);
-    } else {
-        moec_cli_print_plan(s.layout, memory);
-    }
-    moec_cli_print_problems(cli, s.ckpt, s.plan);
+    if (st == MOEC_OK)
+        st = moec_layout_prove(&report, s.layout, &err);
+    int code =
+        st == MOEC_OK ? tell(cli, &s, report) : moec_cli_fail(cli, st, &err);
+    moec_report_destroy(report);
     moec_cli_session_close(&s);
-    return ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
+    return code;
 }
 
 const moec_cli_command moec_cmd_plan = {
