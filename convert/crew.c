@@ -13,7 +13,7 @@
 
 static uint64_t worker_bytes(uint64_t range)
 {
-    return range + MOEC_IO_REQUEST_BYTES + 2 * MOEC_ALIGN +
+    return range + MOEC_IO_REQUEST_BYTES + UINT64_C(2) * MOEC_ALIGN +
            MOEC_SCRATCH_BYTES_MAX;
 }
 

@@ -117,7 +117,7 @@ static moec_status as_equal_counts(const moec_json *v, uint32_t *out,
 /* A count that some configs write once a group. */
 static moec_status as_sum(const moec_json *v, uint32_t *out, moec_error *err)
 {
-    uint32_t value;
+    uint32_t value = 0;
     uint64_t sum = 0;
     for (size_t i = 0; i < moec_json_len(v); i++) {
         moec_json item = moec_json_item(v, i);

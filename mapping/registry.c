@@ -39,13 +39,15 @@ static moec_status insert(moec_families *fs, moec_family *family,
 {
     if (fs->n_added == fs->cap) {
         size_t cap = fs->cap == 0 ? 4 : fs->cap * 2;
+        /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
         moec_family **more = moec_realloc_array(fs->added, cap, sizeof(*more));
         if (more == NULL)
             return moec_fail_nomem(err, "the list of families");
         fs->added = more;
         fs->cap = cap;
     }
-    memmove(fs->added + 1, fs->added, fs->n_added * sizeof(*fs->added));
+    for (size_t i = fs->n_added; i > 0; i--)
+        fs->added[i] = fs->added[i - 1];
     fs->added[0] = family;
     fs->n_added++;
     return MOEC_OK;
