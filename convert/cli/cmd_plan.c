@@ -24,6 +24,7 @@ static int plan(moec_cli *cli)
         return moec_cli_fail(cli, st, &err);
     }
     moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
+    opts.source = s.conversion;
     uint64_t memory = moec_convert_memory(s.plan, &opts);
     bool ok = !cli->args.strict || moec_cli_n_warnings(s.ckpt, s.plan) == 0;
     if (cli->args.json) {
