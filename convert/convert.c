@@ -11,6 +11,7 @@
 
 #include "crew.h"
 #include "identity.h"
+#include "input.h"
 #include "job.h"
 #include "pipeline.h"
 
@@ -47,6 +48,7 @@ static moec_status prove(const moec_layout *layout, moec_error *err)
 /* What a conversion takes from begin to end. */
 typedef struct conversion {
     const moec_layout *layout;
+    moec_input *in;
     moec_job job;
     moec_job_file *files;
     moec_sha256 *headers; /* digests, by data file */
@@ -86,8 +88,8 @@ static moec_status prepare(conversion *c, moec_error *err)
         MOEC_TRY(do_header(c, i, NULL, err));
     }
     MOEC_TRY(moec_digests_init(&c->digests, moec_layout_plan(c->layout), err));
-    MOEC_TRY(moec_identity_convert(c->layout, c->headers, c->job.opts,
-                                   &c->identity, err));
+    MOEC_TRY(moec_input_create(&c->in, c->layout, c->job.opts, err));
+    MOEC_TRY(moec_identity_convert(c->in, c->headers, &c->identity, err));
     c->job.files = c->files;
     c->job.n_files = n;
     c->job.identity = &c->identity;
@@ -100,24 +102,28 @@ static moec_status prepare(conversion *c, moec_error *err)
 static moec_status fill_output(conversion *c, moec_convert_stats *stats,
                                moec_error *err)
 {
-    const moec_convert_opts *opts = c->job.opts;
-
     for (size_t i = 0; i < c->job.n_files; i++)
         MOEC_TRY(do_header(c, i, c->job.w, err));
     MOEC_TRY(moec_job_work(&c->job, err));
-    MOEC_TRY(moec_pipeline_run(c->layout, c->job.w, &c->digests, c->job.journal,
-                               opts, stats, err));
+    MOEC_TRY(moec_pipeline_run(c->in, c->job.w, &c->digests, c->job.journal,
+                               stats, err));
     MOEC_TRY(moec_job_sync(&c->job, err));
-    return moec_finish_write(c->layout, &c->digests, c->headers, &c->job.out,
-                             opts, stats, err);
+    return moec_finish_write(c->in, &c->digests, c->headers, &c->job.out, stats,
+                             err);
 }
 
 static void free_conversion(conversion *c)
 {
+    moec_input_destroy(c->in);
     moec_buf_fini(&c->identity);
     moec_digests_fini(&c->digests);
     moec_free(c->headers);
     moec_free(c->files);
+}
+
+bool moec_convert_is_output(const char *dir)
+{
+    return moec_output_is_ours(dir);
 }
 
 moec_status moec_convert(const moec_layout *layout, const char *out_dir,

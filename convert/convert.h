@@ -5,7 +5,8 @@
 /*
  * What this is: a plan executed into files, and back.
  * Threads: one call, one output directory; the calls block.
- * Errors: ARG (output exists and no force), LOCKED, IO, FORMAT, MAPPING,
+ * Errors: ARG (output exists and no force; layout and opts->source are of two
+ *   models), LOCKED, IO, FORMAT, MAPPING,
  *   INTEGRITY, CANCELLED, DURABILITY (the output is there, its last fsync
  *   failed).
  *
@@ -24,6 +25,10 @@
 #include <moec/validate.h>
 
 typedef struct moec_convert_opts {
+    /* Take the source's bytes back out of this conversion, whose model the
+     * layout is of; NULL: read the layout's checkpoint. Either way the output
+     * is the same. */
+    const moec_conversion *source;
     uint32_t n_threads;        /* 0: chosen */
     uint64_t memory_bytes;     /* cap on buffers; 0: the default */
     uint64_t max_part_bytes;   /* 0: the default */
@@ -52,6 +57,19 @@ typedef struct moec_convert_stats {
 /* Buffer memory that a conversion takes, for `plan --json` and --memory. */
 uint64_t moec_convert_memory(const moec_plan *plan,
                              const moec_convert_opts *opts);
+
+/* Does the directory hold a manifest.json of ours? Others have files of that
+ * name too. */
+bool moec_convert_is_output(const char *dir);
+
+/* The family description that `source` was made with, for opts->family_text
+ * of what is made of it; or NULL. */
+const char *moec_convert_family_text(const moec_conversion *source);
+
+/* Fail where `source` does not hold all that `layout` needs (M09). */
+moec_status moec_convert_check_source(const moec_layout *layout,
+                                      const moec_conversion *source,
+                                      moec_error *err);
 
 /* Write the converted checkpoint `out_dir`. `layout` is proved first. */
 moec_status moec_convert(const moec_layout *layout, const char *out_dir,

@@ -22,6 +22,7 @@
 #define COPY_BYTES ((size_t)1 << 20)
 
 typedef struct finish {
+    const moec_input *in;
     const moec_layout *layout;
     const moec_plan *plan;
     const moec_model *model;
@@ -296,29 +297,33 @@ static bool name_taken(const finish *f, const char *name)
     return false;
 }
 
-static moec_status keep_in_sources(finish *f, const char *name, moec_error *err)
+static moec_status keep_in_sources(finish *f, const moec_extra *x,
+                                   moec_error *err)
 {
     moec_source_entry *e = &f->sources.entries[f->sources.n_entries];
-    moec_buf b = {0};
-    moec_status st =
-        moec_ckpt_read_extra(f->ckpt, name, MOEC_JSON_BYTES_MAX, &b, err);
+    moec_sha256 got;
+    void *data;
 
-    if (st == MOEC_OK) {
-        void *data = moec_arena_strdup(&f->arena, b.len ? b.data : "", b.len);
-        e->kind = MOEC_SRC_FILE;
-        e->name = name;
-        e->data = data;
-        e->data_bytes = e->file_bytes = b.len;
-        f->sources.n_entries++;
-        if (data == NULL)
-            st = moec_fail_nomem(err, name);
-    }
-    moec_buf_fini(&b);
-    return st;
+    if (x->bytes > MOEC_JSON_BYTES_MAX)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I04,
+                         "%s: %llu bytes, the limit is %llu", x->name,
+                         (unsigned long long)x->bytes,
+                         (unsigned long long)MOEC_JSON_BYTES_MAX);
+    data = take(f, (size_t)x->bytes, 1);
+    if (data == NULL)
+        return moec_fail_nomem(err, x->name);
+    MOEC_TRY(moec_extra_read(x, 0, data, (size_t)x->bytes, err));
+    MOEC_TRY(moec_sha256_of(data, (size_t)x->bytes, &got, err));
+    MOEC_TRY(moec_extra_check(x, &got, err));
+    e->kind = MOEC_SRC_FILE;
+    e->name = x->name;
+    e->data = data;
+    e->data_bytes = e->file_bytes = x->bytes;
+    f->sources.n_entries++;
+    return MOEC_OK;
 }
 
-static moec_status copy_bytes(int from, int to, const char *name,
-                              moec_mf_copied *c, moec_hasher *h,
+static moec_status copy_bytes(const moec_extra *x, int to, moec_hasher *h,
                               moec_error *err)
 {
     char *buf = moec_alloc(COPY_BYTES);
@@ -326,65 +331,65 @@ static moec_status copy_bytes(int from, int to, const char *name,
 
     if (buf == NULL)
         return moec_fail_nomem(err, "a copy buffer");
-    for (uint64_t off = 0; st == MOEC_OK && off < c->bytes;) {
-        size_t n = (size_t)moec_min_u64(COPY_BYTES, c->bytes - off);
-        st = moec_pread_full(from, name, buf, n, off, err);
+    for (uint64_t off = 0; st == MOEC_OK && off < x->bytes;) {
+        size_t n = (size_t)moec_min_u64(COPY_BYTES, x->bytes - off);
+        st = moec_extra_read(x, off, buf, n, err);
         if (st == MOEC_OK)
             st = moec_hasher_update(h, buf, n, err);
         if (st == MOEC_OK)
-            st = moec_pwrite_full(to, name, buf, n, off, err);
+            st = moec_pwrite_full(to, x->name, buf, n, off, err);
         off += n;
     }
     moec_free(buf);
     return st;
 }
 
-static moec_status copy_file(finish *f, const char *name, moec_error *err)
+static moec_status copy_file(finish *f, const moec_extra *x, moec_error *err)
 {
     moec_mf_copied *c = &f->copied[f->mf.n_copied];
     moec_hasher *h = NULL;
-    int from = -1, to = -1;
     moec_status st;
 
-    MOEC_TRY(moec_ckpt_open_extra(f->ckpt, name, &from, &c->bytes, err));
-    c->name = name;
-    st = moec_hasher_create(&h, err);
-    if (st != MOEC_OK)
-        goto close_from;
-    to = openat(moec_output_dirfd(f->out), name,
-                O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    MOEC_TRY(moec_hasher_create(&h, err));
+    int to = openat(moec_output_dirfd(f->out), x->name,
+                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (to < 0) {
-        st = moec_fail_os(err, errno, "%s: cannot create", name);
+        st = moec_fail_os(err, errno, "%s: cannot create", x->name);
         goto destroy_hasher;
     }
-    st = copy_bytes(from, to, name, c, h, err);
+    st = copy_bytes(x, to, h, err);
     if (st == MOEC_OK && fsync(to) != 0)
-        st = moec_fail_os(err, errno, "%s: fsync failed", name);
+        st = moec_fail_os(err, errno, "%s: fsync failed", x->name);
     if (close(to) != 0 && st == MOEC_OK)
-        st = moec_fail_os(err, errno, "%s: close failed", name);
+        st = moec_fail_os(err, errno, "%s: close failed", x->name);
     if (st == MOEC_OK) {
         st = moec_hasher_final(h, &c->sha256, err);
         h = NULL;
     }
+    if (st == MOEC_OK)
+        st = moec_extra_check(x, &c->sha256, err);
+    c->name = x->name;
+    c->bytes = x->bytes;
     f->mf.n_copied += st == MOEC_OK;
 destroy_hasher:
     moec_hasher_destroy(h);
-close_from:
-    close(from);
     return st;
 }
 
 static moec_status copy_extras(finish *f, moec_error *err)
 {
-    size_t n = moec_ckpt_n_extra(f->ckpt);
+    const moec_input *in = f->in;
 
-    f->copied = take(f, n, sizeof(*f->copied));
+    f->copied = take(f, in->n_extra, sizeof(*f->copied));
     if (f->copied == NULL)
         return moec_fail_nomem(err, "list of copied files");
-    for (size_t i = 0; i < n; i++) {
-        const char *name = moec_ckpt_extra(f->ckpt, i);
-        MOEC_TRY(name_taken(f, name) ? keep_in_sources(f, name, err)
-                                     : copy_file(f, name, err));
+    for (size_t i = 0; i < in->n_extra; i++) {
+        moec_extra x;
+        MOEC_TRY(in->kind->open_extra(in, i, &x, err));
+        moec_status st = name_taken(f, x.name) ? keep_in_sources(f, &x, err)
+                                               : copy_file(f, &x, err);
+        moec_extra_close(&x);
+        MOEC_TRY(st);
     }
     f->mf.copied = f->copied;
     return MOEC_OK;
@@ -400,9 +405,7 @@ static moec_status add_shard(finish *f, size_t i, moec_error *err)
 
     if (data == NULL)
         return moec_fail_nomem(err, "header of a source shard");
-    MOEC_TRY(moec_pread_full(moec_ckpt_fd(f->ckpt, i),
-                             moec_ckpt_path(f->ckpt, i), data,
-                             (size_t)file->header_bytes, 0, err));
+    MOEC_TRY(f->in->kind->read_header(f->in, i, data, err));
     e->kind = MOEC_SRC_SHARD;
     e->name = file->name;
     e->data = data;
@@ -413,13 +416,13 @@ static moec_status add_shard(finish *f, size_t i, moec_error *err)
 
 static moec_status add_source_index(finish *f, moec_error *err)
 {
-    const char *name = moec_ckpt_index_name(f->ckpt);
+    const char *name = f->in->index_name;
     moec_source_entry *e = &f->sources.entries[f->sources.n_entries];
     moec_buf b = {0};
 
     if (name == NULL)
         return MOEC_OK;
-    moec_status st = moec_ckpt_read_index(f->ckpt, &b, err);
+    moec_status st = f->in->kind->read_index(f->in, &b, err);
     if (st == MOEC_OK) {
         e->data = moec_arena_strdup(&f->arena, b.data, b.len);
         if (e->data == NULL)
@@ -437,8 +440,8 @@ static moec_status make_sources(finish *f, moec_error *err)
 {
     size_t n = moec_ckpt_n_files(f->ckpt);
 
-    f->sources.entries = take(f, n + 1 + moec_ckpt_n_extra(f->ckpt),
-                              sizeof(*f->sources.entries));
+    f->sources.entries =
+        take(f, n + 1 + f->in->n_extra, sizeof(*f->sources.entries));
     if (f->sources.entries == NULL)
         return moec_fail_nomem(err, "entries of sources.bin");
     for (size_t i = 0; i < n; i++)
@@ -554,7 +557,7 @@ static moec_status describe_files(finish *f, moec_error *err)
         src[i].bytes = s->bytes;
         src[i].header_bytes = s->header_bytes;
         memcpy(src[i].header_sha256.b, s->header_sha256, 32);
-        src[i].etag = s->etag;
+        src[i].etag = f->in->kind->etag(f->in, i);
     }
     for (size_t i = 0; i < n_out; i++) {
         out[i].name = f->slots.files[i].name;
@@ -565,7 +568,7 @@ static moec_status describe_files(finish *f, moec_error *err)
     f->mf.n_sources = n_src;
     f->mf.files = out;
     f->mf.n_files = n_out;
-    f->mf.index_name = moec_ckpt_index_name(f->ckpt);
+    f->mf.index_name = f->in->index_name;
     return MOEC_OK;
 }
 
@@ -693,22 +696,21 @@ static moec_status write_all(finish *f, const moec_convert_stats *stats,
     return write_manifest(f, err);
 }
 
-moec_status moec_finish_write(const moec_layout *layout, const moec_digests *d,
+moec_status moec_finish_write(const moec_input *in, const moec_digests *d,
                               const moec_sha256 *header_sha256,
                               struct moec_output *out,
-                              const moec_convert_opts *opts,
                               const moec_convert_stats *stats, moec_error *err)
 {
-    const moec_plan *plan = moec_layout_plan(layout);
-    finish f = {.layout = layout,
-                .plan = plan,
+    finish f = {.in = in,
+                .layout = in->layout,
+                .plan = in->plan,
+                .model = moec_plan_model(in->plan),
+                .ckpt = in->ckpt,
                 .d = d,
-                .out = out,
                 .headers = header_sha256,
-                .opts = opts,
-                .model = moec_plan_model(plan)};
+                .out = out,
+                .opts = in->opts};
 
-    f.ckpt = moec_model_ckpt(f.model);
     moec_status st = write_all(&f, stats, err);
     moec_arena_fini(&f.arena);
     return st;

@@ -10,13 +10,13 @@
  */
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "ckpt.h"
 #include "identity.h"
+#include "input.h"
 
 typedef struct identity {
     const moec_layout *layout;
@@ -25,7 +25,7 @@ typedef struct identity {
     moec_buf *out;
 } identity;
 
-static void put_hex(moec_buf *b, const char *what, const moec_sha256 *sum)
+void moec_identity_hex(moec_buf *b, const char *what, const moec_sha256 *sum)
 {
     char hex[65];
 
@@ -39,17 +39,17 @@ static void put_program(moec_buf *b, const char *command)
                     moec_version(), MOEC_FORMAT_VERSION);
 }
 
-static moec_status put_file(moec_buf *b, const char *kind, const char *name,
-                            int fd, moec_error *err)
+moec_status moec_identity_file(moec_buf *b, const char *name, int fd,
+                               moec_error *err)
 {
     struct stat st;
 
     if (fstat(fd, &st) != 0)
         return moec_fail_os(err, errno, "%s: cannot look at it", name);
-    moec_buf_printf(b, "%s %s: %lld bytes, inode %llu, changed %lld.%09ld\n",
-                    kind, name, (long long)st.st_size,
-                    (unsigned long long)st.st_ino, (long long)st.st_mtim.tv_sec,
-                    st.st_mtim.tv_nsec);
+    moec_buf_printf(
+        b, "source file %s: %lld bytes, inode %llu, changed %lld.%09ld\n", name,
+        (long long)st.st_size, (unsigned long long)st.st_ino,
+        (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
     return MOEC_OK;
 }
 
@@ -92,50 +92,7 @@ static moec_status put_family(const identity *id, const char *text,
     if (text == NULL)
         return MOEC_OK;
     MOEC_TRY(moec_sha256_of(text, strlen(text), &sum, err));
-    put_hex(id->out, "option --family with SHA-256 ", &sum);
-    return MOEC_OK;
-}
-
-/* ---------------------------------------------------------------- source */
-
-static moec_status put_shards(const identity *id, moec_error *err)
-{
-    for (size_t i = 0; i < moec_ckpt_n_files(id->ckpt); i++) {
-        const moec_file *f = moec_ckpt_file(id->ckpt, i);
-        moec_sha256 sum;
-
-        MOEC_TRY(put_file(id->out, "source file", f->name,
-                          moec_ckpt_fd(id->ckpt, i), err));
-        memcpy(sum.b, f->header_sha256, sizeof(sum.b));
-        put_hex(id->out, "its header ", &sum);
-    }
-    return MOEC_OK;
-}
-
-/* The index and the files that are copied: config.json is one of them. */
-static moec_status put_small_files(const identity *id, moec_error *err)
-{
-    moec_buf index = {0};
-    moec_sha256 sum;
-
-    if (moec_ckpt_index_name(id->ckpt) != NULL) {
-        moec_status st = moec_ckpt_read_index(id->ckpt, &index, err);
-        if (st == MOEC_OK)
-            st = moec_sha256_of(index.data, index.len, &sum, err);
-        moec_buf_fini(&index);
-        MOEC_TRY(st);
-        put_hex(id->out, "source index ", &sum);
-    }
-    for (size_t i = 0; i < moec_ckpt_n_extra(id->ckpt); i++) {
-        const char *name = moec_ckpt_extra(id->ckpt, i);
-        uint64_t bytes;
-        int fd;
-
-        MOEC_TRY(moec_ckpt_open_extra(id->ckpt, name, &fd, &bytes, err));
-        moec_status st = put_file(id->out, "source file", name, fd, err);
-        close(fd);
-        MOEC_TRY(st);
-    }
+    moec_identity_hex(id->out, "option --family with SHA-256 ", &sum);
     return MOEC_OK;
 }
 
@@ -180,7 +137,7 @@ static moec_status put_moves(const identity *id, moec_error *err)
         return st;
     }
     MOEC_TRY(moec_hasher_final(h, &sum, err));
-    put_hex(id->out, "moves ", &sum);
+    moec_identity_hex(id->out, "moves ", &sum);
     return MOEC_OK;
 }
 
@@ -200,7 +157,7 @@ static moec_status put_layout(const identity *id, const moec_sha256 *headers,
                            : moec_sha256_of(b.data, b.len, &sum, err);
     moec_buf_fini(&b);
     if (st == MOEC_OK)
-        put_hex(id->out, "layout ", &sum);
+        moec_identity_hex(id->out, "layout ", &sum);
     return st;
 }
 
@@ -209,44 +166,59 @@ static moec_status whole(const moec_buf *b, moec_error *err)
     return b->oom ? moec_fail_nomem(err, "identity of the output") : MOEC_OK;
 }
 
-moec_status moec_identity_convert(const moec_layout *layout,
+moec_status moec_identity_convert(const moec_input *in,
                                   const moec_sha256 *header_sha256,
-                                  const moec_convert_opts *opts, moec_buf *out,
-                                  moec_error *err)
+                                  moec_buf *out, moec_error *err)
 {
     identity id = {
-        .layout = layout, .plan = moec_layout_plan(layout), .out = out};
+        .layout = in->layout, .plan = in->plan, .ckpt = in->ckpt, .out = out};
     moec_sha256 placement;
 
-    id.ckpt = moec_model_ckpt(moec_plan_model(id.plan));
     put_program(out, "convert");
     put_options(&id);
-    MOEC_TRY(put_family(&id, opts->family_text, err));
-    MOEC_TRY(put_shards(&id, err));
-    MOEC_TRY(put_small_files(&id, err));
+    MOEC_TRY(put_family(&id, in->opts->family_text, err));
+    MOEC_TRY(in->kind->identity(in, out, err));
     MOEC_TRY(
         moec_placement_digest(moec_plan_placement(id.plan), placement.b, err));
-    put_hex(out, "option --placement with digest ", &placement);
+    moec_identity_hex(out, "option --placement with digest ", &placement);
     MOEC_TRY(put_moves(&id, err));
     MOEC_TRY(put_layout(&id, header_sha256, err));
     return whole(out, err);
 }
 
-moec_status moec_identity_unconvert(const moec_converted *c, moec_buf *out,
-                                    moec_error *err)
+/* manifest.json is read again: what was decoded has no digest of its own. */
+moec_status moec_identity_conversion(const moec_converted *c, moec_buf *out,
+                                     moec_error *err)
 {
-    put_program(out, "unconvert");
-    put_hex(out, "slots.bin ", &c->manifest.slots_file.sha256);
-    put_hex(out, "sources.bin ", &c->manifest.sources_file.sha256);
+    moec_buf text = {0};
+    moec_sha256 sum;
+    moec_status st = moec_read_file(c->dirfd, MOEC_MANIFEST_NAME,
+                                    MOEC_JSON_BYTES_MAX, &text, err);
+
+    if (st == MOEC_OK)
+        st = moec_sha256_of(text.data, text.len, &sum, err);
+    moec_buf_fini(&text);
+    MOEC_TRY(st);
+    moec_identity_hex(out, "manifest.json ", &sum);
+    moec_identity_hex(out, "slots.bin ", &c->manifest.slots_file.sha256);
+    moec_identity_hex(out, "sources.bin ", &c->manifest.sources_file.sha256);
     for (size_t i = 0; i < c->manifest.n_files; i++) {
         const char *name = c->manifest.files[i].name;
         uint64_t bytes;
         int fd;
 
         MOEC_TRY(moec_open_regular(c->dirfd, name, &fd, &bytes, err));
-        moec_status st = put_file(out, "source file", name, fd, err);
+        st = moec_identity_file(out, name, fd, err);
         close(fd);
         MOEC_TRY(st);
     }
+    return MOEC_OK;
+}
+
+moec_status moec_identity_unconvert(const moec_converted *c, moec_buf *out,
+                                    moec_error *err)
+{
+    put_program(out, "unconvert");
+    MOEC_TRY(moec_identity_conversion(c, out, err));
     return whole(out, err);
 }

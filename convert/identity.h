@@ -13,16 +13,24 @@
 #include "convert.h"
 #include "converted.h"
 
-/* Of a conversion: program, options, family, source files (size, inode, time,
- * header), the moves, placement and layout. `header_sha256` are those of the
- * output's data files. Appends to `out`. */
-moec_status moec_identity_convert(const moec_layout *layout,
+/* Of a conversion: program, options, family, what the input is, the moves,
+ * placement and layout. `header_sha256` are those of the output's data files.
+ * Appends to `out`. */
+struct moec_input;
+moec_status moec_identity_convert(const struct moec_input *in,
                                   const moec_sha256 *header_sha256,
-                                  const moec_convert_opts *opts, moec_buf *out,
-                                  moec_error *err);
+                                  moec_buf *out, moec_error *err);
 
 /* Of the way back from `c`. */
 moec_status moec_identity_unconvert(const moec_converted *c, moec_buf *out,
                                     moec_error *err);
+
+/* What is read, for either: a conversion (its three files by digest, its data
+ * files by size, inode and time); an open file; a digest behind `what`. */
+moec_status moec_identity_conversion(const moec_converted *c, moec_buf *out,
+                                     moec_error *err);
+moec_status moec_identity_file(moec_buf *out, const char *name, int fd,
+                               moec_error *err);
+void moec_identity_hex(moec_buf *out, const char *what, const moec_sha256 *sum);
 
 #endif

@@ -210,6 +210,18 @@ static bool has_our_manifest(int dirfd)
     return ours;
 }
 
+bool moec_output_is_ours(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    bool yes;
+
+    if (fd < 0)
+        return false;
+    yes = has_our_manifest(fd);
+    close(fd);
+    return yes;
+}
+
 /* May OUT be made, or be replaced? *old_out is the directory that is to be
  * replaced, the caller's to close, or -1. */
 static moec_status check_target(const moec_output *o, int *old_out,

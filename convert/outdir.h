@@ -64,6 +64,10 @@ typedef bool (*moec_output_keep_fn)(void *ctx, const char *name);
 moec_status moec_output_clear(const moec_output *o, moec_output_keep_fn keep,
                               void *ctx, moec_error *err);
 
+/* Does the directory `path` hold a manifest.json of ours? Anybody else may
+ * have a file of that name. */
+bool moec_output_is_ours(const char *path);
+
 /* Descriptor of OUT.partial, owned by `o`. */
 int moec_output_dirfd(const moec_output *o);
 

@@ -23,6 +23,7 @@
 #include "ckpt.h"
 #include "crew.h"
 #include "pipeline.h"
+#include "readback.h"
 
 #define NO_BLOCK UINT32_MAX
 
@@ -43,6 +44,7 @@ typedef struct places {
 } places;
 
 typedef struct run {
+    moec_input *in;
     const moec_layout *layout;
     const moec_plan *plan;
     const moec_ckpt *ckpt;
@@ -54,15 +56,13 @@ typedef struct run {
     uint64_t resumed_bytes; /* that an earlier run wrote */
     size_t n_items, cap_items;
     item *items;
-    size_t n_files;
-    moec_io_file *files;
     places *places; /* by planned layer */
 } run;
 
-/* What a read callback needs to know. */
 typedef struct hand {
     run *run;
     moec_worker *worker;
+    uint32_t index; /* of the worker */
 } hand;
 
 uint64_t moec_convert_memory(const moec_plan *plan,
@@ -76,14 +76,14 @@ uint64_t moec_convert_memory(const moec_plan *plan,
         c.bytes = opts->memory_bytes;
     for (size_t i = 0; i < moec_ckpt_n_tensors(ck); i++)
         leaves += moec_n_leaves(moec_ckpt_tensor(ck, i)->bytes);
+    if (opts->source != NULL) /* what the readers keep */
+        c.bytes += c.n * (uint64_t)sizeof(moec_reader);
     return c.bytes + leaves * sizeof(moec_leaf);
 }
 
 static void free_run(run *r)
 {
     moec_crew_fini(&r->crew);
-    for (size_t i = 0; r->files != NULL && i < r->n_files; i++)
-        moec_io_close(&r->files[i]);
     for (size_t i = 0; r->places != NULL && i < moec_plan_n_layers(r->plan);
          i++) {
         moec_free(r->places[i].first);
@@ -91,21 +91,7 @@ static void free_run(run *r)
         moec_free(r->places[i].empty);
     }
     moec_free(r->places);
-    moec_free(r->files);
     moec_free(r->items);
-}
-
-static moec_status open_sources(run *r, moec_error *err)
-{
-    r->n_files = moec_ckpt_n_files(r->ckpt);
-    r->files = moec_calloc(r->n_files + 1, sizeof(*r->files));
-    if (r->files == NULL)
-        return moec_fail_nomem(err, "source files");
-    for (size_t i = 0; i < r->n_files; i++)
-        moec_io_open(&r->files[i], moec_ckpt_path(r->ckpt, i),
-                     moec_ckpt_path(r->ckpt, i), moec_ckpt_fd(r->ckpt, i),
-                     moec_ckpt_file(r->ckpt, i)->bytes, r->opts->no_direct);
-    return MOEC_OK;
 }
 
 /* -------------------------------------------------------------- places */
@@ -193,16 +179,14 @@ static moec_status add_block(run *r, uint32_t layer, uint32_t t, uint32_t unit,
                              moec_error *err)
 {
     const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, layer, t);
-    moec_move moves[MOEC_BLOCK_MOVES_MAX];
     item it = {.layer = layer, .t = t, .unit = unit};
     uint64_t range = r->crew.range_bytes;
+    moec_spot spot = {0};
 
-    moec_plan_block_moves(r->plan, layer, t, unit, moves);
-    if (moves[0].tensor != UINT32_MAX) {
-        const moec_tensor *src = moec_ckpt_tensor(r->ckpt, moves[0].tensor);
-        it.src_file = src->file;
-        it.src_off = src->off + moves[0].src_off;
-    }
+    MOEC_TRY(r->in->kind->block_spot(r->in, (moec_block_id){layer, t, unit},
+                                     &spot, err));
+    it.src_file = spot.file;
+    it.src_off = spot.off;
     if (s->op == MOEC_OP_COPY)
         range = moec_min_u64(range, MOEC_COPY_RANGE_BYTES);
     return add_ranges(r, it, s->slot_bytes, range, s->op == MOEC_OP_COPY, err);
@@ -232,8 +216,10 @@ static moec_status add_common(run *r, moec_error *err)
 
         if (fate != MOEC_FATE_COMMON && fate != MOEC_FATE_SHARED)
             continue;
-        it.src_file = src->file;
-        it.src_off = src->off;
+        moec_spot spot = {0};
+        MOEC_TRY(r->in->kind->tensor_spot(r->in, (uint32_t)i, &spot, err));
+        it.src_file = spot.file;
+        it.src_off = spot.off;
         MOEC_TRY(
             add_ranges(r, it, src->bytes,
                        moec_min_u64(r->crew.range_bytes, MOEC_COPY_RANGE_BYTES),
@@ -328,19 +314,6 @@ static moec_status make_items(run *r, moec_error *err)
 
 /* ----------------------------------------------------------- execution */
 
-static moec_status read_source(void *ctx, uint32_t tensor, uint64_t off,
-                               void *buf, size_t n, moec_error *err)
-{
-    hand *h = ctx;
-    const moec_tensor *t = moec_ckpt_tensor(h->run->ckpt, tensor);
-    moec_status st = moec_io_read(&h->run->files[t->file], &h->worker->io,
-                                  t->off + off, buf, n, err);
-
-    if (st != MOEC_OK)
-        moec_error_prefix(err, "tensor '%s'", t->name);
-    return st;
-}
-
 /* Write the range to row `row` of rank `rank`. */
 static moec_status write_row(hand *k, const item *it, uint32_t rank,
                              uint32_t row, moec_error *err)
@@ -399,12 +372,11 @@ static moec_status write_block(hand *k, const item *it, moec_error *err)
 static moec_status do_block(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
-    moec_move moves[MOEC_BLOCK_MOVES_MAX];
-    size_t n =
-        moec_plan_block_moves(r->plan, it->layer, it->t, it->unit, moves);
+    moec_hand h = {k->index, k->worker};
+    moec_block_id b = {it->layer, it->t, it->unit};
 
-    MOEC_TRY(moec_block_read(moves, n, it->from, it->to, k->worker->buf,
-                             read_source, k, &k->worker->scratch, err));
+    MOEC_TRY(r->in->kind->read_block(r->in, h, b, it->from, it->to,
+                                     k->worker->buf, err));
     MOEC_TRY(moec_digests_leaves(
         r->d, moec_digests_block(r->d, it->layer, it->t, it->unit), it->from,
         k->worker->buf, (size_t)(it->to - it->from), err));
@@ -414,10 +386,12 @@ static moec_status do_block(hand *k, const item *it, moec_error *err)
 static moec_status do_common(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
+    moec_hand h = {k->index, k->worker};
     size_t file, n = (size_t)(it->to - it->from);
     uint64_t off;
 
-    MOEC_TRY(read_source(k, it->unit, it->from, k->worker->buf, n, err));
+    MOEC_TRY(r->in->kind->read_tensor(r->in, h, it->unit, it->from,
+                                      k->worker->buf, n, err));
     MOEC_TRY(moec_digests_leaves(r->d, r->d->common_base[it->unit], it->from,
                                  k->worker->buf, n, err));
     if (!moec_layout_find_common(r->layout, it->unit, &file, &off))
@@ -434,7 +408,7 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
 {
     run *r = ctx;
     const item *it = &r->items[i];
-    hand h = {r, &r->crew.workers[worker_index]};
+    hand h = {r, &r->crew.workers[worker_index], worker_index};
 
     MOEC_TRY(it->layer == NO_BLOCK ? do_common(&h, it, err)
                                    : do_block(&h, it, err));
@@ -448,23 +422,22 @@ static moec_status prepare(run *r, moec_error *err)
         moec_crew_choose(&r->crew, moec_crew_range(r->plan), r->opts, err));
     MOEC_TRY(place_all(r, err));
     MOEC_TRY(make_items(r, err));
-    MOEC_TRY(open_sources(r, err));
+    MOEC_TRY(r->in->kind->hire(r->in, r->crew.n, err));
     return moec_crew_hire(&r->crew, err);
 }
 
-moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
-                              moec_digests *d, moec_journal *journal,
-                              const moec_convert_opts *opts,
-                              moec_convert_stats *stats, moec_error *err)
+moec_status moec_pipeline_run(moec_input *in, moec_writer *w, moec_digests *d,
+                              moec_journal *journal, moec_convert_stats *stats,
+                              moec_error *err)
 {
-    const moec_plan *plan = moec_layout_plan(layout);
-    run r = {.layout = layout,
-             .plan = plan,
+    run r = {.in = in,
+             .layout = in->layout,
+             .plan = in->plan,
              .w = w,
              .d = d,
              .journal = journal,
-             .opts = opts,
-             .ckpt = moec_model_ckpt(moec_plan_model(plan))};
+             .opts = in->opts,
+             .ckpt = in->ckpt};
 
     moec_status st = prepare(&r, err);
     if (st == MOEC_OK && r.resumed_bytes > 0)
@@ -472,7 +445,7 @@ moec_status moec_pipeline_run(const moec_layout *layout, moec_writer *w,
     if (st == MOEC_OK)
         st = moec_parallel(r.crew.n, r.n_items, do_item, &r, err);
     if (st == MOEC_OK)
-        st = moec_ckpt_check_unchanged(r.ckpt, err);
+        st = in->kind->check_unchanged(in, err);
     stats->n_threads = r.crew.n;
     stats->bytes_resumed = r.resumed_bytes;
     stats->bytes_written += atomic_load(&r.crew.done_bytes) - r.resumed_bytes;

@@ -103,20 +103,20 @@ static bool find_planned(const moec_plan *plan, uint32_t model_layer,
 }
 
 /* Rank and row of the first slot that holds `unit`. */
-static bool find_slot(const target *g, uint32_t unit, uint32_t *rank,
-                      uint32_t *row)
+static bool find_slot(const moec_plan *plan, size_t layer, uint32_t unit,
+                      uint32_t *rank, uint32_t *row)
 {
-    moec_topology topo = moec_plan_topology(g->plan);
-    uint32_t n_experts = moec_model_facts(moec_plan_model(g->plan))->n_experts;
-    uint32_t model_layer = (uint32_t)moec_plan_model_layer(g->plan, g->layer);
+    moec_topology topo = moec_plan_topology(plan);
+    uint32_t n_experts = moec_model_facts(moec_plan_model(plan))->n_experts;
+    uint32_t model_layer = (uint32_t)moec_plan_model_layer(plan, layer);
     const int32_t *p2l;
 
     if (unit >= n_experts) {
         *rank = 0;
         *row = topo.n_local + (unit - n_experts);
-        return unit - n_experts < moec_plan_shared_rows(g->plan);
+        return unit - n_experts < moec_plan_shared_rows(plan);
     }
-    p2l = moec_placement_row(moec_plan_placement(g->plan), model_layer);
+    p2l = moec_placement_row(moec_plan_placement(plan), model_layer);
     for (uint32_t p = 0; p < topo.n_physical; p++) {
         if (p2l[p] != (int32_t)unit)
             continue;
@@ -125,6 +125,22 @@ static bool find_slot(const target *g, uint32_t unit, uint32_t *rank,
         return true;
     }
     return false;
+}
+
+bool moec_inverse_slot(const moec_layout *layout, size_t layer, size_t t,
+                       uint32_t unit, moec_inverse_from *out)
+{
+    const moec_plan *plan = moec_layout_plan(layout);
+    const moec_slot_tensor *s = moec_plan_slot_tensor(plan, layer, t);
+    uint32_t rank, row;
+
+    if (!find_slot(plan, layer, unit, &rank, &row))
+        return false;
+    moec_layout_find_slots(layout, rank, layer, t, &out->file, &out->off);
+    out->off += moec_plan_row(plan, layer, t, rank, (moec_local_row){row}) *
+                s->slot_bytes;
+    out->bytes = s->slot_bytes;
+    return true;
 }
 
 /* Scalars and records, and per-row scales of a split shared expert, stand in
@@ -150,10 +166,8 @@ static moec_status add_unit_tensor(const target *g, size_t t, uint32_t unit,
     moec_move moves[MOEC_BLOCK_MOVES_MAX];
     size_t n = moec_plan_block_moves(g->plan, g->layer, t, unit, moves);
     moec_inverse *out = g->out;
-    uint32_t rank, row;
 
     for (size_t i = 0; i < n; i++) {
-        moec_inverse_from *from;
         moec_move back;
 
         if (moves[i].op == MOEC_OP_FILL || moves[i].tensor != g->tensor)
@@ -166,17 +180,11 @@ static moec_status add_unit_tensor(const target *g, size_t t, uint32_t unit,
                              "'%s' is spread over more than %d pieces",
                              source_of(g->layout, g->tensor)->name,
                              MOEC_INVERSE_MOVES_MAX);
-        if (!find_slot(g, unit, &rank, &row))
+        if (!moec_inverse_slot(g->layout, g->layer, t, unit,
+                               &out->from[out->n_moves]))
             return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_T6,
                              "'%s': unit %" PRIu32 " has no slot", s->name,
                              unit);
-        from = &out->from[out->n_moves];
-        moec_layout_find_slots(g->layout, rank, g->layer, t, &from->file,
-                               &from->off);
-        from->off +=
-            moec_plan_row(g->plan, g->layer, t, rank, (moec_local_row){row}) *
-            s->slot_bytes;
-        from->bytes = s->slot_bytes;
         out->moves[out->n_moves++] = back;
     }
     return MOEC_OK;

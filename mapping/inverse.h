@@ -13,6 +13,8 @@
  *   a block can name), INTERNAL.
  */
 
+#include <stdbool.h>
+
 #include <moec/mapping.h>
 
 /* A shared expert of 32 parts whose gate and up are one source: no known
@@ -47,5 +49,10 @@ size_t moec_inverse_n_blocks(const moec_layout *layout, size_t tensor);
 moec_status moec_inverse_block(const moec_layout *layout, size_t tensor,
                                size_t block, moec_inverse *out,
                                moec_error *err);
+
+/* Say where the first slot that holds `unit` stands for slot tensor `t` of
+ * planned layer `layer`. False where no slot of the files holds it. */
+bool moec_inverse_slot(const moec_layout *layout, size_t layer, size_t t,
+                       uint32_t unit, moec_inverse_from *out);
 
 #endif

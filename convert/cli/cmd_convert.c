@@ -18,6 +18,7 @@ static int dry_run(const moec_cli *cli, const moec_cli_session *s,
                    const char *out)
 {
     moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
+    opts.source = s->conversion;
     uint64_t memory = moec_convert_memory(s->plan, &opts);
     struct stat sb;
     if (!cli->args.force && lstat(out, &sb) == 0)
@@ -45,7 +46,8 @@ static int write_out(const moec_cli *cli, const moec_cli_session *s,
     moec_convert_opts opts = moec_cli_convert_opts(cli, &progress);
     char *command = moec_cli_command_line(cli);
     opts.command = command;
-    opts.family_text = s->family_text;
+    opts.family_text = s->family;
+    opts.source = s->conversion;
     moec_cli_progress_begin(&progress, cli);
     moec_status st = moec_convert(s->layout, out, &opts, &stats, &err);
     moec_cli_progress_end(&progress);
@@ -101,10 +103,12 @@ const moec_cli_command moec_cmd_convert = {
              "physical slots as stacked tensors, everything else once, and a "
              "manifest. Work happens in OUT.partial, which becomes OUT only "
              "when it is complete; interrupted or killed, the same command "
-             "goes on where it was.",
+             "goes on where it was. SRC may be converted already, such as an "
+             "expert store: OUT is then what its own source would have given.",
     .examples = "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --redundant 32\n"
                 "convert ./DeepSeek-V3 ./V3-ep8 --ep 8 --placement eplb.json\n"
                 "convert ./Mixtral ./store --shard-by expert\n"
+                "convert ./store ./ep16 --ep 16 --redundant 8\n"
                 "convert ./Mixtral ./ep4 --ep 4 --dry-run --json",
     .groups = groups,
     .min_paths = 2,

@@ -2,7 +2,8 @@
 /*
  * moe-convert inspect: what is in a checkpoint, from its headers and its
  * config. A bare .safetensors file without config.json has its header checked
- * and no family; every other source must be a model we know.
+ * and no family; every other source must be a model we know. Of a conversion
+ * it says what was converted, and into what.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -139,6 +140,10 @@ static void print_json(const moec_cli *cli, const moec_cli_session *s,
         json_facts(&j, s->model, moec_model_facts(s->model));
     else
         moec_cli_json_str(&j, "family", NULL);
+    moec_cli_json_bool(&j, "converted", s->conversion != NULL);
+    if (s->conversion != NULL)
+        moec_cli_json_topology(
+            &j, moec_layout_plan(moec_conversion_layout(s->conversion)));
     moec_cli_json_u64(&j, "n_tensors", moec_ckpt_n_tensors(s->ckpt));
     moec_cli_json_u64(&j, "n_files", moec_ckpt_n_files(s->ckpt));
     moec_cli_json_u64(&j, "bytes", c->bytes);
@@ -208,14 +213,37 @@ static void print_facts(const moec_model *model)
                   mtp_layers);
 }
 
+/* What was made of the source whose tensors follow. */
+static void print_converted(const moec_layout *layout)
+{
+    const moec_plan *plan = moec_layout_plan(layout);
+    moec_topology t = moec_plan_topology(plan);
+    uint64_t bytes = 0;
+    char size[24];
+    for (size_t i = 0; i < moec_layout_n_files(layout); i++)
+        bytes += moec_layout_file(layout, i)->bytes;
+    if (moec_plan_options(plan)->by_expert)
+        moec_cli_line(stdout, "converted  expert store, %zu files, %s",
+                      moec_layout_n_files(layout), moec_cli_size(size, bytes));
+    else
+        moec_cli_line(stdout,
+                      "converted  EP %" PRIu32 ", %" PRIu32
+                      " slots a rank, %zu files, %s",
+                      t.n_ranks, t.n_local + t.n_shared_slots,
+                      moec_layout_n_files(layout), moec_cli_size(size, bytes));
+}
+
 static void print_text(const moec_cli_session *s, const census *c)
 {
     char all[24], routed[24], shared[24];
+    if (s->conversion != NULL)
+        print_converted(moec_conversion_layout(s->conversion));
     if (s->model != NULL)
         print_facts(s->model);
     else
         moec_cli_line(stdout, "family     unknown: one file without a config");
-    moec_cli_line(stdout, "tensors    %zu in %zu file%s, %s",
+    moec_cli_line(stdout, "%s    %zu in %zu file%s, %s",
+                  s->conversion != NULL ? "source " : "tensors",
                   moec_ckpt_n_tensors(s->ckpt), moec_ckpt_n_files(s->ckpt),
                   moec_ckpt_n_files(s->ckpt) == 1 ? "" : "s",
                   moec_cli_size(all, c->bytes));
@@ -275,6 +303,17 @@ static int list_families(const moec_cli *cli)
     return MOEC_EXIT_OK;
 }
 
+/* The checkpoint, and its model but for one bare file. */
+static moec_status open_all(moec_cli_session *s, const moec_cli *cli,
+                            moec_error *err)
+{
+    moec_status st = moec_cli_open_model(s, cli, moec_cli_path(cli, 0), err);
+    if (st != MOEC_OK && s->own_ckpt != NULL && err->rule == MOEC_RULE_C01 &&
+        moec_ckpt_is_bare_file(s->ckpt))
+        return MOEC_OK;
+    return st;
+}
+
 static int inspect(moec_cli *cli)
 {
     moec_error err = MOEC_ERROR_INIT;
@@ -284,13 +323,7 @@ static int inspect(moec_cli *cli)
         return list_families(cli);
     if (cli->args.n_paths == 0)
         return moec_cli_usage(cli, "SRC is missing");
-    moec_status st = moec_cli_open_ckpt(&s, cli, moec_cli_path(cli, 0), &err);
-    if (st == MOEC_OK) {
-        st = moec_model_open(&s.model, s.ckpt, s.families, &err);
-        if (st != MOEC_OK && err.rule == MOEC_RULE_C01 &&
-            moec_ckpt_is_bare_file(s.ckpt))
-            st = MOEC_OK;
-    }
+    moec_status st = open_all(&s, cli, &err);
     if (st != MOEC_OK) {
         moec_cli_session_close(&s);
         return moec_cli_fail(cli, st, &err);
@@ -314,7 +347,8 @@ const moec_cli_command moec_cmd_inspect = {
     .about = "Reads the headers and config.json of SRC: a directory with "
              "safetensors, one .safetensors file, a Hugging Face cache "
              "snapshot, or org/name[@revision] in the local cache. No weight "
-             "is read and nothing is downloaded.",
+             "is read and nothing is downloaded. Of a converted checkpoint it "
+             "tells the source it was made from, and its topology.",
     .examples = "inspect ./DeepSeek-V3\n"
                 "inspect --json deepseek-ai/DeepSeek-V3@main\n"
                 "inspect model-00001-of-00163.safetensors",

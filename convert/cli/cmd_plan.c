@@ -17,6 +17,7 @@ static int tell(moec_cli *cli, const moec_cli_session *s,
                 const moec_report *report)
 {
     moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
+    opts.source = s->conversion;
     uint64_t memory = moec_convert_memory(s->plan, &opts);
     bool proved = moec_report_ok(report);
     bool ok = proved &&

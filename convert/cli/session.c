@@ -14,6 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <convert.h>
+
 #include "print.h"
 
 /* -------------------------------------------------------------- files */
@@ -140,22 +142,58 @@ moec_status moec_cli_open_families(moec_cli_session *s, const moec_cli *cli,
                              bytes, err);
 }
 
+/* The description that the conversion was made with is the model's; another
+ * one would be another model. */
+static moec_status take_family(moec_cli_session *s, const char *src,
+                               moec_error *err)
+{
+    const char *own = moec_convert_family_text(s->conversion);
+    if (own != NULL && s->family_text != NULL &&
+        strcmp(own, s->family_text) != 0)
+        return moec_cli_error(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                              "--family: %s is converted, with another family "
+                              "description in its manifest",
+                              src);
+    s->family = own != NULL ? own : s->family_text;
+    return MOEC_OK;
+}
+
+static moec_status open_conversion(moec_cli_session *s, const char *src,
+                                   moec_error *err)
+{
+    moec_status st =
+        moec_conversion_open(&s->conversion, src, s->families, err);
+    if (st != MOEC_OK)
+        return st;
+    const moec_layout *layout = moec_conversion_layout(s->conversion);
+    s->model = moec_plan_model(moec_layout_plan(layout));
+    s->ckpt = moec_model_ckpt(s->model);
+    return take_family(s, src, err);
+}
+
 moec_status moec_cli_open_ckpt(moec_cli_session *s, const moec_cli *cli,
                                const char *src, moec_error *err)
 {
     moec_status st = moec_cli_open_families(s, cli, err);
     if (st != MOEC_OK)
         return st;
-    return moec_cli_open_source(&s->ckpt, cli, src, err);
+    if (moec_cli_is_conversion(src))
+        return open_conversion(s, src, err);
+    s->family = s->family_text;
+    st = moec_cli_open_source(&s->own_ckpt, cli, src, err);
+    s->ckpt = s->own_ckpt;
+    return st;
 }
 
 moec_status moec_cli_open_model(moec_cli_session *s, const moec_cli *cli,
                                 const char *src, moec_error *err)
 {
     moec_status st = moec_cli_open_ckpt(s, cli, src, err);
-    if (st != MOEC_OK)
+    if (st != MOEC_OK || s->conversion != NULL)
         return st;
-    return moec_model_open(&s->model, s->ckpt, s->families, err);
+    st = moec_model_open(&s->own_model, s->own_ckpt, s->families, err);
+    s->model = s->own_model;
+    return st;
 }
 
 static moec_status open_placement(moec_cli_session *s, const moec_cli *cli,
@@ -218,8 +256,10 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
     st = moec_plan_create(&s->plan, s->model, &opts, err);
     if (st != MOEC_OK)
         return st;
-    return moec_layout_create(&s->layout, s->plan, cli->args.max_part_bytes,
-                              err);
+    st = moec_layout_create(&s->layout, s->plan, cli->args.max_part_bytes, err);
+    if (st == MOEC_OK && s->conversion != NULL)
+        st = moec_convert_check_source(s->layout, s->conversion, err);
+    return st;
 }
 
 void moec_cli_session_close(moec_cli_session *s)
@@ -227,8 +267,9 @@ void moec_cli_session_close(moec_cli_session *s)
     moec_layout_destroy(s->layout);
     moec_plan_destroy(s->plan);
     moec_placement_destroy(s->placement);
-    moec_model_destroy(s->model);
-    moec_ckpt_close(s->ckpt);
+    moec_model_destroy(s->own_model);
+    moec_ckpt_close(s->own_ckpt);
+    moec_conversion_close(s->conversion);
     moec_families_destroy(s->families);
     free(s->family_text);
     memset(s, 0, sizeof(*s));
@@ -236,11 +277,18 @@ void moec_cli_session_close(moec_cli_session *s)
 
 bool moec_cli_is_conversion(const char *dir)
 {
-    char *path = NULL;
-    if (asprintf(&path, "%s/manifest.json", dir) < 0)
-        return false;
-    bool yes = access(path, F_OK) == 0;
-    free(path);
+    static const char *const own[] = {"manifest.json", "slots.bin"};
+    bool yes = true;
+    if (moec_convert_is_output(dir))
+        return true;
+    /* A damaged one is still no source: say what is wrong with it. */
+    for (size_t i = 0; i < 2; i++) {
+        char *path = NULL;
+        if (asprintf(&path, "%s/%s", dir, own[i]) < 0)
+            return false;
+        yes = yes && access(path, F_OK) == 0;
+        free(path);
+    }
     return yes;
 }
 
@@ -304,7 +352,7 @@ static void sum_files(const moec_layout *layout, uint64_t *common,
     }
 }
 
-static void json_topology(moec_cli_json *j, const moec_plan *plan)
+void moec_cli_json_topology(moec_cli_json *j, const moec_plan *plan)
 {
     moec_topology t = moec_plan_topology(plan);
     const moec_plan_opts *o = moec_plan_options(plan);
@@ -361,7 +409,7 @@ void moec_cli_json_plan(moec_cli_json *j, const moec_layout *layout,
     uint64_t common, total;
     sum_files(layout, &common, &total);
     moec_cli_json_str(j, "family", moec_model_facts(model)->family);
-    json_topology(j, plan);
+    moec_cli_json_topology(j, plan);
     moec_cli_json_array(j, "ranks");
     for (uint32_t r = 0; r < t.n_ranks; r++) {
         moec_rank_figures f = moec_layout_figures(layout, r);

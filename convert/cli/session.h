@@ -17,14 +17,20 @@
 typedef struct moec_cli_session {
     char *family_text; /* of --family, NUL-terminated, or NULL */
     moec_families *families;
-    moec_ckpt *ckpt;
-    moec_model *model;
+    const char *family;          /* text that decides: family_text, or what a
+                           conversion was made with; or NULL */
+    moec_conversion *conversion; /* SRC is one: it owns ckpt and model */
+    const moec_ckpt *ckpt;
+    const moec_model *model;
+    moec_ckpt *own_ckpt;
+    moec_model *own_model;
     moec_placement *placement;
     moec_plan *plan;
     moec_layout *layout;
 } moec_cli_session;
 
-/* Read the families and open the checkpoint `src`. */
+/* Read the families and open the checkpoint `src`. Of a conversion it is the
+ * source that it was made from, headers alone, and the model comes with it. */
 moec_status moec_cli_open_ckpt(moec_cli_session *s, const moec_cli *cli,
                                const char *src, moec_error *err);
 /* Open another checkpoint with the same options (verify --source). */
@@ -41,7 +47,8 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
                                  const char *src, moec_error *err);
 void moec_cli_session_close(moec_cli_session *s);
 
-/* Is `dir` a converted checkpoint? It has a manifest. */
+/* Is `dir` a converted checkpoint? It has a manifest of ours, or the
+ * remains of one beside a slots.bin. */
 bool moec_cli_is_conversion(const char *dir);
 
 /* Name of the first topology option given (--family apart), or NULL: for a
@@ -50,6 +57,9 @@ const char *moec_cli_topology_given(const moec_cli *cli);
 
 /* Usage rules of the topology options. Returns NULL or the complaint. */
 const char *moec_cli_check_topology(const moec_cli *cli, bool need_ep);
+
+/* Member "topology". */
+void moec_cli_json_topology(moec_cli_json *j, const moec_plan *plan);
 
 /* The plan as a document's members, and as text on stdout. `memory` is what
  * the conversion's buffers take. */

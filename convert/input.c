@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What both kinds of input share, and the choice between them. See input.h.
+ */
+
+#include <string.h>
+#include <unistd.h>
+
+#include "input.h"
+
+moec_status moec_input_create(moec_input **out, const moec_layout *layout,
+                              const moec_convert_opts *opts, moec_error *err)
+{
+    moec_input common = {
+        .layout = layout, .plan = moec_layout_plan(layout), .opts = opts};
+
+    common.ckpt = moec_model_ckpt(moec_plan_model(common.plan));
+    if (opts->source != NULL)
+        return moec_input_of_conversion(out, &common, err);
+    return moec_input_of_ckpt(out, &common, err);
+}
+
+void moec_input_destroy(moec_input *in)
+{
+    if (in != NULL)
+        in->kind->destroy(in);
+}
+
+moec_status moec_extra_read(const moec_extra *x, uint64_t off, void *dst,
+                            size_t n, moec_error *err)
+{
+    if (x->fd >= 0)
+        return moec_pread_full(x->fd, x->name, dst, n, off, err);
+    memcpy(dst, (const char *)x->data + off, n);
+    return MOEC_OK;
+}
+
+moec_status moec_extra_check(const moec_extra *x, const moec_sha256 *got,
+                             moec_error *err)
+{
+    if (x->sha256 == NULL || memcmp(got, x->sha256, sizeof(*got)) == 0)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_M08,
+                     "%s: the copied file was changed after the conversion",
+                     x->name);
+}
+
+void moec_extra_close(moec_extra *x)
+{
+    if (x->fd >= 0)
+        close(x->fd);
+    x->fd = -1;
+}
