@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,6 +38,9 @@ enum { LOCK_TRIES = 16 };
 
 /* Up to a second for a lock that is held for microseconds. */
 enum { LOCK_WAITS = 100, LOCK_WAIT_NS = 10000000 };
+
+/* Says of OUT.partial what its marker says. */
+#define OURS_ATTRIBUTE "user.moec.partial"
 
 /* How every manifest.json of ours begins, whatever its version. */
 static const char manifest_begin[] = "{\n  \"schema\": \"moec.manifest/";
@@ -383,7 +387,18 @@ static moec_status put_marker(const moec_output *o, moec_error *err)
     if (fd < 0)
         return os_failed(o, err, "mark it as ours");
     close(fd);
+    /* and where the file system keeps attributes, on the directory itself */
+    (void)fsetxattr(o->dirfd, OURS_ATTRIBUTE, "1", 1, 0);
     return MOEC_OK;
+}
+
+/* The marker goes before the rename, so that OUT never has it. Killed between
+ * the two, a directory without a manifest is still known by its attribute. */
+static bool has_attribute(const moec_output *o)
+{
+    char value[1];
+
+    return fgetxattr(o->dirfd, OURS_ATTRIBUTE, value, sizeof(value)) == 1;
 }
 
 /* The lock is ours; is the directory? If so, empty it behind a marker; where
@@ -394,7 +409,7 @@ static moec_status take_over(const moec_output *o, bool *found, moec_error *err)
     tally n = {0};
 
     MOEC_TRY(each_entry(o, o->dirfd, check_entry, &n, err));
-    if (n.n > 0 && !marked && !has_our_manifest(o->dirfd))
+    if (n.n > 0 && !marked && !has_attribute(o) && !has_our_manifest(o->dirfd))
         return refuse(o, err, MOEC_OUTPUT_SUFFIX,
                       "is not left over from a conversion: remove it yourself");
     if (!marked)
@@ -609,6 +624,8 @@ static moec_status publish(const moec_output *o, int old, const char **name_out,
         st = rename_new(o, err);
     if (st != MOEC_OK)
         (void)put_marker(o, NULL); /* so that it is known as ours again */
+    else
+        (void)fremovexattr(o->dirfd, OURS_ATTRIBUTE);
     return st;
 }
 

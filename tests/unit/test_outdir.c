@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -296,6 +297,30 @@ static void takes_over_what_was_abandoned(void **state)
     assert_int_equal(moec_output_commit(&o, NULL), MOEC_OK);
     check_new();
     assert_int_equal(count_fds(), fds);
+}
+
+/* Killed between the marker's removal and the rename. */
+static void knows_its_own_without_a_marker(void **state)
+{
+    moec_output o = begun(false);
+    char value[1];
+
+    (void)state;
+    assert_int_equal(moec_output_write(&o, "data", "x", 1, NULL), MOEC_OK);
+    bool kept = fgetxattr(moec_output_dirfd(&o), "user.moec.partial", value,
+                          sizeof(value)) == 1;
+    moec_output_abandon(&o);
+    assert_int_equal(unlink(at("out.partial/" MOEC_OUTPUT_MARKER)), 0);
+    if (!kept) {
+        print_message("this file system keeps no attributes\n");
+        skip();
+    }
+    o = begun(false);
+    assert_false(exists("out.partial/data"));
+    write_new(&o);
+    assert_int_equal(moec_output_commit(&o, NULL), MOEC_OK);
+    check_new();
+    assert_int_equal(getxattr(at("out"), "user.moec.partial", value, 1), -1);
 }
 
 static void discards_what_was_made_and_nothing_else(void **state)
@@ -713,6 +738,7 @@ int main(void)
         TEST(takes_trailing_slashes_and_relative_paths),
         TEST(makes_no_file_twice_or_elsewhere),
         TEST(takes_over_what_was_abandoned),
+        TEST(knows_its_own_without_a_marker),
         TEST(discards_what_was_made_and_nothing_else),
         TEST(refuses_paths_that_name_no_new_directory),
         TEST(refuses_to_replace_without_force),
