@@ -25,12 +25,12 @@ typedef struct identity {
     moec_buf *out;
 } identity;
 
-void moec_identity_hex(moec_buf *b, const char *what, const moec_sha256 *sum)
+void moec_identity_hex(moec_buf *out, const char *what, const moec_sha256 *sum)
 {
     char hex[65];
 
     moec_hex(sum, sizeof(*sum), hex);
-    moec_buf_printf(b, "%s%s\n", what, hex);
+    moec_buf_printf(out, "%s%s\n", what, hex);
 }
 
 static void put_program(moec_buf *b, const char *command)
@@ -39,7 +39,7 @@ static void put_program(moec_buf *b, const char *command)
                     moec_version(), MOEC_FORMAT_VERSION);
 }
 
-moec_status moec_identity_file(moec_buf *b, const char *name, int fd,
+moec_status moec_identity_file(moec_buf *out, const char *name, int fd,
                                moec_error *err)
 {
     struct stat st;
@@ -47,8 +47,8 @@ moec_status moec_identity_file(moec_buf *b, const char *name, int fd,
     if (fstat(fd, &st) != 0)
         return moec_fail_os(err, errno, "%s: cannot look at it", name);
     moec_buf_printf(
-        b, "source file %s: %lld bytes, inode %llu, changed %lld.%09ld\n", name,
-        (long long)st.st_size, (unsigned long long)st.st_ino,
+        out, "source file %s: %lld bytes, inode %llu, changed %lld.%09ld\n",
+        name, (long long)st.st_size, (unsigned long long)st.st_ino,
         (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
     return MOEC_OK;
 }

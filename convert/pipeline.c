@@ -65,6 +65,11 @@ typedef struct hand {
     uint32_t index; /* of the worker */
 } hand;
 
+static moec_hand hand_of(const hand *k)
+{
+    return (moec_hand){k->index, k->worker};
+}
+
 uint64_t moec_convert_memory(const moec_plan *plan,
                              const moec_convert_opts *opts)
 {
@@ -372,10 +377,9 @@ static moec_status write_block(hand *k, const item *it, moec_error *err)
 static moec_status do_block(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
-    moec_hand h = {k->index, k->worker};
     moec_block_id b = {it->layer, it->t, it->unit};
 
-    MOEC_TRY(r->in->kind->read_block(r->in, h, b, it->from, it->to,
+    MOEC_TRY(r->in->kind->read_block(r->in, hand_of(k), b, it->from, it->to,
                                      k->worker->buf, err));
     MOEC_TRY(moec_digests_leaves(
         r->d, moec_digests_block(r->d, it->layer, it->t, it->unit), it->from,
@@ -386,11 +390,10 @@ static moec_status do_block(hand *k, const item *it, moec_error *err)
 static moec_status do_common(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
-    moec_hand h = {k->index, k->worker};
     size_t file, n = (size_t)(it->to - it->from);
     uint64_t off;
 
-    MOEC_TRY(r->in->kind->read_tensor(r->in, h, it->unit, it->from,
+    MOEC_TRY(r->in->kind->read_tensor(r->in, hand_of(k), it->unit, it->from,
                                       k->worker->buf, n, err));
     MOEC_TRY(moec_digests_leaves(r->d, r->d->common_base[it->unit], it->from,
                                  k->worker->buf, n, err));

@@ -124,7 +124,7 @@ damage() {
     cp -r from_store bad
     echo >>bad/experts.json
     refused 5 MOE-M08 bad --ep 2
-    truncate -s -1 "bad/$(ls from_store | grep '^experts-')"
+    truncate -s -1 bad/experts-00001-*
     refused 5 MOE-M05 bad --ep 2
     echo >>bad/slots.bin
     refused 3 MOE-M03 bad --ep 2
