@@ -8,36 +8,10 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "base/siphash.h"
+
 /* ----------------------------------------------------------- SipHash-1-3
- * Aumasson and Bernstein; one round a word and three at the end is the
- * strength that hash tables want (Rust's and Python's choice). The two output
- * words follow the paper's 128-bit form. */
-
-static inline uint64_t rotl(uint64_t x, unsigned b)
-{
-    return x << b | x >> (64 - b);
-}
-
-static inline void sip_round(uint64_t v[4])
-{
-    v[0] += v[1];
-    v[1] = rotl(v[1], 13) ^ v[0];
-    v[0] = rotl(v[0], 32);
-    v[2] += v[3];
-    v[3] = rotl(v[3], 16) ^ v[2];
-    v[0] += v[3];
-    v[3] = rotl(v[3], 21) ^ v[0];
-    v[2] += v[1];
-    v[1] = rotl(v[1], 17) ^ v[2];
-    v[2] = rotl(v[2], 32);
-}
-
-static inline void sip_word(uint64_t v[4], uint64_t w)
-{
-    v[3] ^= w;
-    sip_round(v);
-    v[0] ^= w;
-}
+ * In pieces; the two output words follow the paper's 128-bit form. */
 
 void moec_random_secret(uint64_t secret[2])
 {
@@ -54,10 +28,8 @@ void moec_random_secret(uint64_t secret[2])
 
 void moec_siphash_begin(moec_siphash *h, const uint64_t secret[2])
 {
-    h->v[0] = secret[0] ^ UINT64_C(0x736f6d6570736575);
-    h->v[1] = secret[1] ^ UINT64_C(0x646f72616e646f6d) ^ 0xee;
-    h->v[2] = secret[0] ^ UINT64_C(0x6c7967656e657261);
-    h->v[3] = secret[1] ^ UINT64_C(0x7465646279746573);
+    moec_sip_begin(h->v, secret);
+    h->v[1] ^= 0xee;
     h->tail = 0;
     h->n = 0;
 }
@@ -70,12 +42,12 @@ void moec_siphash_add(moec_siphash *h, const void *data, size_t n)
     while (p < end && h->n % 8 != 0) {
         h->tail |= (uint64_t)*p++ << (h->n++ % 8 * 8);
         if (h->n % 8 == 0) {
-            sip_word(h->v, h->tail);
+            moec_sip_word(h->v, h->tail);
             h->tail = 0;
         }
     }
     while (end - p >= 8) {
-        sip_word(h->v, moec_le64(p));
+        moec_sip_word(h->v, moec_le64(p));
         p += 8;
         h->n += 8;
     }
@@ -85,15 +57,11 @@ void moec_siphash_add(moec_siphash *h, const void *data, size_t n)
 
 void moec_siphash_end(moec_siphash *h, uint64_t out[2])
 {
-    sip_word(h->v, h->tail | h->n << 56);
+    moec_sip_word(h->v, h->tail | h->n << 56);
     h->v[2] ^= 0xee;
-    for (int i = 0; i < 3; i++)
-        sip_round(h->v);
-    out[0] = h->v[0] ^ h->v[1] ^ h->v[2] ^ h->v[3];
+    out[0] = moec_sip_end(h->v);
     h->v[1] ^= 0xdd;
-    for (int i = 0; i < 3; i++)
-        sip_round(h->v);
-    out[1] = h->v[0] ^ h->v[1] ^ h->v[2] ^ h->v[3];
+    out[1] = moec_sip_end(h->v);
 }
 
 /* --------------------------------------------------------------- key set */

@@ -10,6 +10,7 @@
 #include <sys/random.h>
 
 #include "base/base.h"
+#include "base/siphash.h"
 
 #define CELLS_FIRST ((size_t)16)
 /* Cells keep 32 bits of the hash; their number stays below that. */
@@ -22,53 +23,19 @@ struct moec_strmap_cell {
     uint64_t value;
 };
 
-static inline uint64_t rotl(uint64_t x, unsigned n)
-{
-    return x << n | x >> (64 - n);
-}
-
-static inline void sip_round(uint64_t v[4])
-{
-    v[0] += v[1];
-    v[1] = rotl(v[1], 13) ^ v[0];
-    v[0] = rotl(v[0], 32);
-    v[2] += v[3];
-    v[3] = rotl(v[3], 16) ^ v[2];
-    v[0] += v[3];
-    v[3] = rotl(v[3], 21) ^ v[0];
-    v[2] += v[1];
-    v[1] = rotl(v[1], 17) ^ v[2];
-    v[2] = rotl(v[2], 32);
-}
-
-/* SipHash-1-3 (Aumasson and Bernstein, 2012): one round a word, three at the
- * end. */
 static uint32_t hash_key(const uint64_t seed[2], const char *s, size_t n)
 {
-    uint64_t v[4] = {
-        seed[0] ^ UINT64_C(0x736f6d6570736575),
-        seed[1] ^ UINT64_C(0x646f72616e646f6d),
-        seed[0] ^ UINT64_C(0x6c7967656e657261),
-        seed[1] ^ UINT64_C(0x7465646279746573),
-    };
-    uint64_t m, last = (uint64_t)n << 56;
+    uint64_t v[4], m, last = (uint64_t)n << 56;
     size_t i = 0;
 
-    for (; n - i >= 8; i += 8) {
-        m = moec_le64(s + i);
-        v[3] ^= m;
-        sip_round(v);
-        v[0] ^= m;
-    }
+    moec_sip_begin(v, seed);
+    for (; n - i >= 8; i += 8)
+        moec_sip_word(v, moec_le64(s + i));
     for (unsigned shift = 0; i < n; i++, shift += 8)
         last |= (uint64_t)(unsigned char)s[i] << shift;
-    v[3] ^= last;
-    sip_round(v);
-    v[0] ^= last;
+    moec_sip_word(v, last);
     v[2] ^= 0xff;
-    for (int r = 0; r < 3; r++)
-        sip_round(v);
-    m = v[0] ^ v[1] ^ v[2] ^ v[3];
+    m = moec_sip_end(v);
     return (uint32_t)(m ^ m >> 32);
 }
 
