@@ -27,6 +27,14 @@ void moec_input_destroy(moec_input *in)
         in->kind->destroy(in);
 }
 
+moec_status moec_input_read(void *call, uint32_t tensor, uint64_t off,
+                            void *dst, size_t n, moec_error *err)
+{
+    const moec_input_call *c = call;
+
+    return c->in->kind->read_tensor(c->in, c->hand, tensor, off, dst, n, err);
+}
+
 moec_status moec_extra_read(const moec_extra *x, uint64_t off, void *dst,
                             size_t n, moec_error *err)
 {

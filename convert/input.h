@@ -98,6 +98,14 @@ moec_status moec_input_create(moec_input **out, const moec_layout *layout,
 /* NULL is fine. */
 void moec_input_destroy(moec_input *in);
 
+/* A moec_read_fn over read_tensor. */
+typedef struct moec_input_call {
+    moec_input *in;
+    moec_hand hand;
+} moec_input_call;
+moec_status moec_input_read(void *call, uint32_t tensor, uint64_t off,
+                            void *dst, size_t n, moec_error *err);
+
 /* input_ckpt.c: the directory of the layout's checkpoint. */
 moec_status moec_input_of_ckpt(moec_input **out, const moec_input *common,
                                moec_error *err);

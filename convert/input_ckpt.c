@@ -73,29 +73,15 @@ static moec_status read_tensor(moec_input *in, moec_hand h, uint32_t tensor,
     return st;
 }
 
-/* What a read callback needs to know. */
-typedef struct call {
-    moec_input *in;
-    moec_hand hand;
-} call;
-
-static moec_status read_move(void *ctx, uint32_t tensor, uint64_t off,
-                             void *dst, size_t n, moec_error *err)
-{
-    const call *c = ctx;
-
-    return read_tensor(c->in, c->hand, tensor, off, dst, n, err);
-}
-
 static moec_status read_block(moec_input *in, moec_hand h, moec_block_id b,
                               uint64_t from, uint64_t to, void *dst,
                               moec_error *err)
 {
     moec_move moves[MOEC_BLOCK_MOVES_MAX];
     size_t n = moec_plan_block_moves(in->plan, b.layer, b.t, b.unit, moves);
-    call c = {in, h};
+    moec_input_call c = {in, h};
 
-    return moec_block_read(moves, n, from, to, dst, read_move, &c,
+    return moec_block_read(moves, n, from, to, dst, moec_input_read, &c,
                            &h.worker->scratch, err);
 }
 
