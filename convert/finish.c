@@ -451,21 +451,6 @@ static moec_status make_sources(finish *f, moec_error *err)
 
 /* -------------------------------------------------------------- manifest */
 
-static const char *shared_kind_name(moec_shared_kind k)
-{
-    switch (k) {
-    case MOEC_SHARED_NONE:
-        return "none";
-    case MOEC_SHARED_PLAIN:
-        return "plain";
-    case MOEC_SHARED_SIGMOID:
-        return "sigmoid";
-    case MOEC_SHARED_ROUTER:
-        break;
-    }
-    return "router";
-}
-
 static void describe_model(finish *f)
 {
     const moec_facts *m = moec_model_facts(f->model);
@@ -487,7 +472,7 @@ static void describe_model(finish *f)
     mf->topk_group = m->topk_group;
     mf->routed_scale = m->routed_scale;
     mf->norm_topk = m->norm_topk;
-    mf->shared_kind = shared_kind_name(m->shared_kind);
+    mf->shared_kind = moec_shared_kind_name(m->shared_kind);
     mf->expert_dtype = m->expert_dtype;
     mf->family_text = f->opts->family_text;
 }

@@ -441,6 +441,21 @@ void moec_model_destroy(moec_model *model)
 
 /* ----------------------------------------------------------- questions */
 
+const char *moec_shared_kind_name(moec_shared_kind kind)
+{
+    switch (kind) {
+    case MOEC_SHARED_NONE:
+        return "none";
+    case MOEC_SHARED_PLAIN:
+        return "plain";
+    case MOEC_SHARED_SIGMOID:
+        return "sigmoid";
+    case MOEC_SHARED_ROUTER:
+        break;
+    }
+    return "router";
+}
+
 const moec_facts *moec_model_facts(const moec_model *model)
 {
     return &model->facts;

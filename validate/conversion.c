@@ -212,21 +212,6 @@ static moec_status make_plan(moec_conversion *c, moec_error *err)
     return moec_layout_create(&c->layout, c->plan, m->max_part_bytes, err);
 }
 
-static const char *kind_word(moec_shared_kind k)
-{
-    switch (k) {
-    case MOEC_SHARED_NONE:
-        return "none";
-    case MOEC_SHARED_PLAIN:
-        return "plain";
-    case MOEC_SHARED_SIGMOID:
-        return "sigmoid";
-    case MOEC_SHARED_ROUTER:
-        break;
-    }
-    return "router";
-}
-
 /* Decimal text gives a double back exactly; compare as bits of a number. */
 static bool same_real(double a, double b)
 {
@@ -258,7 +243,7 @@ static moec_status check_model(const moec_conversion *c, moec_error *err)
     MOEC_TRY(check_word("model.score", m->score, f->score, err));
     MOEC_TRY(check_word("model.activation", m->activation, f->activation, err));
     MOEC_TRY(check_word("model.shared_kind", m->shared_kind,
-                        kind_word(f->shared_kind), err));
+                        moec_shared_kind_name(f->shared_kind), err));
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++)
         MOEC_TRY(
             check_number(numbers[i].key, numbers[i].said, numbers[i].is, err));

@@ -57,21 +57,6 @@ static void json_layers(moec_cli_json *j, const char *key,
     moec_cli_json_end(j);
 }
 
-static const char *shared_kind_name(moec_shared_kind kind)
-{
-    switch (kind) {
-    case MOEC_SHARED_NONE:
-        return "none";
-    case MOEC_SHARED_PLAIN:
-        return "plain";
-    case MOEC_SHARED_SIGMOID:
-        return "sigmoid";
-    case MOEC_SHARED_ROUTER:
-        return "router";
-    }
-    return "none";
-}
-
 static void json_facts(moec_cli_json *j, const moec_model *model,
                        const moec_facts *f)
 {
@@ -99,7 +84,7 @@ static void json_facts(moec_cli_json *j, const moec_model *model,
     moec_cli_json_f64(j, "routed_scaling_factor", f->routed_scale);
     moec_cli_json_end(j);
     moec_cli_json_object_row(j, "shared");
-    moec_cli_json_str(j, "kind", shared_kind_name(f->shared_kind));
+    moec_cli_json_str(j, "kind", moec_shared_kind_name(f->shared_kind));
     moec_cli_json_u64(j, "n_shared", f->n_shared);
     moec_cli_json_u64(j, "width", f->shared_width);
     moec_cli_json_u64(j, "slots", f->shared_slots);
@@ -205,7 +190,7 @@ static void print_facts(const moec_model *model)
         moec_cli_line(stdout,
                       "shared     width %" PRIu64 ", %s weight, takes %" PRIu32
                       " slot%s a rank",
-                      f->shared_width, shared_kind_name(f->shared_kind),
+                      f->shared_width, moec_shared_kind_name(f->shared_kind),
                       f->shared_slots, f->shared_slots == 1 ? "" : "s");
     print_router(f);
     moec_cli_line(stdout, "layers     %" PRIu32 ", MoE in %s%s%s", f->n_layers,

@@ -62,6 +62,10 @@ typedef enum moec_shared_kind {
     MOEC_SHARED_ROUTER = 3   /* weighted by columns of the router */
 } moec_shared_kind;
 
+/* Return the kind as manifest.json and `inspect` spell it: "none", "plain",
+ * "sigmoid", "router". Static storage. */
+MOEC_API const char *moec_shared_kind_name(moec_shared_kind kind);
+
 /* Facts of a model, from config.json and confirmed by the shard headers. */
 typedef struct moec_facts {
     const char *family;     /* id of families.json */
