@@ -192,6 +192,19 @@ typedef moec_status (*moec_item_fn)(void *ctx, size_t item, uint32_t worker,
 moec_status moec_parallel(uint32_t n_threads, size_t n, moec_item_fn fn,
                           void *ctx, moec_error *err);
 
+/* A standing pool for work of microseconds: threads wait between calls,
+ * spinning shortly, then asleep. The caller is worker 0. */
+typedef struct moec_pool moec_pool;
+typedef void (*moec_work_fn)(void *ctx, size_t item, uint32_t worker);
+/* Start n_threads - 1 threads (0: moec_cpu_count in all). */
+moec_status moec_pool_create(moec_pool **out, uint32_t n_threads,
+                             moec_error *err);
+void moec_pool_destroy(moec_pool *pool); /* NULL is fine */
+uint32_t moec_pool_n_threads(const moec_pool *pool);
+/* Run fn(ctx, item, worker) for item in [0,n) and return when all are done.
+ * One thread at a time; `pool` NULL runs all on the caller's. */
+void moec_pool_run(moec_pool *pool, size_t n, moec_work_fn fn, void *ctx);
+
 /* ------------------------------------------------------------ digests */
 
 typedef struct moec_sha256 {

@@ -54,18 +54,6 @@ MOEC_API const char *moec_families_name(const moec_families *families,
 
 typedef struct moec_model moec_model;
 
-/* How the layer's shared expert is weighted: for kernels and for users. */
-typedef enum moec_shared_kind {
-    MOEC_SHARED_NONE = 0,    /* the family has none */
-    MOEC_SHARED_PLAIN = 1,   /* weight by rsf alone */
-    MOEC_SHARED_SIGMOID = 2, /* times sigmoid(x . shared_gate) */
-    MOEC_SHARED_ROUTER = 3   /* weighted by columns of the router */
-} moec_shared_kind;
-
-/* Return the kind as manifest.json and `inspect` spell it: "none", "plain",
- * "sigmoid", "router". Static storage. */
-MOEC_API const char *moec_shared_kind_name(moec_shared_kind kind);
-
 /* Facts of a model, from config.json and confirmed by the shard headers. */
 typedef struct moec_facts {
     const char *family;     /* id of families.json */

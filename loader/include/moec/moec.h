@@ -8,6 +8,7 @@
  */
 
 #include <moec/error.h>
+#include <moec/kernels.h>
 #include <moec/loader.h>
 #include <moec/mapping.h>
 #include <moec/types.h>

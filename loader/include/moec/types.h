@@ -146,6 +146,20 @@ typedef struct moec_layer_key {
  * manifest. Here, as every layer reads one. */
 #define MOEC_JSON_BYTES_MAX (UINT64_C(16) << 20)
 
+/* ----------------------------------------------------- shared experts */
+
+/* How the layer's shared expert is weighted: for kernels and for users. */
+typedef enum moec_shared_kind {
+    MOEC_SHARED_NONE = 0,    /* the family has none */
+    MOEC_SHARED_PLAIN = 1,   /* weight by rsf alone */
+    MOEC_SHARED_SIGMOID = 2, /* times sigmoid(x . shared_gate) */
+    MOEC_SHARED_ROUTER = 3   /* weighted by columns of the router */
+} moec_shared_kind;
+
+/* Return the kind as manifest.json and `inspect` spell it: "none", "plain",
+ * "sigmoid", "router". Static storage. */
+MOEC_API const char *moec_shared_kind_name(moec_shared_kind kind);
+
 /* ---------------------------------------------------------- tensors */
 
 #define MOEC_RANK_MAX       32  /* dimensions of a tensor we accept */

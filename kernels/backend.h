@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_BACKEND_H
+#define MOEC_BACKEND_H
+
+/*
+ * What this is: an opened back end: which instruction set, and for each area
+ *   a table of functions. An area's source files fill its table, scalar first;
+ *   each wider set overrides what it has.
+ * Threads: immutable once open, but for the pool.
+ */
+
+#include <stdbool.h>
+
+#include <moec/kernels.h>
+
+#include "base/base.h"
+
+struct moec_route_fns;  /* route.h: choice */
+struct moec_matrix_fns; /* matrix.h: dequantise, dot products */
+
+struct moec_kernels {
+    moec_isa isa;    /* never AUTO */
+    bool bf16_dot;   /* vdpbf16ps may be used */
+    moec_pool *pool; /* NULL: one thread */
+    const struct moec_route_fns *route;
+    const struct moec_matrix_fns *matrix;
+};
+
+/* What the CPU and its kernel allow. */
+typedef struct moec_cpu {
+    bool avx2;        /* with FMA, F16C, BMI1, BMI2 */
+    bool avx512;      /* F, BW, CD, DQ, VL, VBMI, VBMI2 */
+    bool avx512_bf16; /* and vdpbf16ps */
+    bool slow_512;    /* 512-bit work costs clock: AUTO takes AVX2 */
+} moec_cpu;
+moec_cpu moec_cpu_query(void);
+
+#endif
