@@ -456,6 +456,9 @@ typedef struct moec_matrix {
     const void *bias; /* [out], or NULL */
     uint64_t bias_stride;
     moec_dtype bias_dtype; /* F32, BF16, F16 */
+    uint32_t part_rows;    /* output rows after which blocks of scales and
+                              INT4's packed zeros begin anew: I in a w13 of
+                              two halves; 0: all rows are one part */
 } moec_matrix;
 
 /* Write rows [row, row + n_rows) of matrix `index` as float32 [n_rows][in].
@@ -474,6 +477,29 @@ MOEC_API moec_status moec_matmul(const moec_kernels *k, const moec_matrix *m,
                                  uint64_t x_stride, uint32_t n_tokens,
                                  float *out, uint64_t out_stride,
                                  moec_error *err);
+
+/* What a quantisation loses. */
+typedef struct moec_quant_error {
+    double max_abs; /* largest |value - dequantised| */
+    double rms;     /* root of the mean square of the same */
+    double rms_in;  /* of the values: rms / rms_in is the relative error */
+    uint64_t n;     /* values */
+} moec_quant_error;
+
+/* Quantise float32 w[n_out][n_in] into `data` and `scale`, of the shape that
+ * moec_matrix gives them. `like` says format, n_out, n_in, blocks, part_rows
+ * and scale_dtype; its pointers are not read. What is done:
+ *   FP8    E4M3, scale = amax of the block / 448 (F32, BF16, F16), or the
+ *          least power of two that is not below it (F8_E8M0, U8)
+ *   INT4   symmetric, scale = amax of the group / 7.5, rounded to scale_dtype
+ *   MXFP4  scale 2^(floor(log2(amax)) - 2), E2M1 nearest even, saturating
+ * A block of zeros has scale 1. ARG where a value is not finite, UNSUPPORTED
+ * for other formats. Exact on every back end. `error_out` may be NULL. */
+MOEC_API moec_status moec_quantize_rows(const moec_kernels *k,
+                                        const moec_matrix *like, const float *w,
+                                        void *data, void *scale,
+                                        moec_quant_error *error_out,
+                                        moec_error *err);
 
 /* Cast n elements between F32, BF16, F16 (round to nearest even), F8_E4M3 and
  * F8_E5M2 (nearest even, saturating). */
