@@ -32,12 +32,15 @@ static moec_status read_header(void *ctx, size_t i, uint32_t worker,
     moec_header *h = &c->shards[i].header;
 
     (void)worker;
-    if (job->blobs != NULL)
+    if (c->shards[i].has_header)
+        ; /* while the index was read */
+    else if (job->blobs != NULL)
         MOEC_TRY(moec_header_parse(h, job->blobs[i].data,
                                    (size_t)job->blobs[i].data_bytes, f->bytes,
                                    f->name, err));
     else
-        MOEC_TRY(moec_header_read(h, c->shards[i].fd, f->bytes, f->name, err));
+        MOEC_TRY(moec_header_read(h, c->shards[i].fd, f->bytes, f->name,
+                                  c->secret, err));
     f->header_bytes = h->header_bytes;
     memcpy(f->header_sha256, h->sha256.b, sizeof(f->header_sha256));
     return MOEC_OK;
@@ -153,7 +156,7 @@ static moec_status open_listed(moec_ckpt *c, const char **list, size_t n,
     if (c->source.bare != NULL)
         MOEC_TRY(moec_ckpt_choose_one(c, c->source.bare, err));
     else if (n > 0 && bsearch(&index, list, n, sizeof(*list), by_bytes))
-        MOEC_TRY(moec_ckpt_choose_indexed(c, &facts, err));
+        MOEC_TRY(moec_ckpt_choose_indexed(c, n_threads, &facts, err));
     else
         MOEC_TRY(moec_ckpt_choose_only(c, list, n, err));
     MOEC_TRY(moec_ckpt_open_files(c, err));

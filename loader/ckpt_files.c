@@ -146,8 +146,10 @@ static moec_status open_file(moec_ckpt *c, size_t i, moec_error *err)
     moec_file *f = &c->files[i];
     moec_shard *s = &c->shards[i];
 
-    MOEC_TRY(moec_source_file(&c->source, f->name, &s->fd, &f->bytes, err));
-    MOEC_TRY(moec_stamp_take(s->fd, f->name, &s->stamp, err));
+    if (s->fd < 0) {
+        MOEC_TRY(moec_source_file(&c->source, f->name, &s->fd, &f->bytes, err));
+        MOEC_TRY(moec_stamp_take(s->fd, f->name, &s->stamp, err));
+    }
     f->bytes = (uint64_t)s->stamp.bytes;
     return name_file(c, i, err);
 }

@@ -33,6 +33,10 @@ typedef struct moec_shard {
     moec_stamp stamp;
     const char *path;   /* resolved, in the arena */
     moec_header header; /* its tensors move to the table; its arena stays */
+    bool has_header;    /* read before the files were chosen */
+    /* What the index says of it: so many tensors, and their names_sum. */
+    size_t index_tensors;
+    uint64_t index_sum;
 } moec_shard;
 
 struct moec_ckpt {
@@ -49,6 +53,7 @@ struct moec_ckpt {
     moec_note *notes;
     size_t n_notes_left_out;
     const char *index_name; /* NULL without an index */
+    uint64_t secret[2];     /* of names_sum */
     moec_stamp index_stamp;
 };
 
@@ -88,10 +93,12 @@ moec_status moec_ckpt_note_unindexed(moec_ckpt *c, const char **list, size_t n,
 /* Open the index again; the caller closes *fd_out. */
 moec_status moec_ckpt_open_index(const moec_ckpt *c, int *fd_out,
                                  moec_error *err);
-/* Take the index's files, in the order of their names. */
-moec_status moec_ckpt_choose_indexed(moec_ckpt *c, moec_index_facts *facts,
-                                     moec_error *err);
-/* I08, I10: compare with the sorted table. */
+/* Take the index's files, in the order of their names. While the index is
+ * read, other threads open the shards that it will name, as far as a look at
+ * its begin tells, and read their headers. */
+moec_status moec_ckpt_choose_indexed(moec_ckpt *c, uint32_t n_threads,
+                                     moec_index_facts *facts, moec_error *err);
+/* I08, I10: compare with the headers. */
 moec_status moec_ckpt_compare_index(moec_ckpt *c, moec_error *err);
 /* I14. */
 moec_status moec_ckpt_note_total(moec_ckpt *c, const moec_index_facts *facts,

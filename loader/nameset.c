@@ -12,21 +12,27 @@
 
 #include <moec/loader.h>
 
+#include "base/siphash.h"
 #include "keyset.h"
 
 #define NUMBER_BITS 20
 #define NUMBER_MASK ((UINT32_C(1) << NUMBER_BITS) - 1)
 _Static_assert(MOEC_TENSORS_PER_FILE_MAX <= NUMBER_MASK, "cells hold numbers");
 
-static uint64_t hash_of(const moec_nameset *s, const char *name, size_t n)
+uint64_t moec_nameset_hash(const uint64_t secret[2], const char *name, size_t n)
 {
-    moec_siphash h;
-    uint64_t out[2];
+    const unsigned char *p = (const unsigned char *)name;
+    uint64_t v[4], tail = (uint64_t)n << 56;
+    size_t left = n % 8;
 
-    moec_siphash_begin(&h, s->secret);
-    moec_siphash_add(&h, name, n);
-    moec_siphash_end(&h, out);
-    return out[0];
+    moec_sip_begin(v, secret);
+    for (const unsigned char *end = p + (n - left); p < end; p += 8)
+        moec_sip_word(v, moec_le64(p));
+    for (size_t i = 0; i < left; i++)
+        tail |= (uint64_t)p[i] << i * 8;
+    moec_sip_word(v, tail);
+    v[2] ^= 0xff;
+    return moec_sip_end(v);
 }
 
 static uint32_t tag_of(uint64_t hash)
@@ -65,7 +71,7 @@ static moec_status grow(moec_nameset *s, const moec_tensor *tensors,
     size_t cap = s->cap == 0 ? 64 : s->cap * 2;
     uint32_t *cells;
 
-    if (s->cap == 0)
+    if (s->cap == 0 && (s->secret[0] | s->secret[1]) == 0)
         moec_random_secret(s->secret);
     /* Pages that a wrong guess leaves unused cost nothing. */
     while (cap / 2 < s->expect && cap / 2 < MOEC_TENSORS_PER_FILE_MAX)
@@ -78,7 +84,7 @@ static moec_status grow(moec_nameset *s, const moec_tensor *tensors,
     s->cap = cap;
     for (size_t i = 0; i < n_tensors; i++) {
         const char *name = tensors[i].name;
-        put(s, hash_of(s, name, strlen(name)), i);
+        put(s, moec_nameset_hash(s->secret, name, strlen(name)), i);
     }
     return MOEC_OK;
 }
@@ -91,10 +97,12 @@ moec_status moec_nameset_add(moec_nameset *s, const moec_tensor *tensors,
 
     if (n_tensors >= s->cap / 2)
         MOEC_TRY(grow(s, tensors, n_tensors, err));
-    hash = hash_of(s, name, n);
+    hash = moec_nameset_hash(s->secret, name, n);
     *existed = has(s, tensors, hash, name, n);
-    if (!*existed)
-        put(s, hash, n_tensors);
+    if (*existed)
+        return MOEC_OK;
+    put(s, hash, n_tensors);
+    s->sum += hash;
     return MOEC_OK;
 }
 

@@ -571,6 +571,7 @@ static moec_status parser_run(parser *p, uint64_t file_bytes)
 
     p->names.expect = (size_t)(p->h->header_bytes / ENTRY_BYTES);
     st = read_object(p);
+    p->h->names_sum = p->names.sum;
     moec_js_fini(&p->js);
     moec_nameset_fini(&p->names);
     if (st == MOEC_OK)
@@ -581,7 +582,8 @@ static moec_status parser_run(parser *p, uint64_t file_bytes)
 }
 
 moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
-                             const char *name, moec_error *err)
+                             const char *name, const uint64_t secret[2],
+                             moec_error *err)
 {
     unsigned char prefix[PREFIX_BYTES];
     parser p;
@@ -593,6 +595,8 @@ moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
     parser_init(&p, &h, name, err);
     MOEC_TRY(moec_pread_full(fd, name, prefix, sizeof(prefix), 0, err));
     MOEC_TRY(check_length(prefix, file_bytes, name, &h.header_bytes, err));
+    if (secret != NULL)
+        memcpy(p.names.secret, secret, sizeof(p.names.secret));
     p.fd = fd;
     p.next = PREFIX_BYTES;
     p.limit = h.header_bytes;

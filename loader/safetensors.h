@@ -25,6 +25,7 @@ typedef struct moec_header {
     uint64_t header_bytes; /* 8 + N */
     uint64_t data_bytes;   /* sum of all tensors */
     moec_sha256 sha256;    /* of the first 8 + N bytes */
+    uint64_t names_sum;    /* moec_nameset_hash of all names, added up */
     moec_arena arena;      /* names and shapes */
     /* Legal, and worth a word. */
     bool leading_space;        /* whitespace before the object */
@@ -33,9 +34,10 @@ typedef struct moec_header {
 } moec_header;
 
 /* Read the header of `fd`, a file of `file_bytes` bytes. `name` is for the
- * messages. Memory: a window of at most 1 MiB beside the table. */
+ * messages, `secret` for names_sum (NULL: a random one). Memory: a window of at most 1 MiB beside the table. */
 moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
-                             const char *name, moec_error *err);
+                             const char *name, const uint64_t secret[2],
+                             moec_error *err);
 
 /* The same for a header in memory: `n` bytes from the begin of a file that
  * has `file_bytes`. Bytes behind the header are not looked at. */

@@ -74,12 +74,23 @@ static bool same_region(const extent *a, const extent *b)
            a->m->src_row == b->m->src_row && a->m->src_col == b->m->src_col;
 }
 
+/* One region of adjacent elements in adjacent rows: what most tensors are. */
+static bool is_plain(const extent *e)
+{
+    const moec_move *m = e->m;
+
+    return (m->n_cols == 1 || m->src_col == m->elem_bytes) &&
+           (m->n_rows == 1 || m->src_row == m->n_cols * m->elem_bytes);
+}
+
 /* Do the regions [0, n), whose extents overlap one another, tile theirs? */
 static bool cluster_tiles(const extent *e, size_t n, uint64_t hi,
                           uint64_t *off_out)
 {
     moec_move inverse[CLUSTER_MAX];
 
+    if (n == 1 && is_plain(e))
+        return true;
     if (n > CLUSTER_MAX) {
         *off_out = e[0].lo;
         return false;

@@ -85,6 +85,15 @@ static bool has_note(const moec_ckpt *c, moec_rule rule, const char *says)
     return false;
 }
 
+static size_t open_descriptors(void)
+{
+    size_t n = 0;
+
+    for (int fd = 0; fd < 256; fd++)
+        n += fcntl(fd, F_GETFD) >= 0;
+    return n;
+}
+
 /* ------------------------------------------------------------- choosing */
 
 static void opens_indexed_shards_as_one_sorted_table(void **state)
@@ -114,6 +123,46 @@ static void opens_indexed_shards_as_one_sorted_table(void **state)
     assert_true(moec_ckpt_dirfd(c) >= 0);
     assert_non_null(strstr(moec_ckpt_path(c, 1), "/m-2.safetensors"));
     moec_ckpt_close(c);
+    tmpdir_remove(&d);
+}
+
+/* Shards with the usual names are read before the index has named them: those
+ * that it does not name must leave no trace, whatever is wrong with them, and
+ * those that cannot be read must be refused for the usual reason. */
+static void reads_usual_names_ahead_of_the_index(void **state)
+{
+    tmpdir d = tmpdir_make();
+    const size_t n_fds = open_descriptors();
+    moec_ckpt *c;
+
+    (void)state;
+    ST_WRITE(&d, "m-00001-of-000004.safetensors", {"b", 300}, {"a.x", 10});
+    tmpdir_text(&d, "m-00002-of-000004.safetensors", "torn");
+    ST_WRITE(&d, "m-00004-of-000004.safetensors", {"a", 20});
+    index_of(&d, "\"a\":\"m-00004-of-000004.safetensors\","
+                 "\"a.x\":\"m-00001-of-000004.safetensors\","
+                 "\"b\":\"m-00001-of-000004.safetensors\"");
+    c = open_ok(d.path, NULL);
+    assert_int_equal(moec_ckpt_n_files(c), 2);
+    assert_int_equal(moec_ckpt_n_tensors(c), 3);
+    assert_int_equal(moec_ckpt_tensor(c, 0)->file, 1);
+    assert_int_equal(moec_ckpt_file(c, 1)->bytes - 20,
+                     moec_ckpt_file(c, 1)->header_bytes);
+    assert_non_null(strstr(moec_ckpt_path(c, 1), "/m-00004-of-000004"));
+    assert_true(has_note(c, MOEC_RULE_I15, "m-00002-of-000004.safetensors"));
+    moec_ckpt_close(c);
+
+    index_of(&d, "\"a\":\"m-00004-of-000004.safetensors\","
+                 "\"b\":\"m-00002-of-000004.safetensors\"");
+    refused(&d, MOEC_RULE_H01, "m-00002-of-000004.safetensors: byte 0");
+    index_of(&d, "\"a\":\"m-00004-of-000004.safetensors\","
+                 "\"b\":\"m-00003-of-000004.safetensors\"");
+    refused(&d, MOEC_RULE_I06, "m-00003-of-000004.safetensors: not there");
+    index_of(&d, "\"a\":\"m-00004-of-000004.safetensors\","
+                 "\"a.x\":\"m-00004-of-000004.safetensors\","
+                 "\"b\":\"m-00001-of-000004.safetensors\"");
+    refused(&d, MOEC_RULE_I08, "tensor 'a.x'");
+    assert_int_equal(open_descriptors(), n_fds);
     tmpdir_remove(&d);
 }
 
@@ -746,15 +795,6 @@ static void knows_a_checkpoint_by_its_headers(void **state)
 
 /* --------------------------------------------------------------- failures */
 
-static size_t open_descriptors(void)
-{
-    size_t n = 0;
-
-    for (int fd = 0; fd < 256; fd++)
-        n += fcntl(fd, F_GETFD) >= 0;
-    return n;
-}
-
 /* Every way through an open, with the k-th allocation failing: NOMEM, no
  * memory and no descriptor left behind (the sanitizer watches the memory). */
 static void survives_each_allocation_that_fails(void **state)
@@ -828,6 +868,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opens_indexed_shards_as_one_sorted_table),
+        cmocka_unit_test(reads_usual_names_ahead_of_the_index),
         cmocka_unit_test(takes_the_only_file_without_an_index),
         cmocka_unit_test(names_what_it_found_where_there_is_no_safetensors),
         cmocka_unit_test(opens_one_bare_file),

@@ -166,7 +166,7 @@ static moec_status read_bytes(moec_header *out, const st_bytes *b, bool file,
     tmpdir_write(&d, "f", b->data, b->n);
     fd = open(tmpdir_path(&d, "f"), O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
-    st = moec_header_read(out, fd, b->n, "m.safetensors", err);
+    st = moec_header_read(out, fd, b->n, "m.safetensors", NULL, err);
     close(fd);
     tmpdir_remove(&d);
     return st;
