@@ -15,14 +15,12 @@
 
 #include "base/base.h"
 
-struct moec_route_fns;  /* route.h: choice */
 struct moec_matrix_fns; /* matrix.h: dequantise, dot products */
 
 struct moec_kernels {
     moec_isa isa;    /* never AUTO */
     bool bf16_dot;   /* vdpbf16ps may be used */
     moec_pool *pool; /* NULL: one thread */
-    const struct moec_route_fns *route;
     const struct moec_matrix_fns *matrix;
 };
 

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_ROUTE_H
+#define MOEC_ROUTE_H
+
+/*
+ * What this is: a router inside the library: its configuration made ready,
+ *   and the functions of its back end over ranges of rows. Expert Choice
+ *   (ec.c) and the fused call (dispatch.c) are built on these.
+ * Contract of all of them: `in` has passed moec_route_check_in, the rows are
+ *   in [0, n_valid), the outputs have room. They cannot fail, do not allocate,
+ *   use no thread but the caller's and at most 80 KiB of its stack.
+ *
+ * Decisions that the public header leaves to the scalar code:
+ * - The choice without a bias is by the logit as given, before the softcap:
+ *   tanh saturates like every score.
+ * - A logit is taken as x = logit + 0 (no -0), at most the largest float.
+ * - The weights are a function of the row and of the chosen ids in their
+ *   order, whoever chose them: Expert Choice with room for all, and replay,
+ *   give plain top-K's weights bit for bit.
+ * - Softmax with SUM is e / (sum of the chosen e + 1e-20 * sum of all e),
+ *   e = exp(x - max of the row): the same quotient without the rounding in
+ *   between. Where the chosen e sum to 1e-8 or more the second summand is
+ *   below half an ulp and the sum over all is not computed.
+ * - Sums over all columns are 16 partial sums, column i in sum i % 16, then
+ *   pairwise: i + 8, + 4, + 2, + 1.
+ * - No selectable expert is left out for want of kept groups: groups that
+ *   score -inf are never kept.
+ */
+
+#include <stdbool.h>
+
+#include <moec/kernels.h>
+
+#include "backend.h"
+
+#define MOEC_ROUTE_E_MAX 4096u
+#define MOEC_ROUTE_K_MAX 64u
+#define MOEC_ROUTE_S_MAX 16u
+/* Width of the SIMD blocks: a caller that works in chunks of rows does well
+ * to take multiples of it. */
+#define MOEC_ROUTE_BLOCK 16u
+
+/* A key per column: larger is better, 0 is not selectable. Unlike floats,
+ * keys have no NaN and no second zero. Ties (lower id first) are the
+ * caller's. */
+typedef void (*moec_keys_fn)(const moec_router *r, const moec_route_in *in,
+                             uint32_t row, uint32_t n, uint32_t *keys,
+                             uint64_t stride);
+/* Plain choice of rows [row, row + n): K + S columns each, without a gap.
+ * With forced_ids or HASH these are the choice. */
+typedef void (*moec_rows_fn)(const moec_router *r, const moec_route_in *in,
+                             uint32_t row, uint32_t n, int32_t *ids,
+                             float *weights);
+/* Weights of K + S columns of one row whose K ids are given in rank order,
+ * -1 last; the ids of shared columns are not read. */
+typedef void (*moec_weights_fn)(const moec_router *r, const moec_route_in *in,
+                                uint32_t row, const int32_t *ids,
+                                float *weights);
+
+struct moec_route_fns {
+    moec_rows_fn rows;
+    moec_keys_fn keys; /* [n][E + Z], rows `stride` apart; groups that a row
+                          does not keep are 0 */
+    moec_weights_fn weights;
+};
+
+struct moec_router {
+    moec_route_config config; /* normalised: rsf, shared_ranks and n_group are
+                                 at least 1, topk_group at most n_group */
+    const moec_kernels *k;
+    struct moec_route_fns fns;
+    uint32_t n_choice;   /* E + Z */
+    uint32_t n_columns;  /* C = K + S */
+    uint32_t n_logits;   /* E + Z + n_shared_logits */
+    float shared_weight; /* of a shared column, but for gates */
+};
+
+/* Override in `r->fns` what this instruction set does for r->config. */
+void moec_route_fill_scalar(moec_router *r);
+void moec_route_fill_avx2(moec_router *r);
+void moec_route_fill_avx512(moec_router *r);
+
+/* What moec_route refuses of its input; all pointers that it needs are there
+ * and every token, table entry and forced id is in range. */
+moec_status moec_route_check_in(const moec_router *r, const moec_route_in *in,
+                                moec_error *err);
+
+/* fns.rows for rows [row, row + n) of [0, n_tokens): rows at or past n_valid
+ * get -1 and 0. What moec_route does, on the caller's thread. */
+void moec_route_rows(const moec_router *r, const moec_route_in *in,
+                     uint32_t row, uint32_t n, int32_t *ids, float *weights);
+
+/* Id -1 and weight 0 in all columns of n rows. */
+void moec_route_no_rows(const moec_router *r, uint32_t n, int32_t *ids,
+                        float *weights);
+
+/* Weight and id of the shared columns of row `row` (JOINT's weights aside). */
+static inline void moec_route_shared_ids(const moec_router *r, int32_t *ids)
+{
+    for (uint32_t s = 0; s < r->config.n_shared; s++)
+        ids[r->config.top_k + s] = (int32_t)(r->n_choice + s);
+}
+
+/* First element of a row of the logits. */
+static inline const void *moec_route_row(const moec_router *r,
+                                         const moec_route_in *in, uint32_t row)
+{
+    uint64_t stride = in->logits_stride ? in->logits_stride : r->n_logits;
+    uint64_t bytes = in->logits_dtype == MOEC_DTYPE_F32 ? 4 : 2;
+
+    return (const char *)in->logits + row * stride * bytes;
+}
+
+#endif
