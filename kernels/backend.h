@@ -5,7 +5,8 @@
 /*
  * What this is: an opened back end: which instruction set, and for each area
  *   a table of functions. An area's source files fill its table, scalar first;
- *   each wider set overrides what it has.
+ *   each wider set overrides what it has. Choice is not here: a router holds
+ *   the functions for its own configuration (route.h).
  * Threads: immutable once open, but for the pool.
  */
 
