@@ -16,12 +16,14 @@
 
 #include "base/base.h"
 
+struct moec_ec_fns;     /* ec.h: Expert Choice */
 struct moec_matrix_fns; /* matrix.h: dequantise, dot products */
 
 struct moec_kernels {
     moec_isa isa;    /* never AUTO */
     bool bf16_dot;   /* vdpbf16ps may be used */
     moec_pool *pool; /* NULL: one thread */
+    const struct moec_ec_fns *ec;
     const struct moec_matrix_fns *matrix;
 };
 

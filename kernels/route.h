@@ -61,6 +61,11 @@ struct moec_route_fns {
     moec_rows_fn rows;
     moec_keys_fn keys; /* [n][E + Z], rows `stride` apart; groups that a row
                           does not keep are 0 */
+    /* The same for comparing the rows of one column (Expert Choice): the
+     * softmax itself, over all selectable columns, groups that a row does not
+     * keep are 0 here too. A logit means nothing beside another row's. NULL
+     * where `keys` compare across rows: a bias, or any other score. */
+    moec_keys_fn cols;
     moec_weights_fn weights;
 };
 

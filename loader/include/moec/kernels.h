@@ -139,7 +139,10 @@ typedef enum moec_ec_fill {
 
 /* Expert Choice. Every expert takes its best C tokens, then every token its
  * best K of the experts that took it. Not causal inside a prefill chunk, not
- * batch-invariant: a token's experts depend on the other tokens. */
+ * batch-invariant: a token's experts depend on the other tokens.
+ * An expert orders tokens by (score, token ascending): score + bias; without a
+ * bias the softmax itself, and for the other scores, which keep the order of
+ * the logits, the logit. A token orders its experts as plain choice does. */
 typedef struct moec_ec_config {
     moec_ec_mode mode;
     moec_ec_fill fill;
