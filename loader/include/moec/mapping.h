@@ -18,6 +18,7 @@
  */
 
 #include <moec/error.h>
+#include <moec/kernels.h>
 #include <moec/loader.h>
 #include <moec/types.h>
 
@@ -175,6 +176,112 @@ MOEC_API const int32_t *moec_placement_row(const moec_placement *p,
  * separated by spaces: what files' __metadata__ and the manifest carry. */
 MOEC_API moec_status moec_placement_digest(const moec_placement *p,
                                            uint8_t out[32], moec_error *err);
+
+/* --------------------------------------------------------------- EPLB
+ * DeepSeek's load balancer, bit for bit. */
+
+/* In what the loads of a pack are summed. The two differ on some inputs. */
+typedef enum moec_eplb_accum {
+    MOEC_EPLB_F64 = 0, /* SGLang */
+    MOEC_EPLB_F32 = 1  /* DeepSeek's own code */
+} moec_eplb_accum;
+
+/* Order of equal loads in a descending sort. */
+typedef enum moec_eplb_ties {
+    MOEC_EPLB_INTROSORT = 0, /* libstdc++'s std::sort, as torch's CPU sort */
+    MOEC_EPLB_STABLE = 1     /* lowest number first */
+} moec_eplb_ties;
+
+typedef enum moec_eplb_policy {
+    MOEC_EPLB_AUTO = 0, /* hierarchical where the nodes divide the groups */
+    MOEC_EPLB_HIERARCHICAL = 1,
+    MOEC_EPLB_GLOBAL = 2 /* one group, one node, whatever is given */
+} moec_eplb_policy;
+
+typedef struct moec_eplb_opts {
+    uint32_t struct_bytes; /* sizeof(moec_eplb_opts) */
+    uint32_t n_redundant;  /* R */
+    uint32_t n_ranks;      /* W; divides P = E + R */
+    uint32_t n_groups;     /* of experts, as the router has; 0 means 1 */
+    uint32_t n_nodes;      /* 0 means 1; divides W */
+    moec_eplb_accum accum;
+    moec_eplb_ties ties;
+    moec_eplb_policy policy;
+} moec_eplb_opts;
+#define MOEC_EPLB_OPTS_INIT                                                    \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_eplb_opts), .n_ranks = 1, .n_groups = 1,       \
+    .n_nodes = 1                                                               \
+  }
+
+/* Make a placement from loads[n_layers][n_experts]. `replica` (may be NULL)
+ * gets [n_layers][P]: the index of each slot among its expert's replicas, the
+ * order of EPLB's log2phy. FORMAT (P10) for loads that are negative, NaN or
+ * infinite; MAPPING (P06, P07, P11) for sizes that do not divide. */
+MOEC_API moec_status moec_eplb(moec_placement **out, uint32_t *replica,
+                               const moec_eplb_opts *opts, const float *loads,
+                               uint32_t n_layers, uint32_t n_experts,
+                               moec_error *err);
+
+/* Sum counts[n_steps][n] in int64 and round to float: what EPLB is given of
+ * recorded steps. FORMAT (P10) for a negative count or an overflow. */
+MOEC_API moec_status moec_eplb_sum_steps(const int64_t *counts,
+                                         uint64_t n_steps, uint64_t n,
+                                         float *out, moec_error *err);
+
+/* ----------------------------------------------------- replica choice
+ * Which replica of an expert one source rank sends to. */
+
+typedef struct moec_replicas moec_replicas;
+
+typedef struct moec_replicas_opts {
+    uint32_t struct_bytes; /* sizeof(moec_replicas_opts) */
+    uint32_t n_ranks;      /* W */
+    uint32_t n_nodes;      /* 0: unknown; else divides W */
+    uint32_t rank;         /* the source rank */
+    uint32_t all_to_all;   /* the static choice of a server with an all-to-all:
+                              candidates collapsed to the nearest one first.
+                              Not with `replica` */
+    const uint32_t *replica; /* [layers][P] of moec_eplb: candidates in that
+                                order; NULL: ascending */
+    /* The static table draws from ONE random stream over all rows of the
+     * placement, in order. SGLang's has a row for every decoder layer: with
+     * `keys` (of the placement's layers) the stream runs over n_decoder
+     * layers and then the MTP ones; layers without a row, the dense ones, are
+     * taken as trivial. NULL: the placement's rows are all there are. */
+    const moec_layer_key *keys;
+    uint32_t n_decoder;
+} moec_replicas_opts;
+#define MOEC_REPLICAS_OPTS_INIT                                                \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_replicas_opts), .n_ranks = 1                   \
+  }
+
+/* Derive lists and static tables of all layers for opts->rank. Copies what it
+ * needs. ARG, MAPPING (P05, P06, P07), NOMEM. */
+MOEC_API moec_status moec_replicas_create(moec_replicas **out,
+                                          const moec_placement *placement,
+                                          const moec_replicas_opts *opts,
+                                          moec_error *err);
+MOEC_API void moec_replicas_destroy(moec_replicas *replicas);
+
+/* Physical id that the rank sends each of the E experts to: SGLang's static
+ * table, bit for bit. */
+MOEC_API const uint32_t *moec_replicas_table(const moec_replicas *replicas,
+                                             uint32_t layer);
+/* The one candidate that is near enough to be the only one, for each of the E
+ * experts: the sole one, else the first on this rank, else, where the nodes
+ * are known and only some candidates are on this node, the first of those.
+ * -1: none is. */
+MOEC_API const int32_t *moec_replicas_nearest(const moec_replicas *replicas,
+                                              uint32_t layer);
+/* Fill *map for `layer`: candidates, table, rank, layer, rule and topology,
+ * row0 0. Shared slots are `n_shared_slots` (S), global or per rank. Pointers
+ * are borrowed. `number` is the layer's number in rules ROW_*LAYER. */
+MOEC_API void moec_replicas_map(const moec_replicas *replicas, uint32_t layer,
+                                moec_replica_rule rule, uint32_t number,
+                                uint32_t n_shared_slots, uint32_t shared_global,
+                                moec_dispatch_map *map);
 
 /* --------------------------------------------------------------- plan */
 
