@@ -4,9 +4,9 @@
  * What this is: EPLB, DeepSeek's expert-parallel load balancer, bit for bit:
  *   the same loads give the same slots as SGLang's copy (sums in float64) or
  *   DeepSeek's own code (float32), on the CPU.
- * Refuses: loads that are no finite numbers from 0 on (P10), slots that do not
+ * Refuses: loads that are no finite numbers from 0 on (P12), slots that do not
  *   divide by the ranks (P06, P07), experts by the groups or ranks by the
- *   nodes (P11).
+ *   nodes (P13).
  *
  * Three steps a layer. Groups of experts are packed onto nodes; on each node
  * the experts with the largest load per copy are replicated until its slots
@@ -276,8 +276,8 @@ static uint32_t lightest(const balancer *b, uint32_t n_packs, uint32_t room)
     for (uint32_t i = 0; i < n_packs; i++) {
         if (b->n_in[i] == room)
             continue;
-        if (best == UINT32_MAX || (f32 ? b->sum32[i] < b->sum32[best]
-                                       : b->sum64[i] < b->sum64[best]))
+        if (best == UINT32_MAX ||
+            (f32 ? b->sum32[i] < b->sum32[best] : b->sum64[i] < b->sum64[best]))
             best = i;
     }
     return best;
@@ -401,7 +401,8 @@ static moec_status check_sizes(const moec_eplb_opts *o, uint64_t n_experts,
                          n_physical);
     if (n_physical % o->n_ranks != 0)
         return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P06,
-                         "%" PRIu64 " slots (%" PRIu64 " experts and R = %" PRIu32
+                         "%" PRIu64 " slots (%" PRIu64
+                         " experts and R = %" PRIu32
                          ") do not divide by %" PRIu32 " ranks",
                          n_physical, n_experts, o->n_redundant, o->n_ranks);
     return MOEC_OK;
@@ -419,18 +420,18 @@ static moec_status choose_policy(balancer *b, moec_error *err)
     if (o->policy == MOEC_EPLB_GLOBAL)
         return MOEC_OK;
     if (b->n_experts % groups != 0)
-        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P11,
+        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P13,
                          "%" PRIu32 " experts do not divide by %" PRIu32
                          " groups",
                          b->n_experts, groups);
     if (o->n_ranks % nodes != 0)
-        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P11,
+        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P13,
                          "%" PRIu32 " ranks do not divide by %" PRIu32 " nodes",
                          o->n_ranks, nodes);
     if (groups % nodes != 0) {
         if (o->policy == MOEC_EPLB_AUTO)
             return MOEC_OK;
-        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P11,
+        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P13,
                          "%" PRIu32 " groups do not divide by %" PRIu32
                          " nodes: only the global policy can place them",
                          groups, nodes);
@@ -449,7 +450,7 @@ static moec_status check_loads(const float *loads, uint32_t n_layers,
         for (uint32_t e = 0; e < n_experts; e++) {
             if (row[e] >= 0 && row[e] <= 3.402823466e+38F)
                 continue;
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P10,
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P12,
                              "row %" PRIu32 ", expert %" PRIu32
                              ": load %g is no finite number from 0 on",
                              layer, e, (double)row[e]);
@@ -466,13 +467,13 @@ static moec_status scratch_init(balancer *b, moec_arena *arena, moec_error *err)
         void *at; /* address of the pointer */
         size_t bytes;
     } parts[] = {
-        {&b->sorted, p * sizeof(item)},      {&b->tmp, p * sizeof(item)},
-        {&b->pack, p * sizeof(uint32_t)},    {&b->place, p * sizeof(uint32_t)},
-        {&b->n_in, w * sizeof(uint32_t)},    {&b->sum64, w * sizeof(double)},
-        {&b->sum32, w * sizeof(float)},      {&b->group_load, e * sizeof(float)},
-        {&b->order, e * sizeof(uint32_t)},   {&b->load, e * sizeof(float)},
-        {&b->copies, e * sizeof(uint32_t)},  {&b->owner, p * sizeof(uint32_t)},
-        {&b->copy, p * sizeof(uint32_t)},    {&b->slot_load, p * sizeof(float)},
+        {&b->sorted, p * sizeof(item)},     {&b->tmp, p * sizeof(item)},
+        {&b->pack, p * sizeof(uint32_t)},   {&b->place, p * sizeof(uint32_t)},
+        {&b->n_in, w * sizeof(uint32_t)},   {&b->sum64, w * sizeof(double)},
+        {&b->sum32, w * sizeof(float)},     {&b->group_load, e * sizeof(float)},
+        {&b->order, e * sizeof(uint32_t)},  {&b->load, e * sizeof(float)},
+        {&b->copies, e * sizeof(uint32_t)}, {&b->owner, p * sizeof(uint32_t)},
+        {&b->copy, p * sizeof(uint32_t)},   {&b->slot_load, p * sizeof(float)},
     };
 
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
@@ -532,12 +533,12 @@ moec_status moec_eplb_sum_steps(const int64_t *counts, uint64_t n_steps,
             int64_t v = counts[step * n + i];
 
             if (v < 0)
-                return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P10,
+                return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P12,
                                  "step %" PRIu64 ", entry %" PRIu64
                                  ": a count of %" PRId64,
                                  step, i, v);
             if (__builtin_add_overflow(sum, v, &sum))
-                return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P10,
+                return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P12,
                                  "entry %" PRIu64
                                  ": the counts of all steps exceed 2^63",
                                  i);

@@ -66,6 +66,7 @@ typedef struct moec_placement_target {
     uint32_t n_layers;          /* decoder layers, dense ones included */
     const moec_layer_key *keys; /* MoE layers: main ascending, then MTP */
     size_t n_keys;
+    uint32_t n_physical; /* P, where R is known; 0: as long as the rows are */
 } moec_placement_target;
 
 /* moec_placement_parse without a model. */

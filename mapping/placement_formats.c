@@ -170,6 +170,11 @@ static moec_status check_lengths(reader *r, moec_error *err)
                              row_text(r, i, at));
         if (i == 0)
             first = len;
+        if (r->target->n_physical > 0 && len != r->target->n_physical)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
+                             "%s: %s has %zu slots, must have %" PRIu32,
+                             r->name, row_text(r, i, at), len,
+                             r->target->n_physical);
         if (len != first)
             return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
                              "%s: %s has %zu slots, %s has %zu", r->name,

@@ -42,9 +42,9 @@ static void mt_init(twister *mt, uint32_t seed)
 {
     mt->state[0] = seed;
     for (uint32_t i = 1; i < MT_N; i++)
-        mt->state[i] = UINT32_C(1812433253) *
-                           (mt->state[i - 1] ^ mt->state[i - 1] >> 30) +
-                       i;
+        mt->state[i] =
+            UINT32_C(1812433253) * (mt->state[i - 1] ^ mt->state[i - 1] >> 30) +
+            i;
     mt->at = MT_N;
 }
 
@@ -80,8 +80,8 @@ static void mt_refill(twister *mt)
         uint32_t y = (s[i] & UINT32_C(0x80000000)) |
                      (s[(i + 1) % MT_N] & UINT32_C(0x7fffffff));
 
-        s[i] = s[(i + MT_M) % MT_N] ^ y >> 1 ^
-               (y & 1 ? UINT32_C(0x9908b0df) : 0);
+        s[i] =
+            s[(i + MT_M) % MT_N] ^ y >> 1 ^ (y & 1 ? UINT32_C(0x9908b0df) : 0);
     }
     mt->at = 0;
 }

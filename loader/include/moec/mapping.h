@@ -216,15 +216,15 @@ typedef struct moec_eplb_opts {
 
 /* Make a placement from loads[n_layers][n_experts]. `replica` (may be NULL)
  * gets [n_layers][P]: the index of each slot among its expert's replicas, the
- * order of EPLB's log2phy. FORMAT (P10) for loads that are negative, NaN or
- * infinite; MAPPING (P06, P07, P11) for sizes that do not divide. */
+ * order of EPLB's log2phy. FORMAT (P12) for loads that are negative, NaN or
+ * infinite; MAPPING (P06, P07, P13) for sizes that do not divide. */
 MOEC_API moec_status moec_eplb(moec_placement **out, uint32_t *replica,
                                const moec_eplb_opts *opts, const float *loads,
                                uint32_t n_layers, uint32_t n_experts,
                                moec_error *err);
 
 /* Sum counts[n_steps][n] in int64 and round to float: what EPLB is given of
- * recorded steps. FORMAT (P10) for a negative count or an overflow. */
+ * recorded steps. FORMAT (P12) for a negative count or an overflow. */
 MOEC_API moec_status moec_eplb_sum_steps(const int64_t *counts,
                                          uint64_t n_steps, uint64_t n,
                                          float *out, moec_error *err);
