@@ -54,6 +54,17 @@ bool moec_whole_blocks(uint64_t n, uint64_t whole);
 moec_status moec_build_slices(moec_build *b, const moec_found_layer *found,
                               moec_layer_slices *out, moec_error *err);
 
+/* Tell how the layer is run (moe_facts.c). `facts` are complete. */
+moec_status moec_build_moe_facts(const moec_build *b,
+                                 const moec_found_layer *found,
+                                 const moec_layer_slices *slices,
+                                 const moec_facts *facts, moec_moe_facts *out,
+                                 moec_error *err);
+
+/* Clamps of the activation in routed and shared experts, 0 for none. */
+moec_status moec_read_limits(const moec_config *c, moec_layer_key key,
+                             double *routed, double *shared, moec_error *err);
+
 /* Set shared_slots and no_fuse_why from what all layers have. */
 moec_status moec_decide_fusion(const moec_build *b,
                                const moec_layer_slices *layers, size_t n,

@@ -215,20 +215,67 @@ static moec_status as_word(const moec_json *v, const moec_fact_source *src,
     return MOEC_OK;
 }
 
+moec_status moec_config_word(const moec_config *c, moec_fact fact,
+                             const char **out, moec_error *err)
+{
+    const moec_fact_source *src = &c->family->facts[fact];
+    found at;
+    *out = src->has_default ? src->string : "";
+    if (src->n_keys == 0)
+        return MOEC_OK;
+    MOEC_TRY(find(c, src, &at, err));
+    return at.v->value != NULL ? as_word(at.v, src, out, err) : MOEC_OK;
+}
+
 static moec_status get_text(const moec_config *c, moec_fact fact,
                             moec_arena *arena, const char **out,
                             moec_error *err)
 {
-    const moec_fact_source *src = &c->family->facts[fact];
-    const char *s = src->has_default ? src->string : "";
-    found at;
-    if (src->n_keys > 0) {
-        MOEC_TRY(find(c, src, &at, err));
-        if (at.v->value != NULL)
-            MOEC_TRY(as_word(at.v, src, &s, err));
-    }
+    const char *s;
+    MOEC_TRY(moec_config_word(c, fact, &s, err));
     *out = moec_arena_strdup(arena, s, strlen(s));
     return *out != NULL ? MOEC_OK : moec_fail_nomem(err, "facts of a model");
+}
+
+moec_status moec_config_count(const moec_config *c, moec_fact fact,
+                              uint32_t none, uint32_t *out, moec_error *err)
+{
+    return get_count(c, &c->family->facts[fact], none, out, err);
+}
+
+moec_status moec_config_number(const moec_config *c, moec_fact fact,
+                               uint32_t layer, double none, double *out,
+                               moec_error *err)
+{
+    const moec_fact_source *src = &c->family->facts[fact];
+    found at;
+    *out = src->has_default ? src->number : none;
+    if (!src->given || src->n_keys == 0)
+        return MOEC_OK;
+    MOEC_TRY(find(c, src, &at, err));
+    if (at.v->value == NULL)
+        return MOEC_OK;
+    if (!src->per_layer || !json_is_array(at.v->value))
+        return moec_json_as_double(at.v, out, err);
+    *out = 0.0;
+    if (layer >= moec_json_len(at.v))
+        return MOEC_OK;
+    moec_json item = moec_json_item(at.v, layer);
+    return item.value == NULL || json_is_null(item.value)
+               ? MOEC_OK
+               : moec_json_as_double(&item, out, err);
+}
+
+moec_status moec_config_flag(const moec_config *c, moec_fact fact, bool none,
+                             bool *out, moec_error *err)
+{
+    const moec_fact_source *src = &c->family->facts[fact];
+    found at;
+    *out = src->has_default ? src->integer != 0 : none;
+    if (!src->given || src->n_keys == 0)
+        return MOEC_OK;
+    MOEC_TRY(find(c, src, &at, err));
+    return at.v->value != NULL ? moec_json_as_bool(at.v, out, err) : MOEC_OK;
 }
 
 /* -------------------------------------------------------- the family */

@@ -38,6 +38,19 @@ moec_status moec_config_read(moec_config *out, const moec_families *families,
                              moec_error *err);
 void moec_config_fini(moec_config *config);
 
+/* One fact, `none` where neither config nor description have it. A list has a
+ * value for each of the layers, 0 behind its end. */
+moec_status moec_config_count(const moec_config *config, moec_fact fact,
+                              uint32_t none, uint32_t *out, moec_error *err);
+moec_status moec_config_number(const moec_config *config, moec_fact fact,
+                               uint32_t layer, double none, double *out,
+                               moec_error *err);
+moec_status moec_config_flag(const moec_config *config, moec_fact fact,
+                             bool none, bool *out, moec_error *err);
+/* The string is borrowed from the config. */
+moec_status moec_config_word(const moec_config *config, moec_fact fact,
+                             const char **out, moec_error *err);
+
 /* Set moe[i] to 1 where decoder layer i has experts, else 0, for i below
  * n_layers. Call only once n_layers agrees with the headers. */
 moec_status moec_config_moe_layers(const moec_config *config, uint8_t *moe,

@@ -15,6 +15,7 @@
  *                none is refused (MOE-T1), a new kind of scale never lost
  *   config       which key of config.json holds which fact
  *   moe_layers   which decoder layers have experts
+ *   router, ffn  what the router and an expert compute, where no key says it
  *   shared       how the shared expert is weighted, and whether it can fuse
  *
  * Orientation is stated here and never guessed from a shape: 2I == H is
@@ -199,9 +200,9 @@ static moec_status add_kind(moec_desc *p, const moec_json *v, uint32_t variant,
             return BAD(p, v, "names '%s' a second time", kind->tail);
         const moec_kind *o = other != MOEC_NO_KIND ? &f->kinds[other] : kind;
         if (o->role != kind->role || o->part != kind->part ||
-            o->component != kind->component)
+            o->component != kind->component || o->use != kind->use)
             return BAD(p, v,
-                       "calls '%s' by another role, part or component "
+                       "calls '%s' by another role, part, component or use "
                        "than another variant does",
                        kind->tail);
     }
@@ -268,6 +269,7 @@ static moec_status parse_reading(moec_desc *p, const moec_json *rule,
     MOEC_TRY(moec_desc_opt_bool(p, rule, "interleaved", &kind->interleaved));
     MOEC_TRY(moec_desc_opt_bool(p, rule, "required", &kind->required));
     MOEC_TRY(parse_shape(p, rule, kind));
+    MOEC_TRY(moec_desc_use(p, rule, kind));
     if (!weights) {
         static const char *const of_weights[] = {
             "part",      "stack",    "orientation", "interleaved",
@@ -381,7 +383,7 @@ static moec_status parse_rule(moec_desc *p, const moec_json *rule,
     uint8_t word;
     MOEC_TRY(ONLY_KEYS(p, rule, "name", "role", "part", "stack", "orientation",
                        "interleaved", "component", "geometry", "suffixes",
-                       "shape", "required", "about"));
+                       "shape", "required", "use", "why_not", "about"));
     MOEC_TRY(moec_desc_get_string(p, rule, "name", &name));
     MOEC_TRY(parse_reading(p, rule, &kind));
     MOEC_TRY(moec_desc_opt_string(p, rule, "component", &component));
@@ -576,8 +578,8 @@ static moec_status parse_top(moec_desc *p)
     MOEC_TRY(ONLY_KEYS(p, &p->root, "$schema", "schema", "family", "about",
                        "tested", "model_types", "only_if", "layers",
                        "mtp_after_main", "experts", "namespaces", "suffixes",
-                       "tensors", "variants", "config", "moe_layers",
-                       "shared"));
+                       "tensors", "variants", "config", "moe_layers", "router",
+                       "ffn", "shared"));
     MOEC_TRY(moec_desc_get_string(p, &p->root, "schema", &schema));
     if (strcmp(schema, SCHEMA_ID) != 0)
         return BAD(p, &at, "is \"%s\", must be \"" SCHEMA_ID "\"", schema);
@@ -594,6 +596,7 @@ static moec_status parse_top(moec_desc *p)
     MOEC_TRY(parse_variants(p));
     MOEC_TRY(moec_desc_config(p));
     MOEC_TRY(moec_desc_layer_rules(p));
+    MOEC_TRY(moec_desc_run(p));
     return moec_desc_shared(p);
 }
 

@@ -31,13 +31,33 @@ typedef struct moec_dim {
 } moec_dim;
 #define MOEC_DIMS_MAX 4u
 
+/* What running a layer needs a tensor for: routers, and the projections of
+ * latent experts. */
+typedef enum moec_use {
+    MOEC_USE_NONE = 0,
+    MOEC_USE_WEIGHT = 1,
+    MOEC_USE_LOGIT_BIAS = 2,  /* added to the logits */
+    MOEC_USE_CHOICE_BIAS = 3, /* added to the scores for the choice only */
+    MOEC_USE_EXPERT_SCALE = 4,
+    MOEC_USE_GLOBAL_SCALE = 5,
+    MOEC_USE_HASH_TABLE = 6,
+    MOEC_USE_INPUT_SCALE = 7, /* of the router's normalised input */
+    MOEC_USE_LATENT_IN = 8,
+    MOEC_USE_LATENT_OUT = 9,
+    MOEC_USE_LATENT_NORM = 10,
+    MOEC_USE_SHARED_GATE = 11, /* said by the role */
+    MOEC_USE_COUNT
+} moec_use;
+
 /* What one pattern with one suffix names. */
 typedef struct moec_kind {
-    const char *tail; /* normalised: "mlp.experts.#.gate_proj.weight" */
-    uint8_t role;     /* moec_role */
-    uint8_t part;     /* moec_part; ROUTED and SHARED only */
-    uint8_t geometry; /* moec_geometry or MOEC_GEO_SCALE */
-    uint8_t stack;    /* moec_stack */
+    const char *tail;    /* normalised: "mlp.experts.#.gate_proj.weight" */
+    const char *why_not; /* a layer with this tensor cannot be run: why */
+    uint8_t use;         /* moec_use */
+    uint8_t role;        /* moec_role */
+    uint8_t part;        /* moec_part; ROUTED and SHARED only */
+    uint8_t geometry;    /* moec_geometry or MOEC_GEO_SCALE */
+    uint8_t stack;       /* moec_stack */
     uint8_t in_out, interleaved, per_expert;
     uint8_t required; /* a MoE layer without it is refused */
     uint8_t n_dims;   /* 0: shape not stated */
@@ -99,6 +119,21 @@ typedef enum moec_fact {
     MOEC_FACT_NORM_TOPK,
     MOEC_FACT_SCORE,
     MOEC_FACT_ACTIVATION,
+    /* What only running a layer needs (moe_facts.c). */
+    MOEC_FACT_GROUP_SCORE, /* "none", "max", "top2" */
+    MOEC_FACT_USE_BIAS,    /* false: the choice bias is not used */
+    MOEC_FACT_HASH_LAYERS, /* layers below are routed by table */
+    MOEC_FACT_NORM_MIN,    /* least divisor of the chosen weights */
+    MOEC_FACT_NORM_P,      /* p of the p-norm */
+    MOEC_FACT_NORM_EPS,    /* of root mean square norms */
+    MOEC_FACT_SOFTCAP,
+    MOEC_FACT_MIXER_EPS,
+    MOEC_FACT_LIMIT, /* clamp of the activation, maybe one a layer; 0: none */
+    MOEC_FACT_SHARED_LIMIT,
+    MOEC_FACT_ALPHA,
+    MOEC_FACT_BETA,
+    MOEC_FACT_LINEAR_BETA,
+    MOEC_FACT_LATENT_NORM, /* false: the latent sum is not normalised */
     MOEC_FACT_COUNT
 } moec_fact;
 
@@ -135,6 +170,23 @@ typedef struct moec_only_if {
     const moec_condition *conditions;
 } moec_only_if;
 
+/* "router" and "ffn" of a description: what a layer computes, where no key of
+ * the config says it. */
+typedef struct moec_run_desc {
+    uint8_t given;       /* there is a "router" */
+    uint8_t choice;      /* moec_choice; HASH follows from a table */
+    uint8_t has_weight;  /* weights are made of another score: */
+    uint8_t weight;      /* moec_score */
+    uint8_t norm;        /* moec_route_norm, where weights are renormalised */
+    uint8_t norm_always; /* whatever norm_topk says */
+    uint8_t rsf_on;      /* moec_rsf_on */
+    uint8_t input_rms;   /* the router sees a normalised input */
+    uint8_t clamp;       /* 0: before the activation, 1: after it */
+    uint8_t weight_on_input;
+    uint32_t norm_from_k; /* least K that is renormalised */
+    const char *why_not;  /* cannot be run: why */
+} moec_run_desc;
+
 typedef struct moec_family {
     moec_arena arena;
     const char *name;
@@ -169,6 +221,7 @@ typedef struct moec_family {
     uint8_t shared_each; /* the width is that of each shared expert */
     uint8_t fuse;
     const char *why_not;
+    moec_run_desc run;
 } moec_family;
 
 /* Key of a fact in a description ("n_experts"). */

@@ -30,6 +30,20 @@ static const struct {
     [MOEC_FACT_NORM_TOPK] = {"norm_topk", MOEC_FACT_BOOL, false},
     [MOEC_FACT_SCORE] = {"score", MOEC_FACT_STRING, true},
     [MOEC_FACT_ACTIVATION] = {"activation", MOEC_FACT_STRING, true},
+    [MOEC_FACT_GROUP_SCORE] = {"group_score", MOEC_FACT_STRING, false},
+    [MOEC_FACT_USE_BIAS] = {"use_bias", MOEC_FACT_BOOL, false},
+    [MOEC_FACT_HASH_LAYERS] = {"hash_layers", MOEC_FACT_INTEGER, false},
+    [MOEC_FACT_NORM_MIN] = {"norm_min", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_NORM_P] = {"norm_p", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_NORM_EPS] = {"norm_eps", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_SOFTCAP] = {"softcap", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_MIXER_EPS] = {"mixer_eps", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_LIMIT] = {"limit", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_SHARED_LIMIT] = {"shared_limit", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_ALPHA] = {"alpha", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_BETA] = {"beta", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_LINEAR_BETA] = {"linear_beta", MOEC_FACT_NUMBER, false},
+    [MOEC_FACT_LATENT_NORM] = {"latent_norm", MOEC_FACT_BOOL, false},
 };
 
 const char *moec_fact_name(moec_fact fact)

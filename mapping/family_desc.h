@@ -70,4 +70,9 @@ moec_status moec_desc_config(moec_desc *p);
 moec_status moec_desc_layer_rules(moec_desc *p);
 moec_status moec_desc_shared(moec_desc *p);
 
+/* family_run.c: "use" and "why_not" of one tensor rule, whose role is known;
+ * "router" and "ffn". */
+moec_status moec_desc_use(moec_desc *p, const moec_json *rule, moec_kind *kind);
+moec_status moec_desc_run(moec_desc *p);
+
 #endif

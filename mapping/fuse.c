@@ -6,7 +6,8 @@
  * gate and up and by columns of down, because the activation is element-wise.
  * It may stand in slots where each part then has exactly the routed experts'
  * shapes, dtypes and scale format. Scales must be cut where their blocks
- * begin: half a block has no scale. Anything else is no mistake of the
+ * begin: half a block has no scale. And the routed experts' activation must be
+ * its own. Anything else is no mistake of the
  * checkpoint: the shared expert stays a common tensor, and the reason is kept.
  */
 
@@ -182,15 +183,34 @@ static void compare_sizes(const moec_build *b, moec_buf *why)
         moec_buf_puts(why, "the shared expert is too wide");
 }
 
+/* One slot is run by one activation: shared parts with a clamp of their own
+ * would be run by the routed experts'. */
+static moec_status compare_clamps(const moec_build *b,
+                                  const moec_layer_slices *layers, size_t n,
+                                  moec_buf *why, moec_error *err)
+{
+    double routed, shared;
+    for (size_t i = 0; i < n && why->len == 0; i++) {
+        moec_layer_key key = layers[i].layer.key;
+        MOEC_TRY(moec_read_limits(b->config, key, &routed, &shared, err));
+        if (routed < shared || routed > shared)
+            moec_buf_printf(why,
+                            "%s: the activation's limit is %g in the shared "
+                            "expert and %g in the routed ones (0: none)",
+                            moec_layer_say(key).s, shared, routed);
+    }
+    return MOEC_OK;
+}
+
 moec_status moec_decide_fusion(const moec_build *b,
                                const moec_layer_slices *layers, size_t n,
                                moec_facts *facts, moec_error *err)
 {
     moec_buf why = {0};
-    moec_status st = MOEC_OK;
     if (facts->shared_width == 0)
         return MOEC_OK;
     compare_sizes(b, &why);
+    moec_status st = compare_clamps(b, layers, n, &why, err);
     uint64_t m = facts->shared_width / facts->inter;
     for (size_t i = 0; i < n && why.len == 0; i++) {
         const moec_slice *last = &layers[i].slices[layers[i].n_slices - 1];
@@ -200,7 +220,9 @@ moec_status moec_decide_fusion(const moec_build *b,
         else
             compare_layer(b->config, &layers[i], m, &why);
     }
-    if (why.oom) {
+    if (st != MOEC_OK) {
+        /* said */
+    } else if (why.oom) {
         st = moec_fail_nomem(err, "facts of a model");
     } else if (why.len == 0) {
         facts->shared_slots = (uint32_t)m;

@@ -32,6 +32,7 @@ struct moec_model {
     moec_facts facts;
     size_t n_layers, n_main;
     moec_layer_slices *layers;
+    moec_moe_facts *moe; /* by layer */
     packed_use *uses;
     moec_arena arena;
 };
@@ -341,7 +342,15 @@ static moec_status make_layers(maker *k)
         }
     }
     weights_facts(&m->layers[0], &m->facts);
-    return moec_decide_fusion(&k->b, m->layers, m->n_layers, &m->facts, k->err);
+    MOEC_TRY(
+        moec_decide_fusion(&k->b, m->layers, m->n_layers, &m->facts, k->err));
+    m->moe = moec_calloc(m->n_layers, sizeof(*m->moe));
+    if (m->moe == NULL)
+        return moec_fail_nomem(k->err, "the layers of a model");
+    for (size_t i = 0; i < m->n_layers; i++)
+        MOEC_TRY(moec_build_moe_facts(&k->b, &k->found[i], &m->layers[i],
+                                      &m->facts, &m->moe[i], k->err));
+    return MOEC_OK;
 }
 
 /* -------------------------------------------------------- make and open */
@@ -434,6 +443,7 @@ void moec_model_destroy(moec_model *model)
     if (model == NULL)
         return;
     moec_free(model->layers);
+    moec_free(model->moe);
     moec_free(model->uses);
     moec_arena_fini(&model->arena);
     moec_free(model);
@@ -474,6 +484,17 @@ size_t moec_model_n_layers(const moec_model *model)
 const moec_moe_layer *moec_model_layer(const moec_model *model, size_t i)
 {
     return &model->layers[i].layer;
+}
+
+moec_status moec_model_moe(const moec_model *model, size_t layer,
+                           moec_moe_facts *out, moec_error *err)
+{
+    if (layer >= model->n_layers)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "moec_model_moe: there is no MoE layer %zu of %zu",
+                         layer, model->n_layers);
+    *out = model->moe[layer];
+    return MOEC_OK;
 }
 
 const moec_layer_slices *moec_model_slices(const moec_model *model, size_t i)

@@ -46,6 +46,7 @@ typedef struct moec_slice {
     uint8_t by_block;    /* 1: a scale of the config's weight_block_size */
     uint8_t of_packed;   /* 1: a scale of weights below 8 bits */
     uint8_t reserved[6];
+    uint32_t block[2];     /* features out and in, where by_block */
     const char *component; /* suffix behind w13_ and w2_: "weight", "bias",
                               "weight_scale_inv" ...; equal strings are one
                               pointer within a model */

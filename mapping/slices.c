@@ -593,6 +593,8 @@ static void settle_format(const reading *r, moec_slice *list, size_t n)
         const char *beside = moec_component_table(s->component);
         s->of_packed = is_scale(r, s) && has_packed_weights(list, n, s);
         s->by_block = is_by_block(r, s);
+        if (s->by_block)
+            memcpy(s->block, r->b->config->block, sizeof(s->block));
         s->all_slots = beside != NULL && s->geometry == MOEC_GEO_SCALAR &&
                        has_component(list, n, s->role, beside);
     }

@@ -343,7 +343,8 @@ static void variants_must_agree_on_what_a_name_is(void **state)
     assert_string_equal(err.text,
                         "[MOE-C09 family-file] mine.json:19: "
                         "variants[2].tensors[0]: calls 'mlp.x' by another "
-                        "role, part or component than another variant does");
+                        "role, part, component or use than another variant "
+                        "does");
     free(text);
 }
 

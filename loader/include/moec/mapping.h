@@ -133,6 +133,51 @@ MOEC_API uint32_t moec_model_find_layer(const moec_model *model,
                                         moec_layer_key key);
 MOEC_API moec_tensor_use moec_model_use(const moec_model *model, size_t tensor);
 
+/* ------------------------------------------------------ running a layer */
+
+#define MOEC_NO_TENSOR UINT32_MAX
+
+/* Steps of a layer beside router, experts and combine. */
+typedef enum moec_moe_step {
+    /* The router sees x / sqrt(mean(x^2) + norm_eps) * input_scale / sqrt(H);
+     * the experts see x. Gemma 4. */
+    MOEC_STEP_ROUTER_NORM = 1,
+    /* The experts see latent_in . x. Their weighted sum, over its root mean
+     * square (norm_eps) and times latent_norm where there is one, goes
+     * through latent_out. Router and shared expert see x. Kimi-K3, Nemotron. */
+    MOEC_STEP_LATENT = 2
+} moec_moe_step;
+
+/* What router and experts of one layer compute, and from which tensors of the
+ * checkpoint (indices, or MOEC_NO_TENSOR). A fact of the model alone: the plan
+ * decides up_first, the caller precision and Expert Choice. */
+typedef struct moec_moe_facts {
+    uint32_t struct_bytes;   /* set by the library */
+    uint32_t steps;          /* moec_moe_step that the caller must do, or'ed; a
+                              caller that does not must heed why_not */
+    moec_route_config route; /* n_shared: shared_slots, or where the router
+                                weighs them the shared experts */
+    moec_ffn_config ffn;
+    moec_ffn_config shared_ffn; /* the unfused shared MLP; inter 0: none */
+    uint32_t router_weight;     /* [E + Z + n_shared_logits][H] */
+    uint32_t logit_bias;        /* added to the logits */
+    uint32_t choice_bias;       /* [E + Z] or [1][E + Z]: route_in.bias */
+    uint32_t expert_scale;      /* [E] */
+    uint32_t shared_gate;       /* [1][H]: its product with x is the logit */
+    uint32_t hash_table;        /* [vocab][K], I32 or I64 */
+    uint32_t global_scale;      /* [1], times every weight, shared ones too */
+    uint32_t input_scale;       /* [H] */
+    uint32_t latent_in, latent_out, latent_norm;
+    float norm_eps;
+    const char *why_not; /* NULL, or a sentence: why the layer cannot be run.
+                            Where steps are not 0 they are the only reason */
+} moec_moe_facts;
+
+/* Tell how MoE layer `layer` is run. Strings are the model's. ARG where there
+ * is no such layer. */
+MOEC_API moec_status moec_model_moe(const moec_model *model, size_t layer,
+                                    moec_moe_facts *out, moec_error *err);
+
 /* ---------------------------------------------------------- placement */
 
 typedef struct moec_placement moec_placement;
@@ -395,6 +440,17 @@ MOEC_API size_t moec_plan_block_moves(const moec_plan *plan, size_t layer,
                                       size_t t, uint32_t unit, moec_move *out);
 
 MOEC_API moec_fate moec_plan_fate(const moec_plan *plan, size_t tensor);
+
+/* Make the kernels' matrix of w13 (is_w2 0) or w2 of a planned layer. data[t]
+ * is row 0 of slot tensor `t` in memory, for t below
+ * moec_plan_n_slot_tensors(); those that the matrix does not need may be
+ * NULL. Matrix j of *out is row j. Activation scales are left out: kernels
+ * here compute from unrounded activations. UNSUPPORTED with the tensor and the
+ * reason where no format of moec_wformat is that of the slots; ARG where a
+ * tensor that is needed is NULL. */
+MOEC_API moec_status moec_slot_matrix(const moec_plan *plan, size_t layer,
+                                      int is_w2, const void *const *data,
+                                      moec_matrix *out, moec_error *err);
 
 /* Figures of one rank. */
 typedef struct moec_rank_figures {
