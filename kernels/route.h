@@ -23,6 +23,9 @@
  *   below half an ulp and the sum over all is not computed.
  * - Sums over all columns are 16 partial sums, column i in sum i % 16, then
  *   pairwise: i + 8, + 4, + 2, + 1.
+ * - A forced id whose logit is NaN or -inf stays, with weight 0; a hash
+ *   table's is left out. NaN as the logit of a shared expert or gate is
+ *   weight 0. shared_kind NONE with shared columns means PLAIN.
  * - No selectable expert is left out for want of kept groups: groups that
  *   score -inf are never kept.
  */
@@ -85,6 +88,17 @@ void moec_route_fill_scalar(moec_router *r);
 void moec_route_fill_avx2(moec_router *r);
 void moec_route_fill_avx512(moec_router *r);
 
+/* The scalar functions, for what a wider set leaves to them. */
+void moec_route_rows_scalar(const moec_router *r, const moec_route_in *in,
+                            uint32_t row, uint32_t n, int32_t *ids,
+                            float *weights);
+void moec_route_keys_scalar(const moec_router *r, const moec_route_in *in,
+                            uint32_t row, uint32_t n, uint32_t *keys,
+                            uint64_t stride);
+void moec_route_weights_scalar(const moec_router *r, const moec_route_in *in,
+                               uint32_t row, const int32_t *ids,
+                               float *weights);
+
 /* What moec_route refuses of its input; all pointers that it needs are there
  * and every token, table entry and forced id is in range. */
 moec_status moec_route_check_in(const moec_router *r, const moec_route_in *in,
@@ -99,7 +113,7 @@ void moec_route_rows(const moec_router *r, const moec_route_in *in,
 void moec_route_no_rows(const moec_router *r, uint32_t n, int32_t *ids,
                         float *weights);
 
-/* Weight and id of the shared columns of row `row` (JOINT's weights aside). */
+/* Ids of the shared columns of a row that has a valid id. */
 static inline void moec_route_shared_ids(const moec_router *r, int32_t *ids)
 {
     for (uint32_t s = 0; s < r->config.n_shared; s++)
