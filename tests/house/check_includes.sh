@@ -25,7 +25,7 @@ function level(path) {
     if (path ~ /^loader\/include\/moec\/loader\.h$/)    return 1
     if (path ~ /^loader\/include\/moec\/mapping\.h$/)   return 2
     if (path ~ /^loader\/include\/moec\/validate\.h$/)  return 3
-    if (path ~ /^loader\/include\/moec\/kernels\.h$/)   return 0
+    if (path ~ /^loader\/include\/moec\/(device|kernels)\.h$/) return 0
     if (path ~ /^loader\/include\/moec\/moec\.h$/)      return 5
     if (path ~ /^loader\/include\/moec\//)              return -1
     if (path ~ /^loader\/base\//) return 0
@@ -65,7 +65,7 @@ function check_ours(spec,    to, from_level, to_level) {
         finding("give " to " a level in tests/house/check_includes.sh")
     else if (file ~ /^kernels\// && to !~ /^kernels\// &&
              to !~ /^loader\/base\// &&
-             to !~ /^loader\/include\/moec\/(kernels|types|error|version)\.h$/)
+             to !~ /^loader\/include\/moec\/(device|kernels|types|error|version)\.h$/)
         finding("kernels sees base and types.h only, not " to)
     else if (to ~ /^kernels\// && file !~ /^(kernels|tests)\//)
         finding("call kernels through <moec/kernels.h>, not " to)

@@ -7,6 +7,7 @@
  * Lifetime, threads, errors: see each header.
  */
 
+#include <moec/device.h>
 #include <moec/error.h>
 #include <moec/kernels.h>
 #include <moec/loader.h>

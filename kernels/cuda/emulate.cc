@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The fibers of emulate.h. Each thread of a block has a stack of its own;
+// threads take turns, in order of their number, and a turn ends where a thread
+// waits. Switching is _setjmp and _longjmp (no signal mask, no system call);
+// a fiber's first turn needs a context.
+
+#include "emulate.h"
+
+#include <sys/mman.h>
+
+namespace emu {
+
+static const size_t stack_bytes = 64 << 10;
+static const unsigned threads_max = 1024;
+
+thread_local block *now;
+thread_local dim3 tid, bid, bdim, gdim;
+thread_local unsigned char *dynamic_shared;
+
+void fail(const char *what)
+{
+    fprintf(stderr, "emulated kernel: block %u thread %u: %s\n", bid.x,
+            now ? linear() : 0, what);
+    abort();
+}
+
+static void enter()
+{
+    block *b = now;
+    fiber *f = &b->fibers[b->current];
+
+    (*b->body)();
+    f->done = true;
+    b->live--;
+    b->progress++;
+    // Those at the barrier may have waited for this thread alone.
+    _longjmp(b->scheduler, 1);
+}
+
+void yield()
+{
+    fiber *f = &now->fibers[now->current];
+
+    if (_setjmp(f->at) == 0)
+        _longjmp(now->scheduler, 1);
+}
+
+static void resume(block *b, unsigned i)
+{
+    fiber *f = &b->fibers[i];
+
+    b->current = i;
+    tid = f->tid;
+    if (_setjmp(b->scheduler) != 0)
+        return;
+    if (f->begun)
+        _longjmp(f->at, 1);
+    f->begun = true;
+    setcontext(&f->start);
+}
+
+unsigned sync_count(unsigned add)
+{
+    block *b = now;
+    unsigned mine = b->barrier;
+
+    b->waiting++;
+    b->sum += add;
+    b->progress++;
+    while (b->barrier == mine) {
+        if (b->waiting == b->live) {
+            b->sum_before = b->sum;
+            b->sum = b->waiting = 0;
+            b->barrier++;
+            b->progress++;
+            break;
+        }
+        yield();
+    }
+    return b->sum_before;
+}
+
+// Put a value down and wait until all lanes of `mask` have.
+static const uint64_t *meet(uint32_t mask, uint64_t value)
+{
+    warp *w = &now->warps[linear() / 32];
+    uint32_t bit = 1u << lane(), mine = w->generation;
+
+    if ((mask & bit) == 0)
+        fail("a collective whose mask leaves the caller out");
+    // A meeting of other lanes of the warp is still under way.
+    while (w->arrived != 0 && w->mask != mask) {
+        yield();
+        mine = w->generation;
+    }
+    w->mask = mask;
+    w->value[mine & 1][lane()] = value;
+    w->arrived |= bit;
+    now->progress++;
+    if (w->arrived == mask) {
+        w->arrived = 0;
+        w->generation++;
+    }
+    while (w->generation == mine)
+        yield();
+    return w->value[mine & 1];
+}
+
+uint64_t exchange(uint32_t mask, uint64_t value, unsigned from)
+{
+    const uint64_t *v = meet(mask, value);
+
+    return (mask >> from & 1) != 0 ? v[from] : value;
+}
+
+void gather(uint32_t mask, uint64_t value, uint64_t out[32])
+{
+    memcpy(out, meet(mask, value), 32 * sizeof(*out));
+}
+
+static void run_block(block *b)
+{
+    unsigned idle = 0;
+
+    while (b->live > 0) {
+        b->progress = 0;
+        for (unsigned i = 0; i < b->n; i++)
+            if (!b->fibers[i].done)
+                resume(b, i);
+        // Two rounds: a meeting that the last thread completes is seen by
+        // the others in the next one.
+        idle = b->progress != 0 ? 0 : idle + 1;
+        if (idle > 2)
+            fail("deadlock: a barrier or collective that not all reach");
+    }
+}
+
+static void prepare(block *b, const dim3 &threads)
+{
+    b->live = b->n;
+    b->waiting = b->barrier = b->sum = b->sum_before = 0;
+    memset(b->warps, 0, (b->n + 31) / 32 * sizeof(*b->warps));
+    for (unsigned i = 0; i < b->n; i++) {
+        fiber *f = &b->fibers[i];
+
+        f->tid = dim3(i % threads.x, i / threads.x % threads.y,
+                      i / threads.x / threads.y);
+        f->begun = f->done = false;
+        getcontext(&f->start);
+        f->start.uc_stack.ss_sp = f->stack;
+        f->start.uc_stack.ss_size = stack_bytes;
+        f->start.uc_link = nullptr;
+        makecontext(&f->start, enter, 0);
+    }
+}
+
+void launch(dim3 grid, dim3 threads, size_t shared,
+            const std::function<void()> &body)
+{
+    unsigned n = threads.x * threads.y * threads.z;
+    block b = {};
+
+    if (n == 0 || n > threads_max || grid.x == 0 || grid.y == 0 || grid.z == 0)
+        fail("a launch of no threads, or of too many");
+    char *stacks = (char *)mmap(nullptr, n * stack_bytes,
+                                PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stacks == MAP_FAILED)
+        fail("no memory for stacks");
+    b.fibers = new fiber[n]();
+    b.warps = new warp[(n + 31) / 32]();
+    b.n = n;
+    b.body = &body;
+    for (unsigned i = 0; i < n; i++)
+        b.fibers[i].stack = stacks + i * stack_bytes;
+    dynamic_shared = (unsigned char *)aligned_alloc(128, (shared + 255) & ~127ul);
+    now = &b;
+    bdim = threads;
+    gdim = grid;
+    for (unsigned z = 0; z < grid.z; z++)
+        for (unsigned y = 0; y < grid.y; y++)
+            for (unsigned x = 0; x < grid.x; x++) {
+                bid = dim3(x, y, z);
+                memset(dynamic_shared, 0xa5, shared);
+                prepare(&b, threads);
+                run_block(&b);
+            }
+    now = nullptr;
+    free(dynamic_shared);
+    delete[] b.fibers;
+    delete[] b.warps;
+    munmap(stacks, n * stack_bytes);
+}
+
+} // namespace emu

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The plug-in's entry: the table, the look at the device, memory for callers
+// without CUDA of their own. The runtime is linked statically: a machine
+// without a driver loads this file and gets NO_DEVICE with the driver's words.
+
+#include <cstdarg>
+#include <cstdio>
+
+#include "common.cuh"
+
+moec_status moec_cuda_fail(moec_error *err, moec_status status,
+                           const char *fmt, ...)
+{
+    va_list args;
+
+    if (!err || err->status != MOEC_OK)
+        return status;
+    err->status = status;
+    va_start(args, fmt);
+    (void)vsnprintf(err->text, sizeof(err->text), fmt, args);
+    va_end(args);
+    return status;
+}
+
+static moec_status check(cudaError_t e, const char *what, moec_error *err)
+{
+    if (e == cudaSuccess)
+        return MOEC_OK;
+    return moec_cuda_fail(err,
+                          e == cudaErrorMemoryAllocation ? MOEC_E_NOMEM
+                                                         : MOEC_E_INTERNAL,
+                          "%s: the device says: %s", what,
+                          cudaGetErrorString(e));
+}
+
+moec_status moec_cuda_launched(const char *what, moec_error *err)
+{
+    return check(cudaGetLastError(), what, err);
+}
+
+moec_on_device::moec_on_device(uint32_t ordinal) : before_(0), changed_(false)
+{
+    if (cudaGetDevice(&before_) == cudaSuccess &&
+        before_ != static_cast<int>(ordinal))
+        changed_ = cudaSetDevice(static_cast<int>(ordinal)) == cudaSuccess;
+}
+
+moec_on_device::~moec_on_device()
+{
+    if (changed_)
+        (void)cudaSetDevice(before_);
+}
+
+static moec_status open_device(uint32_t ordinal, char *name,
+                               uint64_t name_bytes, moec_error *err)
+{
+    cudaDeviceProp p;
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+
+    if (e != cudaSuccess)
+        return moec_cuda_fail(err, MOEC_E_NO_DEVICE,
+                              "no CUDA device can be used: %s",
+                              cudaGetErrorString(e));
+    if (ordinal >= static_cast<uint32_t>(n))
+        return moec_cuda_fail(err, MOEC_E_NO_DEVICE,
+                              "CUDA device %u does not exist, there are %d",
+                              ordinal, n);
+    e = cudaGetDeviceProperties(&p, static_cast<int>(ordinal));
+    if (e != cudaSuccess)
+        return moec_cuda_fail(err, MOEC_E_NO_DEVICE,
+                              "CUDA device %u cannot be used: %s", ordinal,
+                              cudaGetErrorString(e));
+    (void)snprintf(name, name_bytes,
+                   "%s, compute capability %d.%d, %d multiprocessors", p.name,
+                   p.major, p.minor, p.multiProcessorCount);
+    return MOEC_OK;
+}
+
+static moec_status alloc(uint32_t ordinal, void **out, uint64_t bytes,
+                         moec_error *err)
+{
+    moec_on_device on(ordinal);
+
+    return check(cudaMalloc(out, bytes), "device memory", err);
+}
+
+static void release(uint32_t ordinal, void *p)
+{
+    moec_on_device on(ordinal);
+
+    (void)cudaFree(p);
+}
+
+static moec_status copy(uint32_t ordinal, void *to, const void *from,
+                        uint64_t bytes, cudaMemcpyKind kind, void *stream,
+                        moec_error *err)
+{
+    moec_on_device on(ordinal);
+    cudaStream_t s = static_cast<cudaStream_t>(stream);
+    moec_status st =
+        check(cudaMemcpyAsync(to, from, bytes, kind, s), "copy", err);
+
+    if (st == MOEC_OK)
+        st = check(cudaStreamSynchronize(s), "copy", err);
+    return st;
+}
+
+static moec_status upload(uint32_t ordinal, void *to, const void *from,
+                          uint64_t bytes, void *stream, moec_error *err)
+{
+    return copy(ordinal, to, from, bytes, cudaMemcpyHostToDevice, stream, err);
+}
+
+static moec_status download(uint32_t ordinal, void *to, const void *from,
+                            uint64_t bytes, void *stream, moec_error *err)
+{
+    return copy(ordinal, to, from, bytes, cudaMemcpyDeviceToHost, stream, err);
+}
+
+static moec_status wait(uint32_t ordinal, void *stream, moec_error *err)
+{
+    moec_on_device on(ordinal);
+
+    return check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)),
+                 "stream", err);
+}
+
+static const moec_backend table = {
+    MOEC_PLUGIN_ABI,
+    sizeof(moec_backend),
+    "cuda",
+    open_device,
+    alloc,
+    release,
+    upload,
+    download,
+    wait,
+    moec_cuda_route_workspace,
+    moec_cuda_route,
+    moec_cuda_dispatch_workspace,
+    moec_cuda_dispatch,
+    moec_cuda_align_workspace,
+    moec_cuda_align,
+    moec_cuda_permute,
+    moec_cuda_combine,
+    moec_cuda_cast,
+    moec_cuda_matmul,
+    moec_cuda_ffn_workspace,
+    moec_cuda_ffn,
+};
+
+extern "C" MOEC_API const moec_backend *moec_backend_query(uint32_t abi)
+{
+    return abi == MOEC_PLUGIN_ABI ? &table : nullptr;
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Entries whose kernels are not written yet: UNSUPPORTED, in words.
+
+#include "common.cuh"
+
+static moec_status pending(const char *what, moec_error *err)
+{
+    return moec_cuda_fail(err, MOEC_E_UNSUPPORTED,
+                          "%s: no kernel for this device yet", what);
+}
+
+uint64_t moec_cuda_route_workspace(const moec_route_config *,
+                                   const moec_dispatch_map *, uint32_t)
+{
+    return 0;
+}
+moec_status moec_cuda_route(uint32_t, const moec_route_config *,
+                            const moec_route_in *, const moec_dispatch_map *,
+                            const moec_waterfill *, const moec_route_out *,
+                            const moec_dispatch_out *, const moec_launch *,
+                            moec_error *err)
+{
+    return pending("choice", err);
+}
+uint64_t moec_cuda_dispatch_workspace(const moec_dispatch_map *, uint32_t)
+{
+    return 0;
+}
+moec_status moec_cuda_dispatch(uint32_t, const moec_dispatch_map *,
+                               const moec_waterfill *, const int32_t *,
+                               const float *, uint32_t, uint32_t, uint32_t,
+                               const moec_dispatch_out *, const moec_launch *,
+                               moec_error *err)
+{
+    return pending("dispatch", err);
+}
+uint64_t moec_cuda_align_workspace(uint64_t, uint32_t)
+{
+    return 0;
+}
+moec_status moec_cuda_align(uint32_t, const int32_t *, uint64_t, uint32_t,
+                            uint32_t, uint32_t, const moec_align_out *,
+                            const moec_launch *, moec_error *err)
+{
+    return pending("align", err);
+}
+moec_status moec_cuda_permute(uint32_t, const void *, uint64_t,
+                              const uint32_t *, const uint64_t *, uint64_t,
+                              uint64_t, uint32_t, void *, const moec_launch *,
+                              moec_error *err)
+{
+    return pending("permute", err);
+}
+moec_status moec_cuda_combine(uint32_t, const moec_combine_in *, float *,
+                              const moec_launch *, moec_error *err)
+{
+    return pending("combine", err);
+}
+moec_status moec_cuda_matmul(uint32_t, const moec_matrix *, uint32_t,
+                             const float *, uint64_t, uint32_t, float *,
+                             uint64_t, const moec_launch *, moec_error *err)
+{
+    return pending("matmul", err);
+}
+uint64_t moec_cuda_ffn_workspace(const moec_ffn_config *, uint64_t, uint32_t)
+{
+    return 0;
+}
+moec_status moec_cuda_ffn(uint32_t, const moec_ffn_config *,
+                          const moec_ffn_in *, uint64_t, float *,
+                          const moec_launch *, moec_error *err)
+{
+    return pending("ffn", err);
+}

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+# The plug-in's sources, for nvcc and for the host.
+set(moec_cuda_sources
+  cast.cu
+  moec_cuda.cu
+  pending.cu)
+list(TRANSFORM moec_cuda_sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Loading the plug-in, and the calls that go through to it. The plug-in is
+ * looked for where the caller says, beside the library (in moec/), and where
+ * it was installed; never along LD_LIBRARY_PATH, and the environment is not
+ * read. */
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "backend.h"
+#include "plugin.h"
+
+#define PLUGIN_NAME "libmoec_cuda.so"
+#ifndef MOEC_PLUGIN_DIR
+#  define MOEC_PLUGIN_DIR "/usr/local/lib/moec"
+#endif
+#define PATH_BYTES 4096u
+
+struct moec_device {
+    void *handle;
+    const moec_backend *b;
+    uint32_t ordinal;
+    char name[160];
+};
+
+/* "DIR/moec/libmoec_cuda.so" and "DIR/libmoec_cuda.so" where DIR is the
+ * library's own; the second serves a build tree. */
+static bool beside(char *out, const char *sub)
+{
+    static const char here = 0; /* an address in the file we are in */
+    Dl_info self;
+    const char *slash;
+    int n;
+
+    if (dladdr(&here, &self) == 0 || !self.dli_fname)
+        return false;
+    slash = strrchr(self.dli_fname, '/');
+    if (!slash)
+        return false;
+    n = snprintf(out, PATH_BYTES, "%.*s/%s" PLUGIN_NAME,
+                 (int)(slash - self.dli_fname), self.dli_fname, sub);
+    return n > 0 && (unsigned)n < PATH_BYTES;
+}
+
+static void *load(const char *path, moec_error *err)
+{
+    void *h = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+
+    if (!h) {
+        const char *why = dlerror();
+
+        (void)moec_fail(err, MOEC_E_NO_DEVICE, MOEC_RULE_NONE,
+                        "no accelerator: the plug-in cannot be loaded: %s",
+                        why ? why : path);
+    }
+    return h;
+}
+
+/* The first place that has the plug-in decides. */
+static void *find(const moec_device_opts *o, moec_error *err)
+{
+    static const char *const subs[] = {"moec/", "", "cuda/"};
+    char path[PATH_BYTES];
+
+    if (o->plugin)
+        return load(o->plugin, err);
+    for (size_t i = 0; i < sizeof(subs) / sizeof(*subs); i++) {
+        FILE *f;
+
+        if (!beside(path, subs[i]) || !(f = fopen(path, "rbe")))
+            continue;
+        (void)fclose(f);
+        return load(path, err);
+    }
+    return load(MOEC_PLUGIN_DIR "/" PLUGIN_NAME, err);
+}
+
+static const moec_backend *query(void *handle, moec_error *err)
+{
+    void *symbol = dlsym(handle, MOEC_PLUGIN_SYMBOL);
+    moec_backend_query_fn fn;
+    const moec_backend *b;
+
+    /* POSIX's way around data and function pointers being different types. */
+    memcpy(&fn, &symbol, sizeof(fn));
+    b = symbol ? fn(MOEC_PLUGIN_ABI) : NULL;
+    if (b && b->abi == MOEC_PLUGIN_ABI && b->struct_bytes == sizeof(*b))
+        return b;
+    (void)moec_fail(err, MOEC_E_NO_DEVICE, MOEC_RULE_NONE,
+                    "no accelerator: the plug-in is of another version than "
+                    "this libmoec (plug-in ABI %u wanted)",
+                    MOEC_PLUGIN_ABI);
+    return NULL;
+}
+
+moec_status moec_device_open(moec_device **out, const moec_device_opts *opts,
+                             moec_error *err)
+{
+    moec_device_opts o = MOEC_DEVICE_OPTS_INIT;
+    moec_status st = MOEC_E_NO_DEVICE;
+    moec_device *d;
+
+    if (opts)
+        o = *opts;
+    d = moec_calloc(1, sizeof(*d));
+    if (!d)
+        return moec_fail_nomem(err, "a device");
+    d->ordinal = o.ordinal;
+    d->handle = find(&o, err);
+    if (d->handle)
+        d->b = query(d->handle, err);
+    if (d->b)
+        st = d->b->open(d->ordinal, d->name, sizeof(d->name), err);
+    if (st != MOEC_OK) {
+        moec_device_close(d);
+        return st;
+    }
+    *out = d;
+    return MOEC_OK;
+}
+
+/* The CUDA runtime inside the plug-in does not survive being unmapped while
+ * its driver threads live: the handle is left open, once per process. */
+void moec_device_close(moec_device *d)
+{
+    if (!d)
+        return;
+    if (d->handle && !d->b)
+        (void)dlclose(d->handle);
+    moec_free(d);
+}
+
+const char *moec_device_name(const moec_device *d)
+{
+    return d->name;
+}
+
+moec_status moec_device_alloc(moec_device *d, void **out, uint64_t bytes,
+                              moec_error *err)
+{
+    return d->b->alloc(d->ordinal, out, bytes, err);
+}
+
+void moec_device_free(moec_device *d, void *p)
+{
+    if (p)
+        d->b->free(d->ordinal, p);
+}
+
+moec_status moec_device_upload(moec_device *d, void *to, const void *from,
+                               uint64_t bytes, void *stream, moec_error *err)
+{
+    return d->b->upload(d->ordinal, to, from, bytes, stream, err);
+}
+
+moec_status moec_device_download(moec_device *d, void *to, const void *from,
+                                 uint64_t bytes, void *stream, moec_error *err)
+{
+    return d->b->download(d->ordinal, to, from, bytes, stream, err);
+}
+
+moec_status moec_device_wait(moec_device *d, void *stream, moec_error *err)
+{
+    return d->b->wait(d->ordinal, stream, err);
+}
+
+/* ------------------------------------------------------------ the calls */
+
+uint64_t moec_device_route_workspace_bytes(const moec_device *d,
+                                           const moec_router *router,
+                                           const moec_dispatch_map *map,
+                                           uint32_t n_tokens)
+{
+    return d->b->route_workspace(moec_router_config(router), map, n_tokens);
+}
+
+moec_status moec_device_route(moec_device *d, const moec_router *router,
+                              const moec_route_in *in,
+                              const moec_route_out *out,
+                              const moec_launch *launch, moec_error *err)
+{
+    return d->b->route(d->ordinal, moec_router_config(router), in, NULL, NULL,
+                       out, NULL, launch, err);
+}
+
+moec_status moec_device_route_dispatch(
+    moec_device *d, const moec_router *router, const moec_route_in *in,
+    const moec_dispatch_map *map, const moec_waterfill *waterfill,
+    const moec_route_out *out, const moec_dispatch_out *dispatch,
+    const moec_launch *launch, moec_error *err)
+{
+    return d->b->route(d->ordinal, moec_router_config(router), in, map,
+                       waterfill, out, dispatch, launch, err);
+}
+
+uint64_t moec_device_dispatch_workspace_bytes(const moec_device *d,
+                                              const moec_dispatch_map *map,
+                                              uint32_t n_tokens)
+{
+    return d->b->dispatch_workspace(map, n_tokens);
+}
+
+moec_status moec_device_dispatch(moec_device *d, const moec_dispatch_map *map,
+                                 const moec_waterfill *waterfill,
+                                 const int32_t *ids, const float *weights,
+                                 uint32_t n_tokens, uint32_t n_valid,
+                                 uint32_t top_k, const moec_dispatch_out *out,
+                                 const moec_launch *launch, moec_error *err)
+{
+    return d->b->dispatch(d->ordinal, map, waterfill, ids, weights, n_tokens,
+                          n_valid, top_k, out, launch, err);
+}
+
+uint64_t moec_device_align_workspace_bytes(const moec_device *d, uint64_t n,
+                                           uint32_t n_slots)
+{
+    return d->b->align_workspace(n, n_slots);
+}
+
+moec_status moec_device_align(moec_device *d, const int32_t *slots, uint64_t n,
+                              uint32_t first_slot, uint32_t n_slots,
+                              uint32_t block, const moec_align_out *out,
+                              const moec_launch *launch, moec_error *err)
+{
+    return d->b->align(d->ordinal, slots, n, first_slot, n_slots, block, out,
+                       launch, err);
+}
+
+moec_status moec_device_permute(moec_device *d, const void *x,
+                                uint64_t row_bytes, const uint32_t *sorted,
+                                const uint64_t *n_sorted, uint64_t n_sorted_max,
+                                uint64_t n_columns, uint32_t n_cols, void *out,
+                                const moec_launch *launch, moec_error *err)
+{
+    return d->b->permute(d->ordinal, x, row_bytes, sorted, n_sorted,
+                         n_sorted_max, n_columns, n_cols, out, launch, err);
+}
+
+moec_status moec_device_combine(moec_device *d, const moec_combine_in *in,
+                                float *out, const moec_launch *launch,
+                                moec_error *err)
+{
+    return d->b->combine(d->ordinal, in, out, launch, err);
+}
+
+moec_status moec_device_cast(moec_device *d, const void *in,
+                             moec_dtype in_dtype, void *out,
+                             moec_dtype out_dtype, uint64_t n,
+                             const moec_launch *launch, moec_error *err)
+{
+    return d->b->cast(d->ordinal, in, in_dtype, out, out_dtype, n, launch, err);
+}
+
+moec_status moec_device_matmul(moec_device *d, const moec_matrix *m,
+                               uint32_t index, const float *x,
+                               uint64_t x_stride, uint32_t n_tokens, float *out,
+                               uint64_t out_stride, const moec_launch *launch,
+                               moec_error *err)
+{
+    return d->b->matmul(d->ordinal, m, index, x, x_stride, n_tokens, out,
+                        out_stride, launch, err);
+}
+
+uint64_t moec_device_ffn_workspace_bytes(const moec_device *d,
+                                         const moec_ffn_config *config,
+                                         uint64_t n_columns_max,
+                                         uint32_t n_rows)
+{
+    return d->b->ffn_workspace(config, n_columns_max, n_rows);
+}
+
+moec_status moec_device_ffn(moec_device *d, const moec_ffn_config *config,
+                            const moec_ffn_in *in, uint64_t n_columns_max,
+                            float *y, const moec_launch *launch,
+                            moec_error *err)
+{
+    return d->b->ffn(d->ordinal, config, in, n_columns_max, y, launch, err);
+}
