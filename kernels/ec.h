@@ -21,6 +21,8 @@
 #include <moec/error.h>
 #include <moec/kernels.h>
 
+#include "route.h"
+
 /* UNSUPPORTED with the sentence that moec_router_create reports. */
 moec_status moec_ec_check(const moec_route_config *config, moec_error *err);
 
@@ -40,8 +42,8 @@ struct moec_ec_fns {
      * many. `ids` has room for stride + 16. */
     uint32_t (*above)(const uint32_t *cols, const uint32_t *floors,
                       uint32_t stride, uint16_t *ids);
-    /* The largest v that at least c of the n keys reach; 1 <= c <= n. */
-    uint32_t (*cutoff)(const uint32_t *keys, uint32_t n, uint32_t c);
+    /* How many of the n keys are at least v. */
+    uint32_t (*reach)(const uint32_t *keys, uint32_t n, uint32_t v);
     /* Keep, in order, the entries of both lists whose key is above v, and the
      * first *ties of those that equal v; lower *ties by these. Return how many
      * were kept. Both lists have room for n + 16. */
@@ -61,9 +63,61 @@ struct moec_ec_fns {
 };
 
 extern const struct moec_ec_fns moec_ec_scalar;
-#if defined(__x86_64__)
 extern const struct moec_ec_fns moec_ec_avx2;
 extern const struct moec_ec_fns moec_ec_avx512;
-#endif
+const struct moec_ec_fns *moec_ec_fns_of(moec_isa isa);
+
+/* ------------------------------------------------ between ec.c and the modes */
+
+/* Rows of [0, n) that one thread does: never fewer than 16 of them. */
+typedef struct moec_ec_chunks {
+    uint32_t rows; /* of each but the last */
+    uint32_t n;
+} moec_ec_chunks;
+
+/* What one chunk counted. */
+typedef struct moec_ec_counts {
+    uint64_t short_tokens, fallback_tokens, dropped;
+} moec_ec_counts;
+
+/* One call: the first fields by ec.c. */
+typedef struct moec_ec_job {
+    const moec_router *r;
+    const struct moec_ec_fns *fns;
+    const moec_route_in *in;
+    const moec_route_out *out;
+    uint32_t n;        /* real tokens */
+    uint32_t capacity; /* below n */
+    uint32_t stride;   /* of a row of keys */
+    moec_ec_chunks chunks;
+    moec_ec_counts *counts; /* [chunks.n], zero */
+} moec_ec_job;
+
+/* Carves aligned pieces out of a workspace; with base 0 it only measures. */
+typedef struct moec_ec_space {
+    char *base;
+    uint64_t used;
+} moec_ec_space;
+void *moec_ec_take(moec_ec_space *space, uint64_t bytes);
+
+/* Column keys are not row keys. */
+static inline bool moec_ec_has_cols(const moec_ec_job *job)
+{
+    return job->r->fns.cols && !job->in->bias;
+}
+
+/* Row and column keys of `n` rows from `row`; returns the column keys: `cols`,
+ * or `keys` where they are the same. The padding is left as it is. */
+const uint32_t *moec_ec_keys(const moec_ec_job *job, uint32_t row, uint32_t n,
+                             uint32_t *keys, uint32_t *cols);
+/* Rows of one block whose keys fit a first-level cache. */
+uint32_t moec_ec_block_rows(uint32_t stride);
+uint32_t moec_ec_chunk_end(const moec_ec_job *job, size_t chunk);
+
+/* The fill modes, and BALANCED. `space` has what the third function said. */
+void moec_ec_admit(const moec_ec_job *job, moec_ec_space *space);
+void moec_ec_balance(const moec_ec_job *job, moec_ec_space *space);
+void moec_ec_admit_space(const moec_ec_job *job, moec_ec_space *space);
+void moec_ec_balance_space(const moec_ec_job *job, moec_ec_space *space);
 
 #endif

@@ -7,6 +7,7 @@
 
 #include "backend.h"
 #include "matrix.h"
+k->ec = moec_ec_fns_of(isa);
 
 static const char *const isa_names[] = {"auto", "scalar", "avx2", "avx512"};
 
@@ -61,6 +62,7 @@ moec_status moec_kernels_open(moec_kernels **out, const moec_kernels_opts *opts,
         return moec_fail_nomem(err, "kernels");
     k->isa = isa;
     k->matrix = moec_matrix_fns_of(isa);
+    k->ec = moec_ec_fns_of(isa);
     k->bf16_dot = isa == MOEC_ISA_AVX512 && cpu.avx512_bf16;
     if (o.n_threads != 1) {
         moec_status st = moec_pool_create(&k->pool, o.n_threads, err);

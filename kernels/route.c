@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "ec.h"
 #include "route.h"
 #include "route_math.h"
 
@@ -169,6 +170,7 @@ moec_status moec_router_create(moec_router **out, const moec_kernels *k,
     MOEC_TRY(check_numbers(config, err));
     MOEC_TRY(check_joint(config, err));
     MOEC_TRY(check_choice(config, err));
+    MOEC_TRY(moec_ec_check(config, err));
     r = moec_calloc(1, sizeof(*r));
     if (!r)
         return moec_fail_nomem(err, "router");
@@ -323,9 +325,9 @@ static void route_chunk(void *ctx, size_t item, uint32_t worker)
 uint64_t moec_route_workspace_bytes(const moec_router *router,
                                     uint32_t n_tokens)
 {
-    (void)router;
-    (void)n_tokens;
-    return 0;
+    if (router->config.ec.mode == MOEC_EC_OFF)
+        return 0;
+    return moec_ec_workspace_bytes(router, n_tokens);
 }
 
 moec_status moec_route(const moec_router *router, const moec_route_in *in,
@@ -342,10 +344,8 @@ moec_status moec_route(const moec_router *router, const moec_route_in *in,
                out->struct_bytes, sizeof(*out));
     if (in->n_tokens && (!out->ids || !out->weights))
         REFUSE(err, ARG, "route: ids or weights is NULL");
-    (void)workspace;
-    (void)workspace_bytes;
     if (router->config.ec.mode != MOEC_EC_OFF)
-        REFUSE(err, UNSUPPORTED, "expert choice");
+        return moec_ec_route(router, in, out, workspace, workspace_bytes, err);
     if (out->ec)
         memset(out->ec, 0, sizeof(*out->ec));
     if (!router->k->pool || in->n_tokens <= CHUNK_ROWS)

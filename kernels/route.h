@@ -65,9 +65,9 @@ struct moec_route_fns {
     moec_keys_fn keys; /* [n][E + Z], rows `stride` apart; groups that a row
                           does not keep are 0 */
     /* The same for comparing the rows of one column (Expert Choice): the
-     * softmax itself, over all selectable columns, groups that a row does not
-     * keep are 0 here too. A logit means nothing beside another row's. NULL
-     * where `keys` compare across rows: a bias, or any other score. */
+     * softmax without a bias, e * (1 / sum of all e); groups that a row does
+     * not keep are 0 here too. A logit means nothing beside another row's.
+     * NULL but for softmax; with in->bias `keys` compare across rows. */
     moec_keys_fn cols;
     moec_weights_fn weights;
 };
@@ -93,6 +93,9 @@ void moec_route_rows_scalar(const moec_router *r, const moec_route_in *in,
                             uint32_t row, uint32_t n, int32_t *ids,
                             float *weights);
 void moec_route_keys_scalar(const moec_router *r, const moec_route_in *in,
+                            uint32_t row, uint32_t n, uint32_t *keys,
+                            uint64_t stride);
+void moec_route_cols_scalar(const moec_router *r, const moec_route_in *in,
                             uint32_t row, uint32_t n, uint32_t *keys,
                             uint64_t stride);
 void moec_route_weights_scalar(const moec_router *r, const moec_route_in *in,

@@ -16,21 +16,13 @@ static uint32_t above(const uint32_t *cols, const uint32_t *floors,
     return n;
 }
 
-/* Bit by bit from the top: the loop inside is what compilers vectorise, and
- * 32 rounds of it beat a quickselect's mispredicted branches. */
-static uint32_t cutoff(const uint32_t *keys, uint32_t n, uint32_t c)
+static uint32_t reach(const uint32_t *keys, uint32_t n, uint32_t v)
 {
-    uint32_t v = 0;
+    uint32_t count = 0;
 
-    for (uint32_t bit = UINT32_C(1) << 31; bit; bit >>= 1) {
-        uint32_t count = 0;
-
-        for (uint32_t i = 0; i < n; i++)
-            count += keys[i] >= (v | bit);
-        if (count >= c)
-            v |= bit;
-    }
-    return v;
+    for (uint32_t i = 0; i < n; i++)
+        count += keys[i] >= v;
+    return count;
 }
 
 static uint32_t keep(uint32_t *keys, uint64_t *pairs, uint32_t n, uint32_t v,
@@ -113,7 +105,7 @@ static uint32_t next(const uint32_t *keys, const uint32_t *open,
 
 const struct moec_ec_fns moec_ec_scalar = {
     .above = above,
-    .cutoff = cutoff,
+    .reach = reach,
     .keep = keep,
     .floors = floors,
     .best = best,

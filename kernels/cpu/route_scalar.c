@@ -484,8 +484,25 @@ void moec_route_keys_scalar(const moec_router *r, const moec_route_in *in,
     }
 }
 
+void moec_route_cols_scalar(const moec_router *r, const moec_route_in *in,
+                            uint32_t row, uint32_t n, uint32_t *keys,
+                            uint64_t stride)
+{
+    moec_route_keys_scalar(r, in, row, n, keys, stride);
+    for (uint32_t i = 0; i < n; i++, keys += stride) {
+        struct row w = row_of(r, in, row + i);
+        float m = row_max(&w), inverse = 1.0f / row_sum(&w, m);
+
+        for (uint32_t e = 0; e < r->n_choice; e++)
+            if (keys[e] != 0)
+                keys[e] = moec_f32_key(moec_f32_exp(x_of(&w, e) - m) * inverse);
+    }
+}
+
 void moec_route_fill_scalar(moec_router *r)
 {
+    if (r->config.score == MOEC_SCORE_SOFTMAX)
+        r->fns.cols = moec_route_cols_scalar;
     r->fns.rows = moec_route_rows_scalar;
     r->fns.keys = moec_route_keys_scalar;
     r->fns.weights = moec_route_weights_scalar;
