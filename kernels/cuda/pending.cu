@@ -35,28 +35,6 @@ moec_status moec_cuda_dispatch(uint32_t, const moec_dispatch_map *,
 {
     return pending("dispatch", err);
 }
-uint64_t moec_cuda_align_workspace(uint64_t, uint32_t)
-{
-    return 0;
-}
-moec_status moec_cuda_align(uint32_t, const int32_t *, uint64_t, uint32_t,
-                            uint32_t, uint32_t, const moec_align_out *,
-                            const moec_launch *, moec_error *err)
-{
-    return pending("align", err);
-}
-moec_status moec_cuda_permute(uint32_t, const void *, uint64_t,
-                              const uint32_t *, const uint64_t *, uint64_t,
-                              uint64_t, uint32_t, void *, const moec_launch *,
-                              moec_error *err)
-{
-    return pending("permute", err);
-}
-moec_status moec_cuda_combine(uint32_t, const moec_combine_in *, float *,
-                              const moec_launch *, moec_error *err)
-{
-    return pending("combine", err);
-}
 moec_status moec_cuda_matmul(uint32_t, const moec_matrix *, uint32_t,
                              const float *, uint64_t, uint32_t, float *,
                              uint64_t, const moec_launch *, moec_error *err)

@@ -3,5 +3,6 @@
 set(moec_cuda_sources
   cast.cu
   moec_cuda.cu
-  pending.cu)
+  pending.cu
+  permute.cu)
 list(TRANSFORM moec_cuda_sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
