@@ -6,21 +6,32 @@
  *
  * Each worker counts for itself; integers add up to the same whoever counted
  * what. A bad id is reported for the first row that has one, whatever thread
- * found it. */
+ * found it.
+ *
+ * The fused call is the same with a router in front: it chooses for a block of
+ * rows into the ids that are remapped next, still in the first cache. Where
+ * nobody wants logical ids they are written where the slots will stand. */
 
 #include <stdatomic.h>
 #include <string.h>
 
 #include "backend.h"
 #include "remap.h"
+#include "route.h"
 
 /* Rows that one item of the pool takes: some microseconds of work. Batches
  * under two items run on the caller's thread. */
-#define ROWS_AN_ITEM 512u
+#define DISPATCH_ROWS 512u
+#define FUSED_ROWS    64u
 
 typedef struct job {
     moec_remap remap;
+    const moec_router *router; /* NULL: ids are there */
+    const moec_route_in *in;
+    int32_t *ids; /* what the router writes: remap.ids, remap.weights */
+    float *weights;
     moec_pool *pool;
+    uint32_t rows_an_item;
     uint32_t n_tokens;
     uint32_t *counts; /* [worker][stride]: slots, then rows; NULL: none */
     size_t stride;
@@ -34,16 +45,33 @@ static size_t stride_of(uint32_t n_slots)
     return ((size_t)n_slots + 1 + 15) / 16 * 16; /* whole cache lines */
 }
 
+static uint64_t workspace_bytes_of(const moec_kernels *k,
+                                   const moec_dispatch_map *map,
+                                   uint32_t n_tokens, uint32_t rows_an_item)
+{
+    uint32_t workers = n_tokens > rows_an_item ? moec_kernels_n_threads(k) : 1;
+
+    if (moec_topology_check(&map->topology, NULL) != MOEC_OK)
+        return 0; /* the call itself says why */
+    return stride_of(moec_topology_n_slots(&map->topology)) * workers *
+           sizeof(uint32_t);
+}
+
 uint64_t moec_dispatch_workspace_bytes(const moec_kernels *k,
                                        const moec_dispatch_map *map,
                                        uint32_t n_tokens)
 {
-    uint32_t workers = n_tokens > ROWS_AN_ITEM ? moec_kernels_n_threads(k) : 1;
+    return workspace_bytes_of(k, map, n_tokens, DISPATCH_ROWS);
+}
 
-    if (moec_topology_check(&map->topology, NULL) != MOEC_OK)
-        return 0; /* moec_dispatch says why */
-    return stride_of(moec_topology_n_slots(&map->topology)) * workers *
-           sizeof(uint32_t);
+uint64_t moec_route_dispatch_workspace_bytes(const moec_router *router,
+                                             const moec_dispatch_map *map,
+                                             uint32_t n_tokens)
+{
+    /* Expert Choice is over before the counts begin. */
+    return moec_max_u64(
+        moec_route_workspace_bytes(router, n_tokens),
+        workspace_bytes_of(router->k, map, n_tokens, FUSED_ROWS));
 }
 
 static void note_bad(job *j, uint64_t where)
@@ -57,12 +85,16 @@ static void note_bad(job *j, uint64_t where)
 static void remap_item(void *ctx, size_t item, uint32_t worker)
 {
     job *j = ctx;
-    uint32_t lo = (uint32_t)item * ROWS_AN_ITEM, n_rows = 0;
+    uint32_t lo = (uint32_t)item * j->rows_an_item, n_rows = 0;
     uint32_t hi =
-        (uint32_t)moec_min_u64(j->n_tokens, (uint64_t)lo + ROWS_AN_ITEM);
+        (uint32_t)moec_min_u64(j->n_tokens, (uint64_t)lo + j->rows_an_item);
     uint32_t *counts = j->counts ? j->counts + worker * j->stride : NULL;
-    uint64_t bad = moec_remap_rows(&j->remap, lo, hi, counts, &n_rows);
+    uint64_t at = (uint64_t)lo * j->remap.n_cols, bad;
 
+    if (j->router)
+        moec_route_rows(j->router, j->in, lo, hi - lo, j->ids + at,
+                        j->weights + at);
+    bad = moec_remap_rows(&j->remap, lo, hi, counts, &n_rows);
     if (counts)
         counts[j->remap.n_slots] += n_rows;
     if (bad != MOEC_REMAP_FINE)
@@ -76,9 +108,9 @@ static void fill_item(void *ctx, size_t item, uint32_t worker)
     job *j = ctx;
     const moec_remap *m = &j->remap;
     const moec_topology *topo = &m->map->topology;
-    uint32_t lo = (uint32_t)item * ROWS_AN_ITEM;
+    uint32_t lo = (uint32_t)item * j->rows_an_item;
     uint32_t hi =
-        (uint32_t)moec_min_u64(m->n_valid, (uint64_t)lo + ROWS_AN_ITEM);
+        (uint32_t)moec_min_u64(m->n_valid, (uint64_t)lo + j->rows_an_item);
     uint32_t *counts = j->counts ? j->counts + worker * j->stride : NULL;
 
     for (uint32_t t = lo; t < hi; t++) {
@@ -103,7 +135,7 @@ static void fill_item(void *ctx, size_t item, uint32_t worker)
 /* Run fn over all rows. Returns the number of workers that may have run. */
 static uint32_t run_rows(job *j, moec_work_fn fn)
 {
-    size_t n = moec_ceil_div(j->n_tokens, ROWS_AN_ITEM);
+    size_t n = moec_ceil_div(j->n_tokens, j->rows_an_item);
     bool alone = n < 2;
     uint32_t workers = alone ? 1 : moec_pool_n_threads(j->pool);
 
@@ -233,7 +265,8 @@ static moec_status take_workspace(job *j, const moec_kernels *k,
                                   const moec_dispatch_out *out, void *workspace,
                                   uint64_t workspace_bytes, moec_error *err)
 {
-    uint64_t need = moec_dispatch_workspace_bytes(k, j->remap.map, j->n_tokens);
+    uint64_t need =
+        workspace_bytes_of(k, j->remap.map, j->n_tokens, j->rows_an_item);
 
     if (!out->slot_counts && !out->rank_counts &&
         !(w && w->mode == MOEC_WATERFILL_STATIC))
@@ -275,6 +308,23 @@ static moec_status check_args(const moec_kernels *k,
     return MOEC_OK;
 }
 
+/* A job for checked arguments, without a router. */
+static void job_init(job *j, const moec_kernels *k,
+                     const moec_dispatch_map *map, const moec_dispatch_out *out,
+                     uint32_t n_tokens, uint32_t n_valid, uint32_t top_k)
+{
+    memset(j, 0, sizeof(*j));
+    j->remap.map = map;
+    j->remap.slots = out->slots;
+    j->remap.out_weights = out->weights;
+    j->remap.identity = out->identity;
+    j->remap.n_valid = n_valid;
+    j->remap.top_k = top_k;
+    j->pool = k->pool;
+    j->rows_an_item = DISPATCH_ROWS;
+    j->n_tokens = n_tokens;
+}
+
 moec_status moec_dispatch(const moec_kernels *k, const moec_dispatch_map *map,
                           const moec_waterfill *waterfill, const int32_t *ids,
                           const float *weights, uint32_t n_tokens,
@@ -288,20 +338,94 @@ moec_status moec_dispatch(const moec_kernels *k, const moec_dispatch_map *map,
     if (n_tokens && (!ids || !weights))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "dispatch: %s is NULL", ids ? "weights" : "ids");
-    memset(&j, 0, sizeof(j));
-    j.remap.map = map;
+    job_init(&j, k, map, out, n_tokens, n_valid, top_k);
     j.remap.ids = ids;
     j.remap.weights = weights;
-    j.remap.slots = out->slots;
-    j.remap.out_weights = out->weights;
-    j.remap.identity = out->identity;
-    j.remap.n_valid = n_valid;
-    j.remap.top_k = top_k;
-    j.pool = k->pool;
-    j.n_tokens = n_tokens;
     MOEC_TRY(moec_remap_init(&j.remap, n_tokens, err));
     MOEC_TRY(check_waterfill(map, &waterfill, err));
     MOEC_TRY(
         take_workspace(&j, k, waterfill, out, workspace, workspace_bytes, err));
     return run(&j, waterfill, out, err);
+}
+
+/* ------------------------------------------------------------- fused */
+
+static moec_status check_fused(const moec_router *router,
+                               const moec_dispatch_map *map,
+                               const moec_route_out *out,
+                               const moec_dispatch_out *dispatch,
+                               moec_error *err)
+{
+    const moec_route_config *c = &router->config;
+
+    if (map->n_experts != c->n_experts ||
+        map->topology.n_shared_slots != c->n_shared)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "dispatch: the map has %u experts and %u shared "
+                         "slots, the router %u and %u",
+                         map->n_experts, map->topology.n_shared_slots,
+                         c->n_experts, c->n_shared);
+    if (c->n_zero && !dispatch->identity)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "dispatch: identity is NULL, with %u zero experts",
+                         c->n_zero);
+    if (!out)
+        return MOEC_OK;
+    if (out->struct_bytes < sizeof(*out) || !out->ids != !out->weights)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "struct_bytes %u of the route output, not %zu, or "
+                         "ids without weights",
+                         out->struct_bytes, sizeof(*out));
+    return MOEC_OK;
+}
+
+/* The choice of all rows, where a block of rows cannot be chosen alone. */
+static moec_status route_first(job *j, const moec_route_out *out,
+                               void *workspace, uint64_t workspace_bytes,
+                               moec_error *err)
+{
+    moec_route_out all = {.struct_bytes = sizeof(all),
+                          .ids = j->ids,
+                          .weights = j->weights,
+                          .ec = out ? out->ec : NULL};
+
+    MOEC_TRY(
+        moec_route(j->router, j->in, &all, workspace, workspace_bytes, err));
+    j->router = NULL;
+    return MOEC_OK;
+}
+
+moec_status
+moec_route_dispatch(const moec_router *router, const moec_route_in *in,
+                    const moec_dispatch_map *map,
+                    const moec_waterfill *waterfill, const moec_route_out *out,
+                    const moec_dispatch_out *dispatch, void *workspace,
+                    uint64_t workspace_bytes, moec_error *err)
+{
+    const moec_kernels *k = router ? router->k : NULL;
+    job j;
+
+    if (!router)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE, "router is NULL");
+    MOEC_TRY(moec_route_check_in(router, in, err));
+    MOEC_TRY(check_args(k, map, dispatch, in->n_tokens, in->n_valid, err));
+    MOEC_TRY(check_fused(router, map, out, dispatch, err));
+    job_init(&j, k, map, dispatch, in->n_tokens, in->n_valid,
+             router->config.top_k);
+    j.router = router;
+    j.in = in;
+    j.rows_an_item = FUSED_ROWS;
+    j.ids = out && out->ids ? out->ids : dispatch->slots;
+    j.weights = out && out->ids ? out->weights : dispatch->weights;
+    j.remap.ids = j.ids;
+    j.remap.weights = j.weights;
+    MOEC_TRY(moec_remap_init(&j.remap, in->n_tokens, err));
+    MOEC_TRY(check_waterfill(map, &waterfill, err));
+    MOEC_TRY(take_workspace(&j, k, waterfill, dispatch, workspace,
+                            workspace_bytes, err));
+    if (router->config.ec.mode != MOEC_EC_OFF)
+        MOEC_TRY(route_first(&j, out, workspace, workspace_bytes, err));
+    else if (out && out->ec)
+        memset(out->ec, 0, sizeof(*out->ec));
+    return run(&j, waterfill, dispatch, err);
 }

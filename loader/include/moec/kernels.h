@@ -325,10 +325,13 @@ MOEC_API uint64_t moec_dispatch_workspace_bytes(const moec_kernels *k,
                                                 uint32_t n_tokens);
 
 /* Remap K routed columns and append S shared ones. `ids` and `weights` are
- * [T][K + S] as moec_route gives them or of a custom router; the weights of
- * shared columns are taken as they are, their ids are not read. Rows at or
- * past n_valid, rows without a valid id and ids < 0 give -1. An id that no
- * map has is ARG. */
+ * [T][K + S] as moec_route gives them or of a custom router, and may be
+ * out->slots and out->weights; the weights of shared columns are taken as they
+ * are, their ids are not read. Rows at or past n_valid, rows without a valid
+ * id and ids < 0 give -1; zero experts are valid ids, so a row of nothing else
+ * has its shared columns. An id that no map has is ARG. Waterfill counts all T
+ * rows, numbers them from map->row0, and is UNSUPPORTED with global shared
+ * slots, which name no rank. */
 MOEC_API moec_status moec_dispatch(const moec_kernels *k,
                                    const moec_dispatch_map *map,
                                    const moec_waterfill *waterfill,
@@ -392,11 +395,14 @@ MOEC_API moec_status moec_permute(const moec_kernels *k, const void *x,
                                   uint64_t n_sorted, uint64_t n_columns,
                                   uint32_t n_cols, void *out, moec_error *err);
 
-/* out[t] = scale * (identity[t] * x[t] + sum over columns c, in order, of
- * weights[t][c] * y[t*C + c]), in float32; columns with where[t*C+c] < 0 are
- * left out. `scale_cols` columns count for the scale (the K routed ones where
- * rsf is on the output, the shared ones then stand outside it). y is
- * [T*C][H] by column. identity, x may be NULL. */
+/* out[t] = scale * (identity[t] * x[t] + sum over the first scaled_cols
+ * columns of weights[t][c] * y[t*C + c]) + the same sum over the others, in
+ * column order, in float32, every product rounded before it is added, on
+ * every back end. Columns whose slot is < 0 are left out and their rows of y
+ * not read. scaled_cols is C where shared columns weigh 1/rsf
+ * (moec_shared_weight) and scale is rsf; K where they weigh 1 and stand
+ * outside. y is [T*C][H] by column, C at most 128. identity and x may be
+ * NULL. */
 typedef struct moec_combine_in {
     uint32_t struct_bytes; /* sizeof(moec_combine_in) */
     uint32_t n_tokens, n_cols, scaled_cols;
