@@ -43,7 +43,89 @@ static void count(census *c, const moec_ckpt *ckpt, const moec_model *model)
     }
 }
 
+/* ------------------------------------------------------------- router */
+
+static const char *const score_names[] = {"softmax", "sigmoid", "sqrtsoftplus",
+                                          "logit"};
+static const char *const choice_names[] = {"topk", "hash", "sparse_mixer"};
+static const char *const group_names[] = {"max", "top2"};
+static const char *const norm_names[] = {"none", "sum",     "floor",
+                                         "p",    "softmax", "joint"};
+
+/* The router of the last decoder layer, which no table routes, and of how many
+ * layers a table does. */
+typedef struct router {
+    moec_moe_facts f;
+    uint32_t n_hash;
+} router;
+
+static router router_of(const moec_model *model)
+{
+    router r = {.n_hash = 0};
+    moec_moe_facts f;
+    for (size_t i = 0; i < moec_model_n_layers(model); i++) {
+        if (moec_model_layer(model, i)->key.space != MOEC_SPACE_MAIN ||
+            moec_model_moe(model, i, &f, NULL) != MOEC_OK)
+            continue;
+        r.n_hash += f.route.choice == MOEC_CHOICE_HASH;
+        r.f = f;
+    }
+    return r;
+}
+
+static const char *bias_name(const moec_moe_facts *f)
+{
+    if (f->choice_bias != MOEC_NO_TENSOR)
+        return "choice";
+    return f->logit_bias != MOEC_NO_TENSOR ? "logit" : NULL;
+}
+
+/* Validation does all steps that there are. */
+static const char *why_not(const moec_moe_facts *f)
+{
+    return f->steps == 0 ? f->why_not : NULL;
+}
+
+static const char *scale_place(const moec_moe_facts *f)
+{
+    return f->route.rsf_on == MOEC_RSF_ON_OUTPUT ? "output" : "weights";
+}
+
 /* --------------------------------------------------------------- JSON */
+
+static void json_router(moec_cli_json *j, const moec_model *model)
+{
+    const moec_facts *f = moec_model_facts(model);
+    router r = router_of(model);
+    const moec_route_config *c = &r.f.route;
+    moec_cli_json_object(j, "router");
+    moec_cli_json_str(j, "score", f->score);
+    moec_cli_json_str(j, "choice", choice_names[c->choice]);
+    moec_cli_json_str(j, "weight", score_names[c->score]);
+    moec_cli_json_str(j, "bias", bias_name(&r.f));
+    moec_cli_json_u64(j, "n_group", f->n_group);
+    moec_cli_json_u64(j, "topk_group", f->topk_group);
+    moec_cli_json_str(j, "group_score",
+                      c->n_group > 1 ? group_names[c->group_score] : NULL);
+    if (f->norm_topk >= 0)
+        moec_cli_json_bool(j, "norm_topk_prob", f->norm_topk != 0);
+    else
+        moec_cli_json_str(j, "norm_topk_prob", NULL);
+    moec_cli_json_str(j, "norm", norm_names[c->norm]);
+    moec_cli_json_f64(j, "norm_arg", (double)c->norm_arg);
+    moec_cli_json_f64(j, "routed_scaling_factor", f->routed_scale);
+    moec_cli_json_str(j, "scale_on", scale_place(&r.f));
+    moec_cli_json_f64(j, "softcap", (double)c->softcap);
+    moec_cli_json_u64(j, "zero_experts", c->n_zero);
+    moec_cli_json_u64(j, "hash_layers", r.n_hash);
+    moec_cli_json_bool(j, "expert_scale", r.f.expert_scale != MOEC_NO_TENSOR);
+    moec_cli_json_bool(j, "weight_on_input", r.f.ffn.weight_on_input != 0);
+    moec_cli_json_bool(j, "input_norm",
+                       (r.f.steps & MOEC_STEP_ROUTER_NORM) != 0);
+    moec_cli_json_bool(j, "latent", (r.f.steps & MOEC_STEP_LATENT) != 0);
+    moec_cli_json_str(j, "why_not", why_not(&r.f));
+    moec_cli_json_end(j);
+}
 
 static void json_layers(moec_cli_json *j, const char *key,
                         const moec_model *model, moec_space space)
@@ -73,16 +155,7 @@ static void json_facts(moec_cli_json *j, const moec_model *model,
     moec_cli_json_str(j, "expert_dtype", moec_dtype_name(f->expert_dtype));
     moec_cli_json_str(j, "activation", f->activation);
     moec_cli_json_bool(j, "gated", f->gated != 0);
-    moec_cli_json_object_row(j, "router");
-    moec_cli_json_str(j, "score", f->score);
-    moec_cli_json_u64(j, "n_group", f->n_group);
-    moec_cli_json_u64(j, "topk_group", f->topk_group);
-    if (f->norm_topk >= 0)
-        moec_cli_json_bool(j, "norm_topk_prob", f->norm_topk != 0);
-    else
-        moec_cli_json_str(j, "norm_topk_prob", NULL);
-    moec_cli_json_f64(j, "routed_scaling_factor", f->routed_scale);
-    moec_cli_json_end(j);
+    json_router(j, model);
     moec_cli_json_object_row(j, "shared");
     moec_cli_json_str(j, "kind", moec_shared_kind_name(f->shared_kind));
     moec_cli_json_u64(j, "n_shared", f->n_shared);
@@ -150,18 +223,35 @@ static void print_json(const moec_cli *cli, const moec_cli_session *s,
 
 /* --------------------------------------------------------------- text */
 
-static void print_router(const moec_facts *f)
+static void print_router(const moec_model *model)
 {
-    char groups_text[64] = "";
-    const char *norm = f->norm_topk > 0    ? ", renormalised"
-                       : f->norm_topk == 0 ? ", not renormalised"
-                                           : "";
-    if (f->n_group > 1)
+    static const char *const norms[] = {
+        "not renormalised",      "renormalised",
+        "renormalised (floor)",  "renormalised (p-norm)",
+        "softmax of the chosen", "renormalised with the shared"};
+    const moec_facts *f = moec_model_facts(model);
+    router r = router_of(model);
+    const moec_route_config *c = &r.f.route;
+    const char *bias = bias_name(&r.f);
+    char groups_text[80] = "", hash_text[48] = "";
+    if (c->n_group > 1)
         (void)snprintf(groups_text, sizeof(groups_text),
-                       ", %" PRIu32 " groups of which %" PRIu32 " are kept",
-                       f->n_group, f->topk_group);
-    moec_cli_line(stdout, "router     %s, top %" PRIu32 "%s%s, scale %g",
-                  f->score, f->top_k, groups_text, norm, f->routed_scale);
+                       ", %" PRIu32 " groups by %s of which %" PRIu32
+                       " are kept",
+                       c->n_group, group_names[c->group_score], c->topk_group);
+    if (r.n_hash != 0)
+        (void)snprintf(hash_text, sizeof(hash_text),
+                       ", %" PRIu32 " layer%s by table", r.n_hash,
+                       r.n_hash == 1 ? "" : "s");
+    moec_cli_line(stdout,
+                  "router     %s%s%s%s, top %" PRIu32 "%s%s, %s, scale %g on "
+                  "the %s",
+                  f->score, bias != NULL ? ", " : "", bias != NULL ? bias : "",
+                  bias != NULL ? " bias" : "", f->top_k, groups_text, hash_text,
+                  norms[c->norm], f->routed_scale, scale_place(&r.f));
+    if (why_not(&r.f) != NULL)
+        moec_cli_line(stdout, "           not run by validate: %s",
+                      why_not(&r.f));
 }
 
 static void print_facts(const moec_model *model)
@@ -192,7 +282,7 @@ static void print_facts(const moec_model *model)
                       " slot%s a rank",
                       f->shared_width, moec_shared_kind_name(f->shared_kind),
                       f->shared_slots, f->shared_slots == 1 ? "" : "s");
-    print_router(f);
+    print_router(model);
     moec_cli_line(stdout, "layers     %" PRIu32 ", MoE in %s%s%s", f->n_layers,
                   main_layers, mtp_layers[0] != '\0' ? ", MTP " : "",
                   mtp_layers);

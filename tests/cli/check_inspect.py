@@ -45,6 +45,22 @@ def routed_dtype(tensors):
     return dtypes.pop()
 
 
+def check_router(name, got, facts):
+    """The words of experts.json: "sigmoid_bias_group_top2" is score, bias, group rule."""
+    words = facts["router"].split("_")
+    groups = words[words.index("group") + 1] if "group" in words and facts["n_group"] > 1 else None
+    expect(name, "router.score", got["score"], words[0])
+    expect(name, "router.group_score", got["group_score"], groups)
+    expect(name, "router.choice", got["choice"], "topk")
+    expect(name, "router.bias", got["bias"],
+           "choice" if "bias" in words else "logit" if facts["family"] == "gpt_oss" else None)
+    norm = {"gpt_oss": "softmax", "dbrx": "p"}.get(facts["family"], "sum" if facts["norm_topk_prob"] else "none")
+    expect(name, "router.norm", got["norm"], norm)
+    expect(name, "router.scale_on", got["scale_on"], "weights")
+    expect(name, "router.weight_on_input", got["weight_on_input"], facts["family"] == "llama4")
+    expect(name, "router.why_not", got["why_not"], None)
+
+
 def check(name, got, directory):
     with open(os.path.join(directory, "experts.json")) as f:
         facts = json.load(f)["facts"]
@@ -71,6 +87,7 @@ def check(name, got, directory):
            facts["routed_scaling_factor"] or 1)
     for key in ("n_group", "topk_group"):
         expect(name, "router." + key, got["router"][key], facts[key] or 0)
+    check_router(name, got["router"], facts)
     expect(name, "expert_dtype", got["expert_dtype"], routed_dtype(tensors))
     expect(name, "n_tensors", got["n_tensors"], len(tensors))
     expect(name, "n_files", got["n_files"], len(shards))
