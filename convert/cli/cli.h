@@ -63,6 +63,7 @@ extern const moec_cli_command moec_cmd_convert;
 extern const moec_cli_command moec_cmd_verify;
 extern const moec_cli_command moec_cmd_unconvert;
 extern const moec_cli_command moec_cmd_explain;
+extern const moec_cli_command moec_cmd_selftest;
 
 /* The path argument `i`, or NULL. */
 static inline const char *moec_cli_path(const moec_cli *cli, size_t i)

@@ -23,6 +23,7 @@ enum { MOEC_CHOICE_BY_RANK = 1, MOEC_CHOICE_BY_EXPERT };
 enum { MOEC_CHOICE_GATE_UP = 1, MOEC_CHOICE_UP_GATE };
 enum { MOEC_CHOICE_PER_RANK = 1, MOEC_CHOICE_GLOBAL, MOEC_CHOICE_NONE };
 enum { MOEC_CHOICE_TEXT = 1, MOEC_CHOICE_JSON };
+enum { MOEC_CHOICE_DEVICE_CPU = 1, MOEC_CHOICE_DEVICE_CUDA };
 enum { MOEC_CHOICE_HEADERS = 1, MOEC_CHOICE_DIGESTS, MOEC_CHOICE_KERNELS };
 enum {
     MOEC_CHOICE_PROGRESS_AUTO = 1,
@@ -57,7 +58,8 @@ typedef struct moec_cli_args {
     /* one command's own */
     bool list_families, list_rules;
     const char *source, *layer, *expert;
-    uint32_t format, level;
+    uint32_t format, level, device, cpu;
+    const char *vectors;
     moec_cli_list mutate;
     /* the rest */
     const char **paths;
