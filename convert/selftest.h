@@ -14,9 +14,10 @@
  *   key), IO, NOMEM. A kernel that differs is no error: it is a failed case.
  */
 
-#include <moec/kernels.h>
+#include <stddef.h>
+#include <stdint.h>
 
-#include "base/base.h"
+#include <moec/kernels.h>
 
 /* A vector file in memory. */
 typedef struct moec_vector_file {

@@ -511,9 +511,8 @@ typedef struct fill_case {
     uint32_t top_k;
     moec_waterfill how;
     float rsf;
-    bool at_home; /* target null: under 64 tokens */
-    uint64_t target;
-    int64_t *load; /* [W]; NULL: not compared */
+    uint64_t target; /* 0: the file has none, as under 64 tokens */
+    int64_t *load;   /* [W]; NULL: not compared */
 } fill_case;
 
 /* The rows of one rank. */
@@ -522,9 +521,15 @@ typedef struct fill_rows {
     int32_t *ids, *best;
 } fill_rows;
 
+/* The target is of the step; a rank whose own batch stays at home has none. */
+#define AT_HOME_ROWS 64u
+
 static void compare_loads(moec_self *s, const fill_case *x,
-                          const uint64_t *load, uint64_t target)
+                          const fill_rows *rows, const uint64_t *load,
+                          uint64_t target)
 {
+    uint64_t want = rows->n_rows < AT_HOME_ROWS ? 0 : x->target;
+
     for (uint32_t q = 0; x->load && q < x->topology.n_ranks; q++) {
         if (load[q] == (uint64_t)x->load[q])
             continue;
@@ -532,9 +537,9 @@ static void compare_loads(moec_self *s, const fill_case *x,
                           (uintmax_t)load[q], (intmax_t)x->load[q]);
         return;
     }
-    if (target != x->target)
-        moec_self_differs(s, NULL, "target %ju, must be %ju", (uintmax_t)target,
-                          (uintmax_t)x->target);
+    if (target != want)
+        moec_self_differs(s, NULL, "rank %u: target %ju, must be %ju",
+                          rows->rank, (uintmax_t)target, (uintmax_t)want);
 }
 
 /* The same through moec_dispatch: P experts, each in its own slot. */
@@ -597,8 +602,7 @@ static moec_status run_rank(moec_self *s, const fill_case *x,
         return moec_self_refused(s, NULL, st, &got, err);
     if (!moec_self_same_ids(s, NULL, "best", best, rows->best, rows->n_rows, 1))
         return MOEC_OK;
-    if (x->how.mode == MOEC_WATERFILL_STATIC || !x->at_home)
-        compare_loads(s, x, load, target);
+    compare_loads(s, x, rows, load, target);
     return fill_by_dispatch(s, x, rows, err);
 }
 
@@ -608,7 +612,7 @@ static moec_status read_fill(moec_self *s, const moec_json *c, fill_case *x,
     moec_topology *t = &x->topology;
     moec_json target = moec_json_member(c, "target");
 
-    *x = (fill_case){.rsf = 1.0f, .at_home = target.value == NULL};
+    *x = (fill_case){.rsf = 1.0f};
     MOEC_TRY(moec_json_get_u32(c, "W", SIZE_MAX_OF, &t->n_ranks, err));
     MOEC_TRY(moec_json_get_u32(c, "P", UINT32_MAX / 2, &t->n_physical, err));
     MOEC_TRY(moec_json_get_u32(c, "K", SIZE_MAX_OF, &x->top_k, err));
@@ -619,7 +623,7 @@ static moec_status read_fill(moec_self *s, const moec_json *c, fill_case *x,
                               "P = %u does not divide by W = %u", t->n_physical,
                               t->n_ranks);
     t->n_local = t->n_physical / t->n_ranks;
-    if (!x->at_home)
+    if (target.value)
         MOEC_TRY(moec_json_as_u64(&target, INT64_MAX, &x->target, err));
     if (moec_json_has(c, "load"))
         MOEC_TRY(

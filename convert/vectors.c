@@ -12,11 +12,11 @@
 
 /* ------------------------------------------------------------- numbers */
 
-typedef enum kind { KIND_I32, KIND_I64, KIND_F32 } kind;
+typedef enum number { KIND_I32, KIND_I64, KIND_F32 } number;
 
 static const size_t kind_bytes[] = {4, 8, 4};
 
-static moec_status read_number(const moec_json *v, kind kind, char *out,
+static moec_status read_number(const moec_json *v, number kind, char *out,
                                moec_error *err)
 {
     int64_t i = 0;
@@ -45,7 +45,7 @@ static moec_status read_number(const moec_json *v, kind kind, char *out,
 /* Read nested lists to *at, or only check them where *at is NULL. */
 /* NOLINTNEXTLINE(misc-no-recursion): as deep as `rank`, at most 3 */
 static moec_status read_lists(const moec_json *v, const uint32_t *dims,
-                              uint32_t rank, kind kind, char **at,
+                              uint32_t rank, number kind, char **at,
                               moec_error *err)
 {
     if (rank == 0) {
@@ -85,7 +85,7 @@ moec_status moec_vec_room(moec_arena *arena, uint64_t n, size_t bytes,
 }
 
 static moec_status read_array(const moec_json *v, const uint32_t *dims,
-                              uint32_t rank, kind kind, moec_arena *arena,
+                              uint32_t rank, number kind, moec_arena *arena,
                               void *out, moec_error *err)
 {
     uint64_t n = 1;
@@ -103,7 +103,7 @@ static moec_status read_array(const moec_json *v, const uint32_t *dims,
 }
 
 static moec_status read_member(const moec_json *obj, const char *key,
-                               const uint32_t *dims, uint32_t rank, kind kind,
+                               const uint32_t *dims, uint32_t rank, number kind,
                                moec_arena *arena, void *out, moec_error *err)
 {
     moec_json v;
