@@ -126,6 +126,36 @@ static void equals_sglang_bit_for_bit(void **state)
     assert_int_equal(n_ranks, 124);
 }
 
+/* Few of many, where Random.sample draws into a set instead of copying the
+ * list: no vector has it. Expected from CPython 3.11's own random.Random. */
+static void draws_few_of_many_like_cpython(void **state)
+{
+    static const uint32_t want[35] = {
+        22, 2,  20, 14, 34, 58, 24, 10, 50, 60, 54, 8,  18, 38, 6,  48, 40, 44,
+        32, 14, 62, 52, 0,  2,  26, 36, 4,  34, 56, 46, 42, 12, 16, 28, 30};
+    moec_replicas_opts o = MOEC_REPLICAS_OPTS_INIT;
+    moec_placement *p = NULL;
+    int32_t row[67], next = 1;
+
+    (void)state;
+    /* Expert 0 on the even ranks below 64, the 35 others on the rest. */
+    for (int32_t i = 0; i < 67; i++)
+        row[i] = i % 2 == 0 && i < 64 ? 0 : next++;
+    assert_int_equal(moec_placement_from_rows(&p, 1, 36, 67, row, NULL),
+                     MOEC_OK);
+    o.n_ranks = 67;
+    for (uint32_t rank = 0, at = 0; rank < 67; rank++) {
+        moec_replicas *r = NULL;
+
+        o.rank = rank;
+        assert_int_equal(moec_replicas_create(&r, p, &o, NULL), MOEC_OK);
+        assert_int_equal(moec_replicas_table(r, 0)[0],
+                         row[rank] == 0 ? rank : want[at++]);
+        moec_replicas_destroy(r);
+    }
+    moec_placement_destroy(p);
+}
+
 /* SGLang's stream runs over dense layers too. */
 static void draws_for_dense_layers(void **state)
 {
@@ -396,6 +426,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equals_sglang_bit_for_bit),
+        cmocka_unit_test(draws_few_of_many_like_cpython),
         cmocka_unit_test(draws_for_dense_layers),
         cmocka_unit_test(gives_kernels_a_complete_map),
         cmocka_unit_test(leaves_empty_slots_out),
