@@ -9,6 +9,12 @@
 
 const struct moec_ec_fns *moec_ec_fns_of(moec_isa isa)
 {
+#if defined(__x86_64__)
+    if (isa == MOEC_ISA_AVX512)
+        return &moec_ec_avx512;
+    if (isa == MOEC_ISA_AVX2)
+        return &moec_ec_avx2;
+#endif
     (void)isa;
     return &moec_ec_scalar;
 }
@@ -120,7 +126,13 @@ const uint32_t *moec_ec_keys(const moec_ec_job *job, uint32_t row, uint32_t n,
     fns->keys(job->r, job->in, row, n, keys, job->stride);
     if (!moec_ec_has_cols(job))
         return keys;
-    fns->cols(job->r, job->in, row, n, cols, job->stride);
+    if (job->fns->softmax && job->r->config.n_group == 1 &&
+        job->r->config.softcap == 0.0f)
+        for (uint32_t i = 0; i < n; i++)
+            job->fns->softmax(keys + (size_t)i * job->stride,
+                              cols + (size_t)i * job->stride, job->stride);
+    else
+        fns->cols(job->r, job->in, row, n, cols, job->stride);
     return cols;
 }
 

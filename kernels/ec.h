@@ -35,9 +35,17 @@ uint64_t moec_ec_workspace_bytes(const moec_router *r, uint32_t n_tokens);
 /* A pair of the lists below: its row key, and which token or expert. */
 #define MOEC_EC_PAIR(row_key, id) ((uint64_t)(row_key) << 32 | (uint32_t)(id))
 
+/* Samples for fns.floors() lie in groups of so many columns; strides are
+ * multiples of it. */
+#define MOEC_EC_LANES 16u
+
 /* The scans, by instruction set. Row lengths are `stride`s: multiples of 16,
  * padded with keys of 0. Integer compares only: equal on every back end. */
 struct moec_ec_fns {
+    /* Column keys of softmax from the row keys of one row whose x are the raw
+     * logits: neither groups nor softcap. What route.h's `cols` gives. NULL:
+     * use that. */
+    void (*softmax)(const uint32_t *keys, uint32_t *cols, uint32_t stride);
     /* Write the ids of the keys above their floor, ascending, and return how
      * many. `ids` has room for stride + 16. */
     uint32_t (*above)(const uint32_t *cols, const uint32_t *floors,
@@ -61,6 +69,12 @@ struct moec_ec_fns {
     uint32_t (*next)(const uint32_t *keys, const uint32_t *open,
                      uint32_t stride, uint32_t last_key, uint32_t last_id);
 };
+
+/* What an instruction set leaves to plain C. */
+uint32_t moec_ec_keep_scalar(uint32_t *keys, uint64_t *pairs, uint32_t n,
+                             uint32_t v, uint32_t *ties);
+uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k,
+                             int32_t *ids);
 
 extern const struct moec_ec_fns moec_ec_scalar;
 extern const struct moec_ec_fns moec_ec_avx2;

@@ -25,8 +25,8 @@ static uint32_t reach(const uint32_t *keys, uint32_t n, uint32_t v)
     return count;
 }
 
-static uint32_t keep(uint32_t *keys, uint64_t *pairs, uint32_t n, uint32_t v,
-                     uint32_t *ties)
+uint32_t moec_ec_keep_scalar(uint32_t *keys, uint64_t *pairs, uint32_t n,
+                             uint32_t v, uint32_t *ties)
 {
     uint32_t kept = 0, left = *ties;
 
@@ -63,7 +63,8 @@ static void floors(const uint32_t *keys, uint32_t n, uint32_t rank,
 }
 
 /* Insertion into the k best so far, which stand at the front of `pairs`. */
-static uint32_t best(uint64_t *pairs, uint32_t n, uint32_t k, int32_t *ids)
+uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k,
+                             int32_t *ids)
 {
     uint32_t m = 0;
 
@@ -106,8 +107,8 @@ static uint32_t next(const uint32_t *keys, const uint32_t *open,
 const struct moec_ec_fns moec_ec_scalar = {
     .above = above,
     .reach = reach,
-    .keep = keep,
+    .keep = moec_ec_keep_scalar,
     .floors = floors,
-    .best = best,
+    .best = moec_ec_best_scalar,
     .next = next,
 };

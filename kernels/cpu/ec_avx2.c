@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The scans of Expert Choice, 8 keys at a time. AVX2 compares signed: keys are
+ * compared with their top bit flipped. */
+
+#include <immintrin.h>
+
+#include "ec.h"
+#include "route_math.h"
+
+static inline __m256i load(const uint32_t *p)
+{
+    return _mm256_loadu_si256((const void *)p);
+}
+
+static inline __m256i splat(uint32_t v)
+{
+    return _mm256_set1_epi32((int)v);
+}
+
+static inline __m256i flip(__m256i v)
+{
+    return _mm256_xor_si256(v, splat(0x80000000u));
+}
+
+/* a > b, unsigned, as ones. */
+static inline __m256i greater(__m256i a, __m256i b)
+{
+    return _mm256_cmpgt_epi32(flip(a), flip(b));
+}
+
+static inline uint32_t mask_of(__m256i v)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(v));
+}
+
+/* moec_f32_exp, lane by lane. */
+static inline __m256 exp8(__m256 x)
+{
+    const __m256 shift = _mm256_set1_ps(MOEC_EXP_SHIFT);
+    __m256 in_range =
+        _mm256_cmp_ps(x, _mm256_set1_ps(MOEC_EXP_LOW), _CMP_GE_OQ);
+    __m256 n, k, r, p;
+    __m256i scale;
+
+    x = _mm256_min_ps(x, _mm256_set1_ps(MOEC_EXP_HIGH));
+    n = _mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(MOEC_EXP_LOG2E)), shift);
+    k = _mm256_sub_ps(n, shift);
+    r = _mm256_sub_ps(x, _mm256_mul_ps(k, _mm256_set1_ps(MOEC_EXP_LN2_A)));
+    r = _mm256_sub_ps(r, _mm256_mul_ps(k, _mm256_set1_ps(MOEC_EXP_LN2_B)));
+    p = _mm256_set1_ps(MOEC_EXP_P0);
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P1));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P2));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P3));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P4));
+    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P5));
+    p = _mm256_add_ps(_mm256_mul_ps(p, _mm256_mul_ps(r, r)), r);
+    p = _mm256_add_ps(p, _mm256_set1_ps(1.0f));
+    scale = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(n), 23),
+                             splat(0x3f800000));
+    return _mm256_and_ps(in_range,
+                         _mm256_mul_ps(p, _mm256_castsi256_ps(scale)));
+}
+
+/* moec_f32_unkey: keys of 0 become a NaN, whose exp is 0. */
+static inline __m256 unkey(__m256i keys)
+{
+    __m256i positive = _mm256_srai_epi32(keys, 31);
+    __m256i flips = _mm256_or_si256(
+        _mm256_andnot_si256(positive, splat(UINT32_MAX)), splat(0x80000000u));
+
+    return _mm256_castsi256_ps(_mm256_xor_si256(keys, flips));
+}
+
+static float sum_lanes(__m256 low, __m256 high)
+{
+    float lane[8];
+
+    _mm256_storeu_ps(lane, _mm256_add_ps(low, high));
+    for (uint32_t half = 4; half; half /= 2)
+        for (uint32_t j = 0; j < half; j++)
+            lane[j] = lane[j] + lane[j + half];
+    return lane[0];
+}
+
+static uint32_t reduce_max(__m256i v)
+{
+    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(v),
+                              _mm256_extracti128_si256(v, 1));
+
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(m);
+}
+
+static inline void column_keys(const uint32_t *keys, uint32_t *cols,
+                               __m256 inverse)
+{
+    __m256 p = _mm256_mul_ps(_mm256_castsi256_ps(load(cols)), inverse);
+    __m256i key = _mm256_or_si256(_mm256_castps_si256(p), splat(0x80000000u));
+    __m256i none = _mm256_cmpeq_epi32(load(keys), _mm256_setzero_si256());
+
+    _mm256_storeu_si256((void *)cols, _mm256_andnot_si256(none, key));
+}
+
+static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
+{
+    __m256i best = _mm256_setzero_si256();
+    __m256 low = _mm256_setzero_ps(), high = low, m, inverse;
+
+    for (uint32_t e = 0; e < stride; e += 8)
+        best = _mm256_max_epu32(best, load(keys + e));
+    m = unkey(splat(reduce_max(best)));
+    for (uint32_t e = 0; e < stride; e += 16) {
+        __m256 a = exp8(_mm256_sub_ps(unkey(load(keys + e)), m));
+        __m256 b = exp8(_mm256_sub_ps(unkey(load(keys + e + 8)), m));
+
+        low = _mm256_add_ps(low, a);
+        high = _mm256_add_ps(high, b);
+        _mm256_storeu_si256((void *)(cols + e), _mm256_castps_si256(a));
+        _mm256_storeu_si256((void *)(cols + e + 8), _mm256_castps_si256(b));
+    }
+    inverse = _mm256_set1_ps(1.0f / sum_lanes(low, high));
+    for (uint32_t e = 0; e < stride; e += 8)
+        column_keys(keys + e, cols + e, inverse);
+}
+
+static uint32_t above(const uint32_t *cols, const uint32_t *floors,
+                      uint32_t stride, uint16_t *ids)
+{
+    uint32_t n = 0;
+
+    for (uint32_t e = 0; e < stride; e += 16) {
+        uint32_t m = mask_of(greater(load(cols + e), load(floors + e)));
+
+        m |= mask_of(greater(load(cols + e + 8), load(floors + e + 8))) << 8;
+        for (; m; m &= m - 1)
+            ids[n++] = (uint16_t)(e + (uint32_t)__builtin_ctz(m));
+    }
+    return n;
+}
+
+/* Counts of what is below v are negative sums of the compares' ones. */
+static uint32_t reach(const uint32_t *keys, uint32_t n, uint32_t v)
+{
+    const __m256i w = flip(splat(v));
+    __m256i below = _mm256_setzero_si256();
+    uint32_t i = 0, count = 0, lane[8];
+
+    for (; i + 8 <= n; i += 8)
+        below = _mm256_sub_epi32(below,
+                                 _mm256_cmpgt_epi32(w, flip(load(keys + i))));
+    _mm256_storeu_si256((void *)lane, below);
+    for (uint32_t j = 0; j < 8; j++)
+        count += lane[j];
+    count = i - count;
+    for (; i < n; i++)
+        count += keys[i] >= v;
+    return count;
+}
+
+static __m256i floors_of_8(const uint32_t *keys, uint32_t n, uint32_t rank)
+{
+    __m256i lo = _mm256_setzero_si256();
+
+    for (uint32_t bit = UINT32_C(1) << 31; bit > 1 << 13; bit >>= 1) {
+        __m256i v = _mm256_or_si256(lo, splat(bit)), w = flip(v);
+        __m256i count = _mm256_setzero_si256(), enough;
+
+        for (uint32_t i = 0; i < n; i++)
+            count = _mm256_sub_epi32(
+                count,
+                _mm256_cmpgt_epi32(flip(load(keys + (size_t)i * 16)), w));
+        enough = _mm256_cmpgt_epi32(splat(rank), count);
+        lo = _mm256_blendv_epi8(v, lo, enough);
+    }
+    return lo;
+}
+
+static void floors(const uint32_t *keys, uint32_t n, uint32_t rank,
+                   uint32_t *out)
+{
+    _mm256_storeu_si256((void *)out, floors_of_8(keys, n, rank));
+    _mm256_storeu_si256((void *)(out + 8), floors_of_8(keys + 8, n, rank));
+}
+
+static uint32_t next(const uint32_t *keys, const uint32_t *open,
+                     uint32_t stride, uint32_t last_key, uint32_t last_id)
+{
+    const __m256i key = splat(last_key), id = splat(last_id);
+    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i most = _mm256_setzero_si256(), at = splat(UINT32_MAX);
+    uint32_t top, m, ids[8], first = UINT32_MAX;
+
+    for (uint32_t e = 0; e < stride; e += 8) {
+        __m256i k = _mm256_and_si256(load(keys + e), load(open + e));
+        __m256i behind = _mm256_and_si256(_mm256_cmpeq_epi32(k, key),
+                                          _mm256_cmpgt_epi32(lanes, id));
+
+        behind = _mm256_or_si256(behind, greater(key, k));
+        behind = _mm256_and_si256(behind, greater(k, most));
+        most = _mm256_blendv_epi8(most, k, behind);
+        at = _mm256_blendv_epi8(at, lanes, behind);
+        lanes = _mm256_add_epi32(lanes, splat(8));
+    }
+    top = reduce_max(most);
+    _mm256_storeu_si256((void *)ids, at);
+    for (m = mask_of(_mm256_cmpeq_epi32(most, splat(top))); m; m &= m - 1) {
+        uint32_t e = ids[__builtin_ctz(m)];
+
+        first = e < first ? e : first;
+    }
+    return first;
+}
+
+const struct moec_ec_fns moec_ec_avx2 = {
+    .softmax = softmax,
+    .above = above,
+    .reach = reach,
+    .keep = moec_ec_keep_scalar,
+    .floors = floors,
+    .best = moec_ec_best_scalar,
+    .next = next,
+};

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The scans of Expert Choice, 16 keys at a time. Each loop does what the one
+ * in ec_scalar.c does, in another order where the order does not show. */
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "ec.h"
+#include "route_math.h"
+
+#define BEST_MAX 64u /* pairs that are ranked by counting */
+
+static inline __m512i load(const uint32_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+
+static inline __m512i splat(uint32_t v)
+{
+    return _mm512_set1_epi32((int)v);
+}
+
+static inline uint32_t bits(uint32_t mask)
+{
+    return (uint32_t)__builtin_popcount(mask);
+}
+
+/* moec_f32_exp, lane by lane. */
+static inline __m512 exp16(__m512 x)
+{
+    const __m512 shift = _mm512_set1_ps(MOEC_EXP_SHIFT);
+    __mmask16 in_range =
+        _mm512_cmp_ps_mask(x, _mm512_set1_ps(MOEC_EXP_LOW), _CMP_GE_OQ);
+    __m512 n, k, r, p;
+    __m512i scale;
+
+    x = _mm512_min_ps(x, _mm512_set1_ps(MOEC_EXP_HIGH));
+    n = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(MOEC_EXP_LOG2E)), shift);
+    k = _mm512_sub_ps(n, shift);
+    r = _mm512_sub_ps(x, _mm512_mul_ps(k, _mm512_set1_ps(MOEC_EXP_LN2_A)));
+    r = _mm512_sub_ps(r, _mm512_mul_ps(k, _mm512_set1_ps(MOEC_EXP_LN2_B)));
+    p = _mm512_set1_ps(MOEC_EXP_P0);
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P1));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P2));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P3));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P4));
+    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P5));
+    p = _mm512_add_ps(_mm512_mul_ps(p, _mm512_mul_ps(r, r)), r);
+    p = _mm512_add_ps(p, _mm512_set1_ps(1.0f));
+    scale = _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(n), 23),
+                             splat(0x3f800000));
+    return _mm512_maskz_mul_ps(in_range, p, _mm512_castsi512_ps(scale));
+}
+
+/* moec_f32_unkey: keys of 0 become a NaN, whose exp is 0. */
+static inline __m512 unkey(__m512i keys)
+{
+    const __m512i sign = splat(0x80000000u);
+    __mmask16 positive = _mm512_test_epi32_mask(keys, sign);
+    __m512i flipped = _mm512_xor_si512(keys, splat(UINT32_MAX));
+
+    return _mm512_castsi512_ps(
+        _mm512_mask_xor_epi32(flipped, positive, keys, sign));
+}
+
+static float sum_lanes(__m512 v)
+{
+    float lane[16];
+
+    _mm512_storeu_ps(lane, v);
+    for (uint32_t half = 8; half; half /= 2)
+        for (uint32_t j = 0; j < half; j++)
+            lane[j] = lane[j] + lane[j + half];
+    return lane[0];
+}
+
+static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
+{
+    __m512i best = _mm512_setzero_si512();
+    __m512 sum = _mm512_setzero_ps(), m, inverse;
+
+    for (uint32_t e = 0; e < stride; e += 16)
+        best = _mm512_max_epu32(best, load(keys + e));
+    m = unkey(splat(_mm512_reduce_max_epu32(best)));
+    for (uint32_t e = 0; e < stride; e += 16) {
+        __m512 v = exp16(_mm512_sub_ps(unkey(load(keys + e)), m));
+
+        sum = _mm512_add_ps(sum, v);
+        _mm512_storeu_ps(cols + e, v);
+    }
+    inverse = _mm512_set1_ps(1.0f / sum_lanes(sum));
+    for (uint32_t e = 0; e < stride; e += 16) {
+        __m512i k = load(keys + e);
+        __m512 p = _mm512_mul_ps(_mm512_loadu_ps(cols + e), inverse);
+        __m512i key =
+            _mm512_or_si512(_mm512_castps_si512(p), splat(0x80000000u));
+
+        _mm512_storeu_si512(cols + e, _mm512_maskz_mov_epi32(
+                                          _mm512_test_epi32_mask(k, k), key));
+    }
+}
+
+static uint32_t above(const uint32_t *cols, const uint32_t *floors,
+                      uint32_t stride, uint16_t *ids)
+{
+    const __m256i lanes =
+        _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    uint32_t n = 0;
+
+    for (uint32_t e = 0; e < stride; e += 16) {
+        __mmask16 m = _mm512_cmpgt_epu32_mask(load(cols + e), load(floors + e));
+        __m256i id = _mm256_add_epi16(lanes, _mm256_set1_epi16((short)e));
+
+        _mm256_storeu_si256((void *)(ids + n),
+                            _mm256_maskz_compress_epi16(m, id));
+        n += bits(m);
+    }
+    return n;
+}
+
+static uint32_t reach(const uint32_t *keys, uint32_t n, uint32_t v)
+{
+    const __m512i w = splat(v), one = splat(1);
+    __m512i a = _mm512_setzero_si512(), b = a;
+    uint32_t i = 0;
+
+    for (; i + 32 <= n; i += 32) {
+        a = _mm512_mask_add_epi32(a, _mm512_cmpge_epu32_mask(load(keys + i), w),
+                                  a, one);
+        b = _mm512_mask_add_epi32(
+            b, _mm512_cmpge_epu32_mask(load(keys + i + 16), w), b, one);
+    }
+    for (; i < n; i += 16) {
+        __mmask16 in = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
+        __m512i k = _mm512_maskz_loadu_epi32(in, keys + i);
+
+        a = _mm512_mask_add_epi32(a, _mm512_mask_cmpge_epu32_mask(in, k, w), a,
+                                  one);
+    }
+    return (uint32_t)_mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+}
+
+/* The stores reach at most to the end of what has been loaded. */
+static uint32_t keep(uint32_t *keys, uint64_t *pairs, uint32_t n, uint32_t v,
+                     uint32_t *ties)
+{
+    const __m512i w = splat(v);
+    uint32_t kept = 0, left = *ties;
+
+    for (uint32_t i = 0; i < n; i += 16) {
+        __mmask16 in = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
+        __m512i k = load(keys + i);
+        __m512i low = _mm512_loadu_si512(pairs + i);
+        __m512i high = _mm512_loadu_si512(pairs + i + 8);
+        uint32_t take = _mm512_mask_cmpgt_epu32_mask(in, k, w);
+        uint32_t equal = _mm512_mask_cmpeq_epu32_mask(in, k, w);
+        uint32_t n_low;
+
+        for (; equal && left; left--) {
+            take |= equal & -equal;
+            equal &= equal - 1;
+        }
+        n_low = bits(take & 0xff);
+        _mm512_storeu_si512(keys + kept,
+                            _mm512_maskz_compress_epi32((__mmask16)take, k));
+        _mm512_storeu_si512(pairs + kept, _mm512_maskz_compress_epi64(
+                                              (__mmask8)(take & 0xff), low));
+        _mm512_storeu_si512(
+            pairs + kept + n_low,
+            _mm512_maskz_compress_epi64((__mmask8)(take >> 8), high));
+        kept += bits(take);
+    }
+    *ties = left;
+    return kept;
+}
+
+static void floors(const uint32_t *keys, uint32_t n, uint32_t rank,
+                   uint32_t *out)
+{
+    const __m512i one = splat(1), want = splat(rank);
+    __m512i lo = _mm512_setzero_si512();
+
+    for (uint32_t bit = UINT32_C(1) << 31; bit > 1 << 13; bit >>= 1) {
+        __m512i v = _mm512_or_si512(lo, splat(bit));
+        __m512i a = _mm512_setzero_si512(), b = a;
+        uint32_t i = 0;
+
+        for (; i + 2 <= n; i += 2) {
+            const uint32_t *row = keys + (size_t)i * 16;
+
+            a = _mm512_mask_add_epi32(a, _mm512_cmpgt_epu32_mask(load(row), v),
+                                      a, one);
+            b = _mm512_mask_add_epi32(
+                b, _mm512_cmpgt_epu32_mask(load(row + 16), v), b, one);
+        }
+        if (i < n)
+            a = _mm512_mask_add_epi32(
+                a, _mm512_cmpgt_epu32_mask(load(keys + (size_t)i * 16), v), a,
+                one);
+        lo = _mm512_mask_mov_epi32(
+            lo, _mm512_cmpge_epu32_mask(_mm512_add_epi32(a, b), want), v);
+    }
+    _mm512_storeu_si512(out, lo);
+}
+
+/* The place of a pair is the number of larger ones: n * n / 8 compares and no
+ * branch on the data. Pairs are different: their ids are. */
+static uint32_t best(uint64_t *pairs, uint32_t n, uint32_t k, int32_t *ids)
+{
+    uint32_t blocks = (n + 7) / 8, m = n < k ? n : k;
+    __m512i v[BEST_MAX / 8];
+    int32_t ranked[BEST_MAX];
+
+    if (n > BEST_MAX)
+        return moec_ec_best_scalar(pairs, n, k, ids);
+    for (uint32_t b = 0; b < blocks; b++) {
+        uint32_t left = n - 8 * b;
+
+        v[b] = _mm512_maskz_loadu_epi64(
+            (__mmask8)(left < 8 ? (1u << left) - 1 : 0xff), pairs + 8 * b);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        __m512i p = _mm512_set1_epi64((long long)pairs[i]);
+        uint32_t place = 0;
+
+        for (uint32_t b = 0; b < blocks; b++)
+            place += bits(_mm512_cmpgt_epu64_mask(v[b], p));
+        ranked[place] = (int32_t) ~(uint32_t)pairs[i];
+    }
+    memcpy(ids, ranked, m * sizeof(*ids));
+    return m;
+}
+
+static uint32_t next(const uint32_t *keys, const uint32_t *open,
+                     uint32_t stride, uint32_t last_key, uint32_t last_id)
+{
+    const __m512i key = splat(last_key), id = splat(last_id);
+    __m512i lanes =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i most = _mm512_setzero_si512(), at = splat(UINT32_MAX);
+    uint32_t top;
+
+    for (uint32_t e = 0; e < stride; e += 16) {
+        __m512i k = _mm512_and_si512(load(keys + e), load(open + e));
+        __mmask16 m = _mm512_cmplt_epu32_mask(k, key);
+
+        m |= _mm512_mask_cmpgt_epu32_mask(_mm512_cmpeq_epu32_mask(k, key),
+                                          lanes, id);
+        m = _mm512_mask_cmpgt_epu32_mask(m, k, most);
+        most = _mm512_mask_mov_epi32(most, m, k);
+        at = _mm512_mask_mov_epi32(at, m, lanes);
+        lanes = _mm512_add_epi32(lanes, splat(16));
+    }
+    top = _mm512_reduce_max_epu32(most);
+    return _mm512_mask_reduce_min_epu32(
+        _mm512_cmpeq_epu32_mask(most, splat(top)), at);
+}
+
+const struct moec_ec_fns moec_ec_avx512 = {
+    .softmax = softmax,
+    .above = above,
+    .reach = reach,
+    .keep = keep,
+    .floors = floors,
+    .best = best,
+    .next = next,
+};
