@@ -65,22 +65,22 @@ static inline __m256 exp8(__m256 x)
 /* moec_f32_unkey: keys of 0 become a NaN, whose exp is 0. */
 static inline __m256 unkey(__m256i keys)
 {
-    __m256i positive = _mm256_srai_epi32(keys, 31);
-    __m256i flips = _mm256_or_si256(
-        _mm256_andnot_si256(positive, splat(UINT32_MAX)), splat(0x80000000u));
+    __m256i flips = _mm256_castps_si256(_mm256_blendv_ps(
+        _mm256_castsi256_ps(splat(UINT32_MAX)),
+        _mm256_castsi256_ps(splat(0x80000000u)), _mm256_castsi256_ps(keys)));
 
     return _mm256_castsi256_ps(_mm256_xor_si256(keys, flips));
 }
 
+/* Lanes j + 8, + 4, + 2, + 1. */
 static float sum_lanes(__m256 low, __m256 high)
 {
-    float lane[8];
+    __m256 a = _mm256_add_ps(low, high);
+    __m128 b =
+        _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 
-    _mm256_storeu_ps(lane, _mm256_add_ps(low, high));
-    for (uint32_t half = 4; half; half /= 2)
-        for (uint32_t j = 0; j < half; j++)
-            lane[j] = lane[j] + lane[j + half];
-    return lane[0];
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
 static uint32_t reduce_max(__m256i v)

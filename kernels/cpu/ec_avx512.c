@@ -53,26 +53,28 @@ static inline __m512 exp16(__m512 x)
     return _mm512_maskz_mul_ps(in_range, p, _mm512_castsi512_ps(scale));
 }
 
-/* moec_f32_unkey: keys of 0 become a NaN, whose exp is 0. */
+/* moec_f32_unkey: keys of 0 become a NaN, whose exp is 0. By a blend, because
+ * gcc makes an xor with ones a vpternlog that waits for its old target: each
+ * round of a loop for the one before. */
 static inline __m512 unkey(__m512i keys)
 {
     const __m512i sign = splat(0x80000000u);
     __mmask16 positive = _mm512_test_epi32_mask(keys, sign);
-    __m512i flipped = _mm512_xor_si512(keys, splat(UINT32_MAX));
+    __m512i flips = _mm512_mask_blend_epi32(positive, splat(UINT32_MAX), sign);
 
-    return _mm512_castsi512_ps(
-        _mm512_mask_xor_epi32(flipped, positive, keys, sign));
+    return _mm512_castsi512_ps(_mm512_xor_si512(keys, flips));
 }
 
+/* Lanes j + 8, + 4, + 2, + 1. */
 static float sum_lanes(__m512 v)
 {
-    float lane[16];
+    __m256 a =
+        _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 b =
+        _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 
-    _mm512_storeu_ps(lane, v);
-    for (uint32_t half = 8; half; half /= 2)
-        for (uint32_t j = 0; j < half; j++)
-            lane[j] = lane[j] + lane[j + half];
-    return lane[0];
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
 static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
