@@ -283,6 +283,10 @@ static moec_status set_groups(maker *k)
         r->group_score = MOEC_GROUP_TOP2;
     else
         stop(k, "rule '%s' for groups of experts is not known", word);
+    if (r->group_score == MOEC_GROUP_TOP2 && r->n_group == r->n_experts)
+        stop(k, "groups of one expert have no best two");
+    if (r->choice != MOEC_CHOICE_TOPK || r->n_zero != 0)
+        stop(k, "groups of experts without a choice among them");
     return MOEC_OK;
 }
 

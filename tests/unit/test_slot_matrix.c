@@ -6,6 +6,7 @@
  * Checkpoints are headers alone; expected values are typed from the formats.
  */
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,6 +18,7 @@
 
 #include <moec/moec.h>
 
+#include "execute.h"
 #include "header_ckpt.h"
 
 #define N_EXPERTS 4u
@@ -224,6 +226,20 @@ typedef struct subject {
     void *data[SLOTS_MAX];
 } subject;
 
+static void make_plan(subject *s, const moec_plan_opts *o)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    if (moec_plan_create(&s->plan, s->model, o, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    size_t n = moec_plan_n_slot_tensors(s->plan, 0);
+    assert_true(n <= SLOTS_MAX);
+    for (size_t t = 0; t < n; t++) {
+        const moec_slot_tensor *st = moec_plan_slot_tensor(s->plan, 0, t);
+        s->data[t] = calloc((size_t)st->shape[0], (size_t)st->slot_bytes);
+        assert_non_null(s->data[t]);
+    }
+}
+
 static void open_plan(subject *s, const hc_list *l, const char *config)
 {
     moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
@@ -233,15 +249,7 @@ static void open_plan(subject *s, const hc_list *l, const char *config)
                           &err) != MOEC_OK)
         fail_msg("%s: %s", config, err.text);
     o.n_ranks = 2;
-    if (moec_plan_create(&s->plan, s->model, &o, &err) != MOEC_OK)
-        fail_msg("%s", err.text);
-    size_t n = moec_plan_n_slot_tensors(s->plan, 0);
-    assert_true(n <= SLOTS_MAX);
-    for (size_t t = 0; t < n; t++) {
-        const moec_slot_tensor *st = moec_plan_slot_tensor(s->plan, 0, t);
-        s->data[t] = calloc((size_t)st->shape[0], (size_t)st->slot_bytes);
-        assert_non_null(s->data[t]);
-    }
+    make_plan(s, &o);
 }
 
 static void close_subject(subject *s)
@@ -517,6 +525,126 @@ static void stacked_blocks_are_mxfp4(void **state)
     close_subject(&s);
 }
 
+/* -------------------------------------------------------------- values
+ * Blocks of 128 over widths of 192: those of up begin anew behind gate's. */
+
+#define FIXTURE MOEC_TEST_FIXTURES "/checkpoints/deepseek_v3_fp8_ragged"
+#define H       256u
+#define I       192u
+
+static double e4m3(uint8_t code)
+{
+    int exponent = code >> 3 & 15, mantissa = code & 7;
+    double v = exponent == 0 ? ldexp(mantissa, -9)
+                             : ldexp(8 + mantissa, exponent - 10);
+    return code & 0x80 ? -v : v;
+}
+
+/* The whole of a tensor; the caller's. */
+static void *bytes_of(const moec_ckpt *ckpt, const char *name)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    const moec_tensor *t = NULL;
+    size_t i;
+    for (i = 0; i < moec_ckpt_n_tensors(ckpt) && t == NULL; i++)
+        if (strcmp(moec_ckpt_tensor(ckpt, i)->name, name) == 0)
+            t = moec_ckpt_tensor(ckpt, i);
+    if (t == NULL)
+        fail_msg("no tensor '%s'", name);
+    void *data = malloc((size_t)t->bytes);
+    assert_non_null(data);
+    if (moec_ckpt_read(ckpt, i - 1, 0, data, (size_t)t->bytes, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    return data;
+}
+
+static moec_status read_source(void *ctx, uint32_t tensor, uint64_t off,
+                               void *buf, size_t n, moec_error *err)
+{
+    return moec_ckpt_read(ctx, tensor, off, buf, n, err);
+}
+
+/* Put expert `e` into row `e` of every slot tensor. */
+static void fill_rows(subject *s)
+{
+    moec_scratch scratch = {0};
+    moec_error err = MOEC_ERROR_INIT;
+    for (size_t t = 0; t < moec_plan_n_slot_tensors(s->plan, 0); t++) {
+        const moec_slot_tensor *st = moec_plan_slot_tensor(s->plan, 0, t);
+        for (uint32_t e = 0; e < st->shape[0]; e++) {
+            moec_move m[MOEC_BLOCK_MOVES_MAX];
+            size_t n = moec_plan_block_moves(s->plan, 0, t, e, m);
+            if (moec_block_read(m, n, 0, st->slot_bytes,
+                                (char *)s->data[t] + e * st->slot_bytes,
+                                read_source, s->ckpt, &scratch,
+                                &err) != MOEC_OK)
+                fail_msg("%s", err.text);
+        }
+    }
+    moec_scratch_fini(&scratch);
+}
+
+/* Rows of one projection of an expert against the source's own tensors. */
+static void expect_rows(const subject *s, uint32_t e, const char *projection,
+                        const float *rows, uint32_t n_out, uint32_t n_in)
+{
+    char name[120];
+    snprintf(name, sizeof(name), "model.layers.1.mlp.experts.%u.%s.weight", e,
+             projection);
+    uint8_t *w = bytes_of(s->ckpt, name);
+    snprintf(name, sizeof(name),
+             "model.layers.1.mlp.experts.%u.%s.weight_scale_inv", e,
+             projection);
+    float *scale = bytes_of(s->ckpt, name);
+    for (uint32_t o = 0; o < n_out; o++)
+        for (uint32_t i = 0; i < n_in; i++) {
+            double want =
+                e4m3(w[o * n_in + i]) *
+                (double)scale[o / 128 * ((n_in + 127) / 128) + i / 128];
+            if ((float)want < rows[o * n_in + i] ||
+                (float)want > rows[o * n_in + i])
+                fail_msg("%s[%u][%u] is %g, expected %g", name, o, i,
+                         (double)rows[o * n_in + i], want);
+        }
+    free(w);
+    free(scale);
+}
+
+static void values_are_those_of_the_source(void **state)
+{
+    static float out[2 * I * H];
+    moec_kernels *k = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    (void)state;
+    assert_int_equal(moec_kernels_open(&k, NULL, &err), MOEC_OK);
+    for (int swap = 0; swap < 2; swap++) {
+        moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
+        subject s = {0};
+        moec_matrix w13, w2;
+        o.w13_order = swap ? MOEC_W13_UP_GATE : MOEC_W13_GATE_UP;
+        if (moec_ckpt_open(&s.ckpt, FIXTURE, NULL, &err) != MOEC_OK ||
+            moec_model_open(&s.model, s.ckpt, families, &err) != MOEC_OK)
+            fail_msg("%s", err.text);
+        make_plan(&s, &o);
+        fill_rows(&s);
+        const void *const *data = (const void *const *)s.data;
+        if (moec_slot_matrix(s.plan, 0, 0, data, &w13, &err) != MOEC_OK ||
+            moec_slot_matrix(s.plan, 0, 1, data, &w2, &err) != MOEC_OK)
+            fail_msg("%s", err.text);
+        for (uint32_t e = 0; e < 8; e++) {
+            assert_int_equal(moec_dequantize(k, &w13, e, 0, 2 * I, out, &err),
+                             MOEC_OK);
+            expect_rows(&s, e, "gate_proj", out + (swap ? I * H : 0), I, H);
+            expect_rows(&s, e, "up_proj", out + (swap ? 0 : I * H), I, H);
+            assert_int_equal(moec_dequantize(k, &w2, e, 0, H, out, &err),
+                             MOEC_OK);
+            expect_rows(&s, e, "down_proj", out, H, I);
+        }
+        close_subject(&s);
+    }
+    moec_kernels_close(k);
+}
+
 static void there_is_no_layer_behind_the_last(void **state)
 {
     moec_matrix m;
@@ -539,6 +667,7 @@ int main(void)
         cmocka_unit_test(data_that_is_needed_must_be_there),
         cmocka_unit_test(ungated_experts_have_one_part),
         cmocka_unit_test(stacked_blocks_are_mxfp4),
+        cmocka_unit_test(values_are_those_of_the_source),
         cmocka_unit_test(there_is_no_layer_behind_the_last),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
