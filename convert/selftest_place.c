@@ -41,35 +41,46 @@ typedef struct map_case {
     moec_replicas_opts opts;
 } map_case;
 
-/* `candidates`: the place of each slot in its expert's list. */
+/* The lists of one layer: replica[p] is the place of slot p in its own. */
+static moec_status read_lists(const moec_json *row, uint32_t n_physical,
+                              uint32_t *replica, moec_error *err)
+{
+    moec_json list, item;
+    uint32_t p;
+
+    MOEC_TRY(moec_json_want_array(row, err));
+    for (size_t e = 0; e < moec_json_len(row); e++) {
+        list = moec_json_item(row, e);
+        MOEC_TRY(moec_json_want_array(&list, err));
+        for (size_t k = 0; k < moec_json_len(&list); k++) {
+            item = moec_json_item(&list, k);
+            MOEC_TRY(moec_json_as_u32(&item, n_physical - 1, &p, err));
+            replica[p] = (uint32_t)k;
+        }
+    }
+    return MOEC_OK;
+}
+
+/* `candidates`, where there are any: EPLB's order. */
 static moec_status read_order(moec_self *s, const moec_json *map, map_case *x,
                               moec_error *err)
 {
-    moec_json lists, row, list, item;
-    uint32_t *replica = NULL;
-    uint32_t p;
+    uint32_t n_physical = x->n.n_physical, *replica = NULL;
+    moec_json lists, row;
 
     if (!moec_json_has(map, "candidates"))
         return MOEC_OK;
     MOEC_TRY(moec_json_get_array(map, "candidates", &lists, err));
-    if (moec_json_len(&lists) != x->n_layers)
+    if (moec_json_len(&lists) != x->n_layers || n_physical == 0)
         return moec_json_fail(&lists, MOEC_RULE_V01, err,
                               "has %zu layers, must have %u",
                               moec_json_len(&lists), x->n_layers);
-    MOEC_TRY(moec_vec_room(s->arena, (uint64_t)x->n_layers * x->n.n_physical, 4,
+    MOEC_TRY(moec_vec_room(s->arena, (uint64_t)x->n_layers * n_physical, 4,
                            &replica, err));
     for (uint32_t i = 0; i < x->n_layers; i++) {
         row = moec_json_item(&lists, i);
-        MOEC_TRY(moec_json_want_array(&row, err));
-        for (size_t e = 0; e < moec_json_len(&row); e++) {
-            list = moec_json_item(&row, e);
-            MOEC_TRY(moec_json_want_array(&list, err));
-            for (size_t k = 0; k < moec_json_len(&list); k++) {
-                item = moec_json_item(&list, k);
-                MOEC_TRY(moec_json_as_u32(&item, x->n.n_physical - 1, &p, err));
-                replica[(size_t)i * x->n.n_physical + p] = (uint32_t)k;
-            }
-        }
+        MOEC_TRY(read_lists(&row, n_physical, replica + (size_t)i * n_physical,
+                            err));
     }
     x->opts.replica = replica;
     x->opts.all_to_all = 0; /* EPLB's lists are never collapsed */

@@ -17,22 +17,20 @@
  * digit. */
 static bool is_word(const char *word, const char *words)
 {
-    const char *w = word, *at = words;
+    char plain[64];
+    size_t n = 0;
 
+    for (; *word && n < sizeof(plain); word++)
+        if (isalnum((unsigned char)*word))
+            plain[n++] = (char)tolower((unsigned char)*word);
     for (;;) {
-        while (*w && !isalnum((unsigned char)*w))
-            w++;
-        if ((*at == '\0' || *at == '|') && *w == '\0')
+        size_t len = strcspn(words, "|");
+
+        if (len == n && memcmp(words, plain, n) == 0)
             return true;
-        if (*at == tolower((unsigned char)*w) && *w) {
-            at++;
-            w++;
-            continue;
-        }
-        at += strcspn(at, "|");
-        if (*at++ == '\0')
+        if (words[len] == '\0')
             return false;
-        w = word;
+        words += len + 1;
     }
 }
 

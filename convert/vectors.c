@@ -20,7 +20,7 @@ static moec_status read_number(const moec_json *v, number kind, char *out,
                                moec_error *err)
 {
     int64_t i = 0;
-    double d = NAN;
+    double d = (double)NAN;
     float f;
 
     switch (kind) {
