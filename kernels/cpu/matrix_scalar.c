@@ -225,7 +225,7 @@ static const float e2m1[16] = {0.0f,  0.5f,  1.0f,  1.5f, 2.0f,  3.0f,
 
 static unsigned nibble(const uint8_t *p, uint64_t i)
 {
-    return p[i / 2] >> (i % 2 * 4) & 15u;
+    return (unsigned)p[i / 2] >> (i % 2 * 4) & 15u;
 }
 
 /* compressed-tensors packs zero points along the output rows. */
