@@ -97,6 +97,7 @@ moec_status moec_waterfill_plan_make(moec_waterfill_plan *p,
     p->home = rank;
     p->by_rank = w->by_rank != 0;
     p->target = 0;
+    p->all_ranks = true; /* read, for nothing, where all stay at home */
     if (w->mode == MOEC_WATERFILL_DYNAMIC)
         MOEC_TRY(dynamic_loads(p, w, t->n_shared_slots, &routed, err));
     for (uint32_t r = 0; r < p->n_ranks; r++) {
