@@ -239,6 +239,26 @@ static moec_status run(job *j, const moec_waterfill *w,
     return MOEC_OK;
 }
 
+/* run, with the tables in a frame of their own: a call for one token is over
+ * before their pages would have been touched. */
+__attribute__((noinline)) static moec_status
+run_with_tables(job *j, const moec_waterfill *w, const moec_dispatch_out *out,
+                moec_error *err)
+{
+    moec_remap_tables tables;
+
+    moec_remap_prepare(&j->remap, &tables);
+    return run(j, w, out, err);
+}
+
+static moec_status run_batch(job *j, const moec_waterfill *w,
+                             const moec_dispatch_out *out, moec_error *err)
+{
+    return moec_remap_wants_tables(&j->remap, j->n_tokens)
+               ? run_with_tables(j, w, out, err)
+               : run(j, w, out, err);
+}
+
 /* *w is NULL afterwards where nothing can move. */
 static moec_status check_waterfill(const moec_dispatch_map *map,
                                    const moec_waterfill **w, moec_error *err)
@@ -345,7 +365,7 @@ moec_status moec_dispatch(const moec_kernels *k, const moec_dispatch_map *map,
     MOEC_TRY(check_waterfill(map, &waterfill, err));
     MOEC_TRY(
         take_workspace(&j, k, waterfill, out, workspace, workspace_bytes, err));
-    return run(&j, waterfill, out, err);
+    return run_batch(&j, waterfill, out, err);
 }
 
 /* ------------------------------------------------------------- fused */
@@ -427,5 +447,5 @@ moec_route_dispatch(const moec_router *router, const moec_route_in *in,
         MOEC_TRY(route_first(&j, out, workspace, workspace_bytes, err));
     else if (out && out->ec)
         memset(out->ec, 0, sizeof(*out->ec));
-    return run(&j, waterfill, dispatch, err);
+    return run_batch(&j, waterfill, dispatch, err);
 }

@@ -3,10 +3,13 @@
  * Logical ids to dispatch slots, a row at a time: the replica by the map's
  * rule, the slot by the topology, the shared columns behind it.
  *
- * A row is a few table look-ups per column; what costs are divisions, so there
- * are none: p / L is a multiplication (remap.h), row % n two of them. */
+ * Two roads to the same result. The map itself serves small batches and rows
+ * with anything but experts in them. Tables of slots, made once for a batch,
+ * serve the others: a look-up or two a column, no division. */
 
 #include "remap.h"
+
+#include <string.h>
 
 moec_status moec_topology_check(const moec_topology *t, moec_error *err)
 {
@@ -104,86 +107,59 @@ moec_status moec_remap_init(moec_remap *m, uint32_t n_tokens, moec_error *err)
     return MOEC_OK;
 }
 
-/* row % n by two multiplications: D. Lemire, O. Kaser, N. Kurz, "Faster
- * remainder by direct computation" (2019); exact for all 32-bit numbers. The
- * first factor is ceil(2^64 / n), which for n = 1 wraps to 0, and so does the
- * remainder. */
-#define INVERSE(n) (UINT64_MAX / (n) + 1)
-/* clang-format off */
-static const uint64_t inverses[] = {
-    0,           INVERSE(1),  INVERSE(2),  INVERSE(3),  INVERSE(4),
-    INVERSE(5),  INVERSE(6),  INVERSE(7),  INVERSE(8),  INVERSE(9),
-    INVERSE(10), INVERSE(11), INVERSE(12), INVERSE(13), INVERSE(14),
-    INVERSE(15), INVERSE(16), INVERSE(17), INVERSE(18), INVERSE(19),
-    INVERSE(20), INVERSE(21), INVERSE(22), INVERSE(23), INVERSE(24),
-    INVERSE(25), INVERSE(26), INVERSE(27), INVERSE(28), INVERSE(29),
-    INVERSE(30), INVERSE(31), INVERSE(32),
-};
-/* clang-format on */
-
-__extension__ typedef unsigned __int128 wide;
-
-static inline uint32_t remainder_of(uint32_t row, uint32_t n)
-{
-    if (n < sizeof(inverses) / sizeof(inverses[0]))
-        return (uint32_t)((wide)(inverses[n] * row) * n >> 64);
-    return row % n;
-}
-
-/* Slot of expert e < E for a row, or -1 where the map has none. */
-static inline int32_t slot_of(const moec_remap *m, uint32_t e, uint32_t row,
-                              bool by_table)
+/* Candidate of expert e < E for a row, or P where the map has none. */
+static uint32_t candidate(const moec_remap *m, uint32_t e, uint32_t row)
 {
     const moec_dispatch_map *map = m->map;
-    uint32_t p;
+    uint32_t first = map->cand_first[e], end = map->cand_first[e + 1];
 
-    if (by_table) {
-        p = map->table[e];
-    } else {
-        uint32_t first = map->cand_first[e], end = map->cand_first[e + 1];
-
-        if (first >= end || end > m->n_cand)
-            return -1;
-        p = map->cand[first + remainder_of(row, end - first)];
-    }
-    if (p >= map->topology.n_physical)
-        return -1;
-    return (int32_t)(p + moec_divide(p, m->by_local) * m->gap);
+    if (first >= end || end > m->n_cand)
+        return map->topology.n_physical;
+    /* Most experts have one replica: spare them the division. */
+    return map->cand[end - first == 1 ? first : first + row % (end - first)];
 }
 
-/* A row's columns. Returns the bad column, or top_k. */
+/* A row's columns, whatever they hold. Returns the bad column, or top_k. */
 static inline uint32_t remap_routed(const moec_remap *m, uint32_t t,
-                                    uint32_t *counts, bool *any, bool by_table)
+                                    uint32_t *counts, bool *any)
 {
     size_t at = (size_t)t * m->n_cols;
-    uint32_t n_experts = m->map->n_experts, row = m->row_base + t;
+    const int32_t *ids = m->ids + at;
+    const float *weights = m->weights + at;
+    const uint32_t *table = m->map->table;
+    bool by_table = m->map->rule == MOEC_REPLICA_TABLE;
+    uint32_t n_experts = m->map->n_experts, gap = m->gap, k = m->top_k;
+    uint32_t n_physical = m->map->topology.n_physical;
+    uint64_t by_local = m->by_local;
     float identity = 0.0f;
 
     *any = false;
-    for (uint32_t c = 0; c < m->top_k; c++) {
-        int32_t id = m->ids[at + c], slot = -1;
-        float w = 0.0f;
+    for (uint32_t c = 0; c < k; c++) {
+        int32_t id = ids[c], slot = -1;
+        float w = weights[c];
 
         if ((uint32_t)id < n_experts) {
-            slot = slot_of(m, (uint32_t)id, row, by_table);
-            if (slot < 0)
+            uint32_t p = by_table ? table[id]
+                                  : candidate(m, (uint32_t)id, m->row_base + t);
+
+            if (p >= n_physical)
                 return c;
+            slot = (int32_t)(p + moec_divide(p, by_local) * gap);
             if (counts)
                 counts[slot]++;
-            w = m->weights[at + c];
             *any = true;
         } else if (id >= 0) {
             if (!m->identity)
                 return c;
-            identity += m->weights[at + c];
+            identity += w;
             *any = true;
         }
         m->slots[at + c] = slot;
-        m->out_weights[at + c] = w;
+        m->out_weights[at + c] = slot < 0 ? 0.0f : w;
     }
     if (m->identity)
         m->identity[t] = identity;
-    return m->top_k;
+    return k;
 }
 
 /* A row that has no expert. */
@@ -197,27 +173,181 @@ static void clear_row(const moec_remap *m, uint32_t t, uint32_t from)
     }
 }
 
-static inline uint64_t remap_rows(const moec_remap *m, uint32_t lo, uint32_t hi,
-                                  uint32_t *counts, uint32_t *n_rows,
-                                  bool by_table)
+/* Row t from the map itself. Returns the bad column, or top_k. */
+static uint32_t remap_row(const moec_remap *m, uint32_t t, uint32_t *counts,
+                          uint32_t *n_rows)
 {
-    for (uint32_t t = lo; t < hi; t++) {
-        size_t at = (size_t)t * m->n_cols;
-        uint32_t c;
-        bool any;
+    size_t at = (size_t)t * m->n_cols;
+    bool any;
+    uint32_t c = remap_routed(m, t, counts, &any);
 
-        c = remap_routed(m, t, counts, &any, by_table);
+    if (c < m->top_k)
+        return c;
+    if (!any) {
+        clear_row(m, t, m->top_k);
+        return c;
+    }
+    ++*n_rows;
+    for (; c < m->n_cols; c++) {
+        m->slots[at + c] = m->shared_first + (int32_t)(c - m->top_k);
+        m->out_weights[at + c] = m->weights[at + c];
+    }
+    return m->top_k;
+}
+
+/* ------------------------------------------------------------- tables */
+
+static uint32_t table_slots(const moec_remap *m)
+{
+    return m->map->rule == MOEC_REPLICA_TABLE ? m->map->n_experts : m->n_cand;
+}
+
+bool moec_remap_wants_tables(const moec_remap *m, uint32_t n_tokens)
+{
+    uint32_t n = table_slots(m);
+
+    return (uint64_t)n_tokens * m->top_k >= n && n <= MOEC_TABLE_SLOTS &&
+           m->map->n_experts <= MOEC_TABLE_EXPERTS;
+}
+
+void moec_remap_prepare(moec_remap *m, moec_remap_tables *tables)
+{
+    const moec_dispatch_map *map = m->map;
+    bool by_table = map->rule == MOEC_REPLICA_TABLE;
+    uint32_t n = table_slots(m);
+
+    for (uint32_t e = 0; !by_table && e < map->n_experts; e++) {
+        uint32_t first = map->cand_first[e], end = map->cand_first[e + 1];
+
+        if (first >= end || end > n || end - first > MOEC_TABLE_REPLICAS)
+            return;
+        tables->lists[e] = first << 4 | (end - first - 1);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t p = by_table ? map->table[i] : map->cand[i];
+
+        if (p >= map->topology.n_physical)
+            return; /* remap_row finds out whether anybody asks for it */
+        tables->slots[i] = (int32_t)(p + moec_divide(p, m->by_local) * m->gap);
+    }
+    m->tables = tables;
+}
+
+/* row % n in byte n - 1: for the next row one is added, and what reaches n
+ * begins again. No division, and one register. */
+typedef uint8_t remainders __attribute__((vector_size(MOEC_TABLE_REPLICAS)));
+
+static remainders remainders_of(uint32_t row)
+{
+    remainders r;
+
+    for (uint32_t n = 0; n < MOEC_TABLE_REPLICAS; n++)
+        r[n] = (uint8_t)(row % (n + 1));
+    return r;
+}
+
+static inline remainders next_remainders(remainders r)
+{
+    static const remainders counts = {1, 2,  3,  4,  5,  6,  7,  8,
+                                      9, 10, 11, 12, 13, 14, 15, 16};
+
+    r += 1;
+    return r & (remainders)(r != counts);
+}
+
+static inline bool all_experts(const int32_t *ids, uint32_t k,
+                               uint32_t n_experts)
+{
+    uint32_t largest = 0; /* of the unsigned: -1 is larger than all */
+
+    for (uint32_t c = 0; c < k; c++)
+        largest = (uint32_t)ids[c] > largest ? (uint32_t)ids[c] : largest;
+    return largest < n_experts;
+}
+
+/* Rows by the tables, as far as all k ids of a row are experts; returns the
+ * row that is another, or hi. k, by_table and whether there are counts are
+ * constants to the compiler. */
+static inline uint32_t remap_clean(const moec_remap *m, uint32_t lo,
+                                   uint32_t hi, uint32_t *counts, uint32_t k,
+                                   bool by_table)
+{
+    uint32_t n_experts = m->map->n_experts, n_cols = m->n_cols, t;
+    const int32_t *ids = m->ids + (size_t)lo * n_cols;
+    int32_t *out = m->slots + (size_t)lo * n_cols;
+    int32_t shared_first = m->shared_first;
+    const int32_t *slots = m->tables->slots;
+    const uint32_t *lists = m->tables->lists;
+    remainders r = {0};
+    uint8_t of[MOEC_TABLE_REPLICAS];
+
+    if (!by_table)
+        r = remainders_of(m->row_base + lo);
+    for (t = lo; t < hi && all_experts(ids, k, n_experts); t++) {
+        if (!by_table) {
+            memcpy(of, &r, sizeof(of));
+            r = next_remainders(r);
+        }
+        for (uint32_t c = 0; c < k; c++) {
+            uint32_t i = (uint32_t)ids[c];
+            int32_t slot =
+                slots[by_table ? i : (lists[i] >> 4) + of[lists[i] & 15]];
+
+            out[c] = slot;
+            if (counts)
+                counts[slot]++;
+        }
+        for (uint32_t c = k; c < n_cols; c++)
+            out[c] = shared_first + (int32_t)(c - k);
+        ids += n_cols;
+        out += n_cols;
+    }
+    return t;
+}
+
+/* What else rows [lo, hi) have that remap_clean did. */
+static void finish_clean(const moec_remap *m, uint32_t lo, uint32_t hi)
+{
+    size_t at = (size_t)lo * m->n_cols, n = (size_t)(hi - lo) * m->n_cols;
+
+    if (m->out_weights != m->weights)
+        memcpy(m->out_weights + at, m->weights + at, n * sizeof(float));
+    if (m->identity)
+        memset(m->identity + lo, 0, (hi - lo) * sizeof(float));
+}
+
+static uint32_t remap_by_tables(const moec_remap *m, uint32_t lo, uint32_t hi,
+                                uint32_t *counts)
+{
+    bool by_table = m->map->rule == MOEC_REPLICA_TABLE;
+
+    if (!counts)
+        return by_table ? remap_clean(m, lo, hi, NULL, m->top_k, true)
+                        : remap_clean(m, lo, hi, NULL, m->top_k, false);
+    if (m->top_k == 8)
+        return by_table ? remap_clean(m, lo, hi, counts, 8, true)
+                        : remap_clean(m, lo, hi, counts, 8, false);
+    return by_table ? remap_clean(m, lo, hi, counts, m->top_k, true)
+                    : remap_clean(m, lo, hi, counts, m->top_k, false);
+}
+
+static uint64_t remap_valid(const moec_remap *m, uint32_t lo, uint32_t hi,
+                            uint32_t *counts, uint32_t *n_rows)
+{
+    while (lo < hi) {
+        uint32_t c, t = lo;
+
+        if (m->tables)
+            t = remap_by_tables(m, lo, hi, counts);
+        finish_clean(m, lo, t);
+        *n_rows += t - lo;
+        lo = t;
+        if (lo == hi)
+            break;
+        c = remap_row(m, lo, counts, n_rows);
         if (c < m->top_k)
-            return (uint64_t)t << 32 | c;
-        if (!any) {
-            clear_row(m, t, m->top_k);
-            continue;
-        }
-        ++*n_rows;
-        for (c = m->top_k; c < m->n_cols; c++) {
-            m->slots[at + c] = m->shared_first + (int32_t)(c - m->top_k);
-            m->out_weights[at + c] = m->weights[at + c];
-        }
+            return (uint64_t)lo << 32 | c;
+        lo++;
     }
     return MOEC_REMAP_FINE;
 }
@@ -232,9 +362,8 @@ uint64_t moec_remap_rows(const moec_remap *m, uint32_t lo, uint32_t hi,
         if (m->identity)
             m->identity[t] = 0.0f;
     }
-    return m->map->rule == MOEC_REPLICA_TABLE
-               ? remap_rows(m, lo, valid, counts, n_rows, true)
-               : remap_rows(m, lo, valid, counts, n_rows, false);
+    return lo < valid ? remap_valid(m, lo, valid, counts, n_rows)
+                      : MOEC_REMAP_FINE;
 }
 
 moec_status moec_remap_refuse(const moec_remap *m, uint64_t where,

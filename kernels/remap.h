@@ -40,6 +40,16 @@ moec_status moec_topology_check(const moec_topology *t, moec_error *err);
 /* P + S*W, or P + S where shared slots are global. */
 uint32_t moec_topology_n_slots(const moec_topology *t);
 
+/* Slots ready to look up. 64 KiB at most, of which a model of E experts touches
+ * 4 E to 8 E bytes. */
+#define MOEC_TABLE_EXPERTS  4096u
+#define MOEC_TABLE_SLOTS    12288u
+#define MOEC_TABLE_REPLICAS 16u
+typedef struct moec_remap_tables {
+    int32_t slots[MOEC_TABLE_SLOTS];    /* of an expert, or of a candidate */
+    uint32_t lists[MOEC_TABLE_EXPERTS]; /* first candidate << 4 | count - 1 */
+} moec_remap_tables;
+
 /* A batch. The outputs may be the inputs: each column is read before it is
  * written, and nothing of it is read again. */
 typedef struct moec_remap {
@@ -57,11 +67,18 @@ typedef struct moec_remap {
     uint32_t n_slots;
     uint32_t row_base; /* of the candidate rules: (row_base + t) % n */
     uint32_t n_cand;
-    int32_t shared_first; /* slot of shared column 0 at home */
+    int32_t shared_first;            /* slot of shared column 0 at home */
+    const moec_remap_tables *tables; /* NULL: the map serves */
 } moec_remap;
 
 /* Fill the derived fields and check map and sizes. */
 moec_status moec_remap_init(moec_remap *m, uint32_t n_tokens, moec_error *err);
+
+/* Whether tables have room for the map and the batch is large enough. */
+bool moec_remap_wants_tables(const moec_remap *m, uint32_t n_tokens);
+/* Make them, the caller's, for the rows to come. A map with more replicas of
+ * one expert, or with an entry that is no slot, goes without. */
+void moec_remap_prepare(moec_remap *m, moec_remap_tables *tables);
 
 /* No bad column: larger than any. */
 #define MOEC_REMAP_FINE UINT64_MAX
