@@ -53,6 +53,7 @@ typedef struct conversion {
     moec_job_file *files;
     moec_sha256 *headers; /* digests, by data file */
     moec_digests digests;
+    moec_share share;
     moec_buf identity;
 } conversion;
 
@@ -88,6 +89,8 @@ static moec_status prepare(conversion *c, moec_error *err)
         MOEC_TRY(do_header(c, i, NULL, err));
     }
     MOEC_TRY(moec_digests_init(&c->digests, moec_layout_plan(c->layout), err));
+    MOEC_TRY(moec_share_init(&c->share, c->layout, &c->digests, err));
+    c->share.whole = true;
     MOEC_TRY(moec_input_create(&c->in, c->layout, c->job.opts, err));
     MOEC_TRY(moec_identity_convert(c->in, c->headers, &c->identity, err));
     c->job.files = c->files;
@@ -105,8 +108,12 @@ static moec_status fill_output(conversion *c, moec_convert_stats *stats,
     for (size_t i = 0; i < c->job.n_files; i++)
         MOEC_TRY(do_header(c, i, c->job.w, err));
     MOEC_TRY(moec_job_work(&c->job, err));
-    MOEC_TRY(moec_pipeline_run(c->in, c->job.w, &c->digests, c->job.journal,
-                               stats, err));
+    moec_work work = {.w = c->job.w,
+                      .d = &c->digests,
+                      .share = &c->share,
+                      .journals = &c->job.journal,
+                      .n_journals = 1};
+    MOEC_TRY(moec_pipeline_run(c->in, &work, stats, err));
     MOEC_TRY(moec_job_sync(&c->job, err));
     return moec_finish_write(c->in, &c->digests, c->headers, &c->job.out, stats,
                              err);
@@ -116,6 +123,7 @@ static void free_conversion(conversion *c)
 {
     moec_input_destroy(c->in);
     moec_buf_fini(&c->identity);
+    moec_share_fini(&c->share);
     moec_digests_fini(&c->digests);
     moec_free(c->headers);
     moec_free(c->files);

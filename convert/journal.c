@@ -21,8 +21,7 @@
 
 #include "journal.h"
 
-#define NEW_NAME MOEC_JOURNAL_NAME ".new"
-#define VERSION  1u
+#define VERSION 1u
 
 enum {
     BOOT_BYTES = 16,
@@ -50,6 +49,7 @@ static const char magic[8] = {'M', 'O', 'E', 'C', 'J', 'N', 'L', 1};
 
 struct moec_journal {
     moec_journal_opts opts;
+    char new_name[MOEC_JOURNAL_NAME_BYTES_MAX + 8]; /* before its rename */
     uint8_t *found; /* by cell: CELL_* of earlier runs */
     moec_journal_sync_fn sync;
     void *sync_ctx;
@@ -94,13 +94,18 @@ moec_status moec_journal_create(moec_journal **out,
 {
     moec_journal *j;
 
-    if (opts->cell_bytes > CELL_BYTES_MAX)
+    if (opts->cell_bytes > CELL_BYTES_MAX ||
+        (opts->name && strlen(opts->name) > MOEC_JOURNAL_NAME_BYTES_MAX))
         return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
-                         "a journal's cell of %zu bytes", opts->cell_bytes);
+                         "a journal's cell of %zu bytes, or a long name",
+                         opts->cell_bytes);
     j = moec_calloc(1, sizeof(*j));
     if (j == NULL)
         return moec_fail_nomem(err, "a journal");
     j->opts = *opts;
+    if (j->opts.name == NULL)
+        j->opts.name = MOEC_JOURNAL_NAME;
+    snprintf(j->new_name, sizeof(j->new_name), "%s.new", j->opts.name);
     j->fd = -1;
     j->found = moec_calloc(opts->n_cells + 1, 1);
     j->buf = moec_alloc(BUFFER_BYTES);
@@ -145,6 +150,7 @@ bool moec_journal_has(const moec_journal *j, uint64_t first, uint64_t n)
 /* The file through a window, so that its size costs no memory. */
 typedef struct reader {
     int fd;
+    const char *name;
     uint64_t bytes; /* of the file */
     uint64_t off;   /* of the window */
     size_t len;
@@ -162,8 +168,7 @@ static moec_status look(reader *r, uint64_t off, size_t n,
     if (off < r->off || off + n > r->off + r->len) {
         r->len = 0;
         size_t k = (size_t)moec_min_u64(BUFFER_BYTES, r->bytes - off);
-        MOEC_TRY(
-            moec_pread_full(r->fd, MOEC_JOURNAL_NAME, r->window, k, off, err));
+        MOEC_TRY(moec_pread_full(r->fd, r->name, r->window, k, off, err));
         r->off = off;
         r->len = k;
     }
@@ -271,7 +276,7 @@ static moec_status read_records(moec_journal *j, reader *in, uint64_t begin,
         if (!good)
             return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
                              "%s/%s: changed while it was read", j->opts.where,
-                             MOEC_JOURNAL_NAME);
+                             j->opts.name);
         if (r.kind == KIND_CELLS)
             take_cells(j, &r, t);
     }
@@ -334,7 +339,7 @@ static moec_status read_header(reader *in, unsigned char head[HEAD_BYTES],
     if (all == NULL)
         return moec_fail_nomem(err, "a journal");
     moec_status st =
-        moec_pread_full(in->fd, MOEC_JOURNAL_NAME, all, n + SUM_BYTES, 0, err);
+        moec_pread_full(in->fd, in->name, all, n + SUM_BYTES, 0, err);
     if (st != MOEC_OK || !sum_fits(all, n)) {
         moec_free(all);
         return st;
@@ -371,31 +376,64 @@ static moec_status load(moec_journal *j, reader *in, bool *found_out,
     return st;
 }
 
-moec_status moec_journal_load(moec_journal *j, bool *found_out, moec_error *err)
+/* Open the file; in->fd is -1 where there is none. */
+static moec_status open_journal(const moec_journal *j, reader *in,
+                                moec_error *err)
 {
-    reader in = {.window = j->buf};
     struct stat sb;
-    moec_status st;
 
-    *found_out = false;
-    in.fd = openat(j->opts.dirfd, MOEC_JOURNAL_NAME,
-                   O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (in.fd < 0)
+    *in = (reader){.window = j->buf, .name = j->opts.name};
+    in->fd = openat(j->opts.dirfd, j->opts.name,
+                    O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (in->fd < 0)
         return errno == ENOENT
                    ? MOEC_OK
                    : moec_fail_os(err, errno, "%s/%s: cannot open it",
-                                  j->opts.where, MOEC_JOURNAL_NAME);
-    if (fstat(in.fd, &sb) != 0) {
-        st = moec_fail_os(err, errno, "%s/%s: cannot look at it", j->opts.where,
-                          MOEC_JOURNAL_NAME);
-    } else {
-        in.bytes = S_ISREG(sb.st_mode) ? (uint64_t)sb.st_size : 0;
-        st = load(j, &in, found_out, err);
+                                  j->opts.where, j->opts.name);
+    if (fstat(in->fd, &sb) != 0) {
+        int why = errno;
+        close(in->fd);
+        return moec_fail_os(err, why, "%s/%s: cannot look at it", j->opts.where,
+                            j->opts.name);
     }
+    in->bytes = S_ISREG(sb.st_mode) ? (uint64_t)sb.st_size : 0;
+    return MOEC_OK;
+}
+
+moec_status moec_journal_load(moec_journal *j, bool *found_out, moec_error *err)
+{
+    reader in;
+
+    *found_out = false;
+    MOEC_TRY(open_journal(j, &in, err));
+    if (in.fd < 0)
+        return MOEC_OK;
+    moec_status st = load(j, &in, found_out, err);
     close(in.fd);
     if (!*found_out)
         moec_journal_forget(j);
     return st;
+}
+
+moec_status moec_journal_identity(moec_journal *j, moec_buf *out,
+                                  bool *found_out, moec_error *err)
+{
+    unsigned char head[HEAD_BYTES], *text = NULL;
+    uint64_t begin;
+    reader in;
+
+    *found_out = false;
+    MOEC_TRY(open_journal(j, &in, err));
+    if (in.fd < 0)
+        return MOEC_OK;
+    moec_status st = read_header(&in, head, &text, &begin, err);
+    close(in.fd);
+    if (st != MOEC_OK || text == NULL)
+        return st;
+    moec_buf_append(out, text, (size_t)moec_le64(head + 40));
+    moec_free(text);
+    *found_out = true;
+    return out->oom ? moec_fail_nomem(err, "a journal") : MOEC_OK;
 }
 
 /* --------------------------------------------------------------- writing */
@@ -403,7 +441,7 @@ moec_status moec_journal_load(moec_journal *j, bool *found_out, moec_error *err)
 static moec_status write_out(moec_journal *j, moec_error *err)
 {
     moec_status st =
-        moec_pwrite_full(j->fd, MOEC_JOURNAL_NAME, j->buf, j->len, j->end, err);
+        moec_pwrite_full(j->fd, j->opts.name, j->buf, j->len, j->end, err);
 
     if (st != MOEC_OK)
         return st;
@@ -476,7 +514,7 @@ static moec_status put_header(moec_journal *j, moec_error *err)
     }
     moec_status st =
         b.oom ? moec_fail_nomem(err, "a journal")
-              : moec_pwrite_full(j->fd, NEW_NAME, b.data, b.len, 0, err);
+              : moec_pwrite_full(j->fd, j->new_name, b.data, b.len, 0, err);
     j->end = b.len;
     j->len = 0;
     moec_buf_fini(&b);
@@ -514,7 +552,7 @@ static moec_status put_all(moec_journal *j, moec_error *err)
     MOEC_TRY(write_out(j, err));
     /* what was durable stays so while the old file goes */
     if (durable && fdatasync(j->fd) != 0)
-        return moec_fail_os(err, errno, "%s: cannot fsync", NEW_NAME);
+        return moec_fail_os(err, errno, "%s: cannot fsync", j->new_name);
     return MOEC_OK;
 }
 
@@ -525,16 +563,16 @@ moec_status moec_journal_begin(moec_journal *j, moec_journal_sync_fn sync,
 
     j->sync = sync;
     j->sync_ctx = sync_ctx;
-    (void)unlinkat(dir, NEW_NAME, 0);
-    j->fd = openat(dir, NEW_NAME,
+    (void)unlinkat(dir, j->new_name, 0);
+    j->fd = openat(dir, j->new_name,
                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (j->fd < 0)
         return moec_fail_os(err, errno, "%s/%s: cannot make the file",
-                            j->opts.where, NEW_NAME);
+                            j->opts.where, j->new_name);
     MOEC_TRY(put_all(j, err));
-    if (renameat(dir, NEW_NAME, dir, MOEC_JOURNAL_NAME) != 0)
+    if (renameat(dir, j->new_name, dir, j->opts.name) != 0)
         return moec_fail_os(err, errno, "%s/%s: cannot rename it",
-                            j->opts.where, NEW_NAME);
+                            j->opts.where, j->new_name);
     j->next_mark = now() + MARK_SECONDS;
     return MOEC_OK;
 }
@@ -565,7 +603,7 @@ void moec_journal_doubt(moec_journal *j)
     pthread_mutex_unlock(&j->lock);
     /* rather no journal than one that lies */
     if (st != MOEC_OK)
-        (void)unlinkat(j->opts.dirfd, MOEC_JOURNAL_NAME, 0);
+        (void)unlinkat(j->opts.dirfd, j->opts.name, 0);
 }
 
 /* fsync the data; the first time also the directory, which knows the files'
@@ -601,7 +639,7 @@ moec_status moec_journal_mark(moec_journal *j, moec_error *err)
         st = write_out(j, err);
     pthread_mutex_unlock(&j->lock);
     if (st == MOEC_OK && fdatasync(j->fd) != 0)
-        st = moec_fail_os(err, errno, "%s: cannot fsync", MOEC_JOURNAL_NAME);
+        st = moec_fail_os(err, errno, "%s: cannot fsync", j->opts.name);
     return st;
 }
 

@@ -41,12 +41,14 @@
 
 #include "base/base.h"
 
-#define MOEC_JOURNAL_NAME ".moec-journal"
+#define MOEC_JOURNAL_NAME           ".moec-journal"
+#define MOEC_JOURNAL_NAME_BYTES_MAX 40u
 
 typedef struct moec_journal moec_journal;
 
 typedef struct moec_journal_opts {
     int dirfd;            /* of OUT.partial; stays the caller's */
+    const char *name;     /* of the file; NULL: MOEC_JOURNAL_NAME */
     const char *where;    /* OUT.partial, for messages */
     const char *identity; /* lines of text; see above */
     size_t identity_bytes;
@@ -66,6 +68,11 @@ moec_status moec_journal_create(moec_journal **out,
  * nothing. */
 moec_status moec_journal_load(moec_journal *j, bool *found_out,
                               moec_error *err);
+
+/* The identity of the journal that stands under the options' name, appended to
+ * `out`; *found_out: there is one that can be read. */
+moec_status moec_journal_identity(moec_journal *j, moec_buf *out,
+                                  bool *found_out, moec_error *err);
 
 /* Forget what load found: everything is to be done. */
 void moec_journal_forget(moec_journal *j);

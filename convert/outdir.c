@@ -39,6 +39,18 @@ enum { LOCK_TRIES = 16 };
 /* Up to a second for a lock that is held for microseconds. */
 enum { LOCK_WAITS = 100, LOCK_WAIT_NS = 10000000 };
 
+/* Who joins waits so long for another that begins, or clears what an earlier
+ * run left. */
+enum { JOIN_WAITS = 1000 };
+
+/* Why OUT.partial is opened. */
+typedef enum purpose {
+    TO_BEGIN,  /* as the only one, anew */
+    TO_RESUME, /* the same, or going on with a journal */
+    TO_JOIN,   /* as one of several */
+    TO_FINISH  /* what several have written */
+} purpose;
+
 /* Says of OUT.partial what its marker says. */
 #define OURS_ATTRIBUTE "user.moec.partial"
 
@@ -148,12 +160,32 @@ static moec_status delete_entry(const moec_output *o, int dirfd,
     return MOEC_OK;
 }
 
+/* Journals and locks: all that is ours and OUT does not have. The marker is
+ * none of them: it stays until the last moment. */
+static bool is_own(const char *name)
+{
+    return strncmp(name, MOEC_OUTPUT_OWN, sizeof(MOEC_OUTPUT_OWN) - 1) == 0 &&
+           strcmp(name, MOEC_OUTPUT_MARKER) != 0;
+}
+
+static moec_status delete_own(const moec_output *o, int dirfd, const char *name,
+                              tally *count, moec_error *err)
+{
+    if (!is_own(name))
+        return MOEC_OK;
+    if (unlinkat(dirfd, name, 0) != 0)
+        return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
+                            suffix(o, dirfd), name);
+    ++count->n;
+    return MOEC_OK;
+}
+
 static moec_status sync_entry(const moec_output *o, int dirfd, const char *name,
                               tally *count, moec_error *err)
 {
     int why = 0, fd;
 
-    if (strcmp(name, MOEC_JOURNAL_NAME) == 0)
+    if (is_own(name))
         return MOEC_OK; /* about to go */
     fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0 || fsync(fd) != 0)
@@ -323,18 +355,52 @@ static bool is_current(const moec_output *o)
            held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
+static moec_status nothing_to_finish(const moec_output *o, moec_error *err)
+{
+    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
+                     "%s" MOEC_OUTPUT_SUFFIX " holds no converted ranks: run "
+                     "convert with --ranks first",
+                     o->path);
+}
+
+/* One process alone holds the lock as long as it works; of several, each one
+ * for moments. */
+static moec_status lock_partial_fd(const moec_output *o, purpose why,
+                                   moec_error *err)
+{
+    const struct timespec moment = {.tv_nsec = LOCK_WAIT_NS};
+
+    for (int i = 0;; i++) {
+        if (flock(o->dirfd, LOCK_EX | LOCK_NB) == 0)
+            return MOEC_OK;
+        if (errno != EWOULDBLOCK)
+            return os_failed(o, err, "lock it");
+        if (why != TO_JOIN || i == JOIN_WAITS ||
+            is_regular(o->dirfd, MOEC_JOURNAL_NAME))
+            return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
+                             "%s" MOEC_OUTPUT_SUFFIX
+                             ": another process is writing it",
+                             o->path);
+        nanosleep(&moment, NULL);
+    }
+}
+
 /* Open and lock OUT.partial, making it where it is not there. *again_out: it
  * was renamed or removed under our hands. */
-static moec_status lock_once(moec_output *o, bool *again_out, moec_error *err)
+static moec_status lock_once(moec_output *o, purpose why, bool *again_out,
+                             moec_error *err)
 {
     struct stat st;
 
     *again_out = false;
-    if (mkdirat(o->parentfd, o->partial, 0777) != 0 && errno != EEXIST)
+    if (why != TO_FINISH && mkdirat(o->parentfd, o->partial, 0777) != 0 &&
+        errno != EEXIST)
         return os_failed(o, err, "make it");
     o->dirfd = openat(o->parentfd, o->partial,
                       O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (o->dirfd < 0 && errno == ENOENT) {
+        if (why == TO_FINISH)
+            return nothing_to_finish(o, err);
         *again_out = true;
         return MOEC_OK;
     }
@@ -343,13 +409,7 @@ static moec_status lock_once(moec_output *o, bool *again_out, moec_error *err)
                       "is in the way: it is not a directory");
     if (o->dirfd < 0)
         return os_failed(o, err, "open it");
-    if (flock(o->dirfd, LOCK_EX | LOCK_NB) != 0) {
-        if (errno != EWOULDBLOCK)
-            return os_failed(o, err, "lock it");
-        return moec_fail(
-            err, MOEC_E_LOCKED, MOEC_RULE_NONE,
-            "%s" MOEC_OUTPUT_SUFFIX ": another process is writing it", o->path);
-    }
+    MOEC_TRY(lock_partial_fd(o, why, err));
     *again_out = !is_current(o);
     if (!*again_out && (fstat(o->dirfd, &st) != 0 || st.st_uid != geteuid()))
         return refuse(o, err, MOEC_OUTPUT_SUFFIX, "belongs to another user");
@@ -363,13 +423,13 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-static moec_status lock_partial(moec_output *o, moec_error *err)
+static moec_status lock_partial(moec_output *o, purpose why, moec_error *err)
 {
     bool again = true;
 
     for (int i = 0; again && i < LOCK_TRIES; i++) {
         close_fd(&o->dirfd);
-        MOEC_TRY(lock_once(o, &again, err));
+        MOEC_TRY(lock_once(o, why, &again, err));
     }
     if (again)
         return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
@@ -401,22 +461,54 @@ static bool has_attribute(const moec_output *o)
     return fgetxattr(o->dirfd, OURS_ATTRIBUTE, value, sizeof(value)) == 1;
 }
 
-/* The lock is ours; is the directory? If so, empty it behind a marker; where
- * `found` is asked for and there is a journal, leave it to its reader. */
-static moec_status take_over(const moec_output *o, bool *found, moec_error *err)
+/* Is there work of a kind that `why` cannot go on with? */
+static moec_status check_kind(const moec_output *o, purpose why, bool job,
+                              moec_error *err)
 {
-    bool marked = is_regular(o->dirfd, MOEC_OUTPUT_MARKER);
+    switch (why) {
+    case TO_BEGIN:
+    case TO_RESUME:
+        if (job)
+            return refuse(o, err, MOEC_OUTPUT_SUFFIX,
+                          "is being converted by ranks: go on with --ranks "
+                          "and finalize, or remove it");
+        break;
+    case TO_JOIN:
+        if (!job && is_regular(o->dirfd, MOEC_JOURNAL_NAME))
+            return refuse(o, err, MOEC_OUTPUT_SUFFIX,
+                          "belongs to a conversion of all ranks: run that "
+                          "command again, or remove it");
+        break;
+    case TO_FINISH:
+        if (!job && !has_our_manifest(o->dirfd))
+            return nothing_to_finish(o, err);
+        break;
+    }
+    return MOEC_OK;
+}
+
+/* The lock is ours; is the directory? If so, empty it behind a marker; where
+ * there is work to go on with, leave it to who knows how: *found. */
+static moec_status take_over(const moec_output *o, purpose why, bool *found,
+                             moec_error *err)
+{
     tally n = {0};
 
     MOEC_TRY(each_entry(o, o->dirfd, check_entry, &n, err));
+    bool marked = is_regular(o->dirfd, MOEC_OUTPUT_MARKER);
+    bool job = is_regular(o->dirfd, MOEC_OUTPUT_JOB);
     if (n.n > 0 && !marked && !has_attribute(o) && !has_our_manifest(o->dirfd))
         return refuse(o, err, MOEC_OUTPUT_SUFFIX,
                       "is not left over from a conversion: remove it yourself");
+    MOEC_TRY(check_kind(o, why, job, err));
     if (!marked)
         MOEC_TRY(put_marker(o, err));
-    if (found)
+    if (why == TO_RESUME)
         *found = is_regular(o->dirfd, MOEC_JOURNAL_NAME);
-    return found && *found ? MOEC_OK : delete_files(o, o->dirfd, err);
+    else
+        *found = job;
+    return *found || why == TO_FINISH ? MOEC_OK
+                                      : delete_files(o, o->dirfd, err);
 }
 
 static void release(moec_output *o)
@@ -431,7 +523,7 @@ static void release(moec_output *o)
 }
 
 static moec_status begin(moec_output *o, const char *path, bool force,
-                         bool *found, moec_error *err)
+                         purpose why, bool *found, moec_error *err)
 {
     moec_output made = {.parentfd = -1, .dirfd = -1, .force = force};
     int old = -1;
@@ -439,14 +531,14 @@ static moec_status begin(moec_output *o, const char *path, bool force,
 
     st = open_parent(&made, path, err);
     if (st == MOEC_OK)
-        st = lock_partial(&made, err);
+        st = lock_partial(&made, why, err);
     if (st != MOEC_OK)
         goto fail;
     /* Under the lock: before it another process may be replacing OUT. */
     st = check_target(&made, &old, err);
     close_fd(&old);
     if (st == MOEC_OK)
-        st = take_over(&made, found, err);
+        st = take_over(&made, why, found, err);
     if (st != MOEC_OK) {
         /* Only a directory that is still empty goes: one that we made. */
         unlinkat(made.parentfd, made.partial, AT_REMOVEDIR);
@@ -464,14 +556,46 @@ fail:
 moec_status moec_output_begin(moec_output *o, const char *path, bool force,
                               moec_error *err)
 {
-    return begin(o, path, force, NULL, err);
+    bool found;
+
+    return begin(o, path, force, TO_BEGIN, &found, err);
 }
 
 moec_status moec_output_resume(moec_output *o, const char *path, bool force,
                                bool *found_out, moec_error *err)
 {
     *found_out = false;
-    return begin(o, path, force, found_out, err);
+    return begin(o, path, force, TO_RESUME, found_out, err);
+}
+
+moec_status moec_output_join(moec_output *o, const char *path, bool force,
+                             bool *found_out, moec_error *err)
+{
+    *found_out = false;
+    return begin(o, path, force, TO_JOIN, found_out, err);
+}
+
+void moec_output_unlock(const moec_output *o)
+{
+    if (o->begun)
+        (void)flock(o->dirfd, LOCK_UN);
+}
+
+moec_status moec_output_finish(moec_output *o, const char *path, bool force,
+                               bool *found_out, moec_error *err)
+{
+    *found_out = false;
+    return begin(o, path, force, TO_FINISH, found_out, err);
+}
+
+moec_status moec_output_check(const moec_output *o, moec_error *err)
+{
+    if (is_current(o))
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
+                     "%s" MOEC_OUTPUT_SUFFIX
+                     " was moved or removed while it was written",
+                     o->path);
 }
 
 moec_status moec_output_clear(const moec_output *o, moec_output_keep_fn keep,
@@ -609,11 +733,13 @@ static moec_status publish(const moec_output *o, int old, const char **name_out,
                            moec_error *err)
 {
     moec_status st;
+    tally n = {0};
 
     if (old >= 0)
         MOEC_TRY(lock_old(o, old, err));
-    if (unlinkat(o->dirfd, MOEC_JOURNAL_NAME, 0) != 0 && errno != ENOENT)
-        return os_failed(o, err, "remove its journal");
+    do {
+        MOEC_TRY(each_entry(o, o->dirfd, delete_own, &n, err));
+    } while (n.n > 0);
     if (unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) != 0)
         return os_failed(o, err, "remove its marker");
     if (fsync(o->dirfd) != 0)
@@ -675,11 +801,7 @@ static moec_status commit(const moec_output *o, moec_error *err)
     tally n = {0};
     moec_status st;
 
-    if (!is_current(o))
-        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
-                         "%s" MOEC_OUTPUT_SUFFIX
-                         " was moved or removed while it was written",
-                         o->path);
+    MOEC_TRY(moec_output_check(o, err));
     MOEC_TRY(each_entry(o, o->dirfd, sync_entry, &n, err));
     MOEC_TRY(check_target(o, &old, err));
     st = publish(o, old, &old_name, err);

@@ -28,6 +28,11 @@
 
 #define MOEC_OUTPUT_SUFFIX ".partial"
 #define MOEC_OUTPUT_MARKER ".moec-partial"
+/* Files of ours in OUT.partial begin with this; none of them is in OUT. */
+#define MOEC_OUTPUT_OWN ".moec-"
+/* Says that several processes convert ranks of it, and what: a journal
+ * without cells (journal.h), whose identity is that of the whole job. */
+#define MOEC_OUTPUT_JOB ".moec-job"
 /* Name of the replaced OUT where the file system cannot exchange two names. */
 #define MOEC_OUTPUT_ASIDE ".replaced"
 
@@ -57,6 +62,27 @@ moec_status moec_output_begin(moec_output *o, const char *path, bool force,
  * removes the journal with the marker. */
 moec_status moec_output_resume(moec_output *o, const char *path, bool force,
                                bool *found_out, moec_error *err);
+
+/* For one of several processes: make OUT.partial or join those who convert
+ * other ranks of it. *found_out: there is a job (MOEC_OUTPUT_JOB); where not,
+ * the directory is empty and the caller is the first. The lock is held: until
+ * moec_output_unlock nobody else begins, joins or finishes, so all that must
+ * be done by the first alone is done before it. Waits some seconds for others
+ * that do the same. */
+moec_status moec_output_join(moec_output *o, const char *path, bool force,
+                             bool *found_out, moec_error *err);
+/* Let others join; the directory stays ours to write into. */
+void moec_output_unlock(const moec_output *o);
+
+/* Take an OUT.partial that others have written, as it is, to finish it. FORMAT
+ * where there is none, or none with a job or a manifest. *found_out: it has a
+ * job; if not it has a manifest, and all that is missing is the commit. */
+moec_status moec_output_finish(moec_output *o, const char *path, bool force,
+                               bool *found_out, moec_error *err);
+
+/* Fail where OUT.partial is no more what we hold (somebody moved or removed
+ * it). */
+moec_status moec_output_check(const moec_output *o, moec_error *err);
 
 /* Delete the files of OUT.partial, less the marker and those that `keep` (may
  * be NULL) wants, and make the deletion durable. */

@@ -11,8 +11,9 @@
  * disk sees long runs; which worker does which item changes nothing in the
  * output. Workers block in system calls, so there are more of them than CPUs.
  *
- * What the journal has of an earlier run is no work; an item is noted there
- * once its bytes are in all their places.
+ * What the journals have of an earlier run is no work; an item is noted there
+ * once its bytes are in all their places. Of several processes each does the
+ * items of its ranks (share.h).
  *
  * Memory: a few buffers a worker, whatever the model's size.
  */
@@ -25,38 +26,25 @@
 #include "pipeline.h"
 #include "readback.h"
 
-#define NO_BLOCK UINT32_MAX
-
 typedef struct item {
     uint64_t src_off; /* sort key: first source byte */
     uint32_t src_file;
-    uint32_t layer, t; /* planned layer and slot tensor; NO_BLOCK: common */
-    uint32_t unit;     /* unit, or index of the common tensor */
-    uint64_t from, to; /* range of the block or tensor */
+    moec_piece p;
+    uint64_t from, to; /* range of the piece */
 } item;
-
-/* Places of a unit within one planned layer: physical ids by unit. */
-typedef struct places {
-    uint32_t *first; /* n_experts + 1 */
-    uint32_t *slots; /* physical ids */
-    uint32_t *empty; /* physical ids of empty slots */
-    uint32_t n_empty;
-} places;
 
 typedef struct run {
     moec_input *in;
     const moec_layout *layout;
     const moec_plan *plan;
     const moec_ckpt *ckpt;
-    moec_writer *w;
-    moec_digests *d;
-    moec_journal *journal;
+    const moec_work *work;
+    const moec_share *share;
     const moec_convert_opts *opts;
     moec_crew crew;
     uint64_t resumed_bytes; /* that an earlier run wrote */
     size_t n_items, cap_items;
     item *items;
-    places *places; /* by planned layer */
 } run;
 
 typedef struct hand {
@@ -89,64 +77,7 @@ uint64_t moec_convert_memory(const moec_plan *plan,
 static void free_run(run *r)
 {
     moec_crew_fini(&r->crew);
-    for (size_t i = 0; r->places != NULL && i < moec_plan_n_layers(r->plan);
-         i++) {
-        moec_free(r->places[i].first);
-        moec_free(r->places[i].slots);
-        moec_free(r->places[i].empty);
-    }
-    moec_free(r->places);
     moec_free(r->items);
-}
-
-/* -------------------------------------------------------------- places */
-
-static moec_status place_layer(run *r, size_t layer, places *pl,
-                               moec_error *err)
-{
-    moec_topology topo = moec_plan_topology(r->plan);
-    uint32_t n = moec_model_facts(moec_plan_model(r->plan))->n_experts;
-    uint32_t at = 0;
-
-    pl->first = moec_calloc(n + 2u, sizeof(*pl->first));
-    pl->slots = moec_calloc(topo.n_physical + 1u, sizeof(*pl->slots));
-    pl->empty = moec_calloc(topo.n_physical + 1u, sizeof(*pl->empty));
-    if (pl->first == NULL || pl->slots == NULL || pl->empty == NULL)
-        return moec_fail_nomem(err, "slots of a layer");
-    for (int pass = 0; pass < 2; pass++) {
-        for (uint32_t p = 0; p < topo.n_physical; p++) {
-            moec_physical_id id = {p};
-            uint32_t u =
-                moec_plan_unit(r->plan, layer, moec_physical_rank(topo, id),
-                               moec_physical_local(topo, id));
-            if (u == MOEC_UNIT_EMPTY && pass == 0)
-                pl->empty[pl->n_empty++] = p;
-            else if (u != MOEC_UNIT_EMPTY && pass == 0)
-                pl->first[u + 1]++;
-            else if (u != MOEC_UNIT_EMPTY)
-                pl->slots[pl->first[u]++] = p;
-        }
-        for (uint32_t e = 0; pass == 0 && e <= n; e++) {
-            at += pl->first[e];
-            pl->first[e] = at;
-        }
-    }
-    /* the second pass moved each begin to the next one's */
-    memmove(pl->first + 1, pl->first, n * sizeof(*pl->first));
-    pl->first[0] = 0;
-    return MOEC_OK;
-}
-
-static moec_status place_all(run *r, moec_error *err)
-{
-    size_t n = moec_plan_n_layers(r->plan);
-
-    r->places = moec_calloc(n + 1, sizeof(*r->places));
-    if (r->places == NULL)
-        return moec_fail_nomem(err, "slots of all layers");
-    for (size_t i = 0; i < n; i++)
-        MOEC_TRY(place_layer(r, i, &r->places[i], err));
-    return MOEC_OK;
 }
 
 /* --------------------------------------------------------------- items */
@@ -179,17 +110,16 @@ static moec_status add_ranges(run *r, item it, uint64_t bytes, uint64_t range,
     return MOEC_OK;
 }
 
-/* Items of one block. A zero block needs its digests too. */
-static moec_status add_block(run *r, uint32_t layer, uint32_t t, uint32_t unit,
-                             moec_error *err)
+/* A zero block needs its digests too. */
+static moec_status add_block(run *r, moec_piece p, moec_error *err)
 {
-    const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, layer, t);
-    item it = {.layer = layer, .t = t, .unit = unit};
+    const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, p.layer, p.t);
+    item it = {.p = p};
     uint64_t range = r->crew.range_bytes;
     moec_spot spot = {0};
 
-    MOEC_TRY(r->in->kind->block_spot(r->in, (moec_block_id){layer, t, unit},
-                                     &spot, err));
+    MOEC_TRY(r->in->kind->block_spot(
+        r->in, (moec_block_id){p.layer, p.t, p.unit}, &spot, err));
     it.src_file = spot.file;
     it.src_off = spot.off;
     if (s->op == MOEC_OP_COPY)
@@ -197,40 +127,31 @@ static moec_status add_block(run *r, uint32_t layer, uint32_t t, uint32_t unit,
     return add_ranges(r, it, s->slot_bytes, range, s->op == MOEC_OP_COPY, err);
 }
 
-static moec_status add_layer(run *r, uint32_t layer, moec_error *err)
+static moec_status add_common(run *r, moec_piece p, moec_error *err)
 {
-    uint32_t n = moec_model_facts(moec_plan_model(r->plan))->n_experts +
-                 moec_plan_shared_rows(r->plan);
-    size_t n_tensors = moec_plan_n_slot_tensors(r->plan, layer);
+    item it = {.p = p};
+    moec_spot spot = {0};
 
-    for (uint32_t t = 0; t < n_tensors; t++) {
-        for (uint32_t u = 0; u < n; u++)
-            MOEC_TRY(add_block(r, layer, t, u, err));
-        if (r->places[layer].n_empty > 0)
-            MOEC_TRY(add_block(r, layer, t, MOEC_UNIT_EMPTY, err));
-    }
-    return MOEC_OK;
+    MOEC_TRY(r->in->kind->tensor_spot(r->in, p.unit, &spot, err));
+    it.src_file = spot.file;
+    it.src_off = spot.off;
+    return add_ranges(r, it, moec_ckpt_tensor(r->ckpt, p.unit)->bytes,
+                      moec_min_u64(r->crew.range_bytes, MOEC_COPY_RANGE_BYTES),
+                      true, err);
 }
 
-static moec_status add_common(run *r, moec_error *err)
+/* Of the pieces, those that one of our ranks owes. */
+static moec_status add_piece(void *ctx, moec_piece p, moec_error *err)
 {
-    for (size_t i = 0; i < moec_ckpt_n_tensors(r->ckpt); i++) {
-        const moec_tensor *src = moec_ckpt_tensor(r->ckpt, i);
-        moec_fate fate = moec_plan_fate(r->plan, i);
-        item it = {.layer = NO_BLOCK, .unit = (uint32_t)i};
+    run *r = ctx;
+    bool ours = false;
 
-        if (fate != MOEC_FATE_COMMON && fate != MOEC_FATE_SHARED)
-            continue;
-        moec_spot spot = {0};
-        MOEC_TRY(r->in->kind->tensor_spot(r->in, (uint32_t)i, &spot, err));
-        it.src_file = spot.file;
-        it.src_off = spot.off;
-        MOEC_TRY(
-            add_ranges(r, it, src->bytes,
-                       moec_min_u64(r->crew.range_bytes, MOEC_COPY_RANGE_BYTES),
-                       true, err));
-    }
-    return MOEC_OK;
+    for (uint32_t k = 0; !ours && k < r->work->n_journals; k++)
+        ours = r->work->journals[k] != NULL && moec_share_owes(r->share, k, p);
+    if (!ours)
+        return MOEC_OK;
+    return p.layer == MOEC_NO_BLOCK ? add_common(r, p, err)
+                                    : add_block(r, p, err);
 }
 
 static int item_order(const void *pa, const void *pb)
@@ -243,16 +164,45 @@ static int item_order(const void *pa, const void *pb)
         return a->src_off < b->src_off ? -1 : 1;
     if (a->from != b->from)
         return a->from < b->from ? -1 : 1;
-    return a->unit < b->unit ? -1 : a->unit > b->unit;
+    return a->p.unit < b->p.unit ? -1 : a->p.unit > b->p.unit;
 }
 
 static uint64_t first_leaf(const run *r, const item *it)
 {
-    uint64_t base = it->layer == NO_BLOCK
-                        ? r->d->common_base[it->unit]
-                        : moec_digests_block(r->d, it->layer, it->t, it->unit);
+    uint64_t n;
 
-    return base + it->from / MOEC_LEAF_BYTES;
+    return moec_share_leaf(r->share, it->p, &n) + it->from / MOEC_LEAF_BYTES;
+}
+
+/* -------------------------------------------------------------- places */
+
+/* Is rank `k` ours, with this item still to be done? */
+static bool is_open(const run *r, const item *it, uint32_t k)
+{
+    const moec_journal *j = r->work->journals[k];
+
+    return j != NULL && !moec_journal_has(j, first_leaf(r, it),
+                                          moec_n_leaves(it->to - it->from));
+}
+
+/* Row `row` of rank `rank` wants the bytes of an item. */
+typedef moec_status (*place_fn)(void *ctx, const item *it, uint32_t rank,
+                                uint32_t row, moec_error *err);
+
+/* Local row `row` of rank `rank`: the same in the tables of all ranks where the
+ * slot tensor is a table over all slots. */
+static moec_status each_row(const run *r, const item *it, uint32_t rank,
+                            uint32_t row, place_fn fn, void *ctx,
+                            moec_error *err)
+{
+    const moec_piece *p = &it->p;
+
+    if (!moec_plan_slot_tensor(r->plan, p->layer, p->t)->all_slots)
+        return fn(ctx, it, rank, row, err);
+    row = moec_plan_row(r->plan, p->layer, p->t, rank, (moec_local_row){row});
+    for (uint32_t k = 0; k < moec_plan_topology(r->plan).n_ranks; k++)
+        MOEC_TRY(fn(ctx, it, k, row, err));
+    return MOEC_OK;
 }
 
 /* Rows that a shared part has: one a rank, but one for all ranks in a table
@@ -261,28 +211,63 @@ static uint32_t n_shared_places(const run *r, const item *it)
 {
     moec_topology topo = moec_plan_topology(r->plan);
     bool once = topo.shared_global &&
-                moec_plan_slot_tensor(r->plan, it->layer, it->t)->all_slots;
+                moec_plan_slot_tensor(r->plan, it->p.layer, it->p.t)->all_slots;
 
     return once ? 1 : topo.n_ranks;
 }
 
-/* How often the item's bytes are written. */
-static uint64_t n_places(const run *r, const item *it)
+static moec_status each_place(const run *r, const item *it, place_fn fn,
+                              void *ctx, moec_error *err)
 {
-    const moec_model *m = moec_plan_model(r->plan);
-    uint64_t n_ranks = moec_plan_topology(r->plan).n_ranks, tables = 1;
-    const places *pl;
+    moec_topology topo = moec_plan_topology(r->plan);
+    const moec_places *pl = &r->share->places[it->p.layer];
+    uint32_t n_experts = moec_model_facts(moec_plan_model(r->plan))->n_experts;
+    uint32_t u = it->p.unit;
 
-    if (it->layer == NO_BLOCK)
-        return 1;
-    if (it->unit == MOEC_UNIT_EMPTY)
-        return 0;
-    if (moec_plan_slot_tensor(r->plan, it->layer, it->t)->all_slots)
-        tables = n_ranks;
-    if (it->unit >= moec_model_facts(m)->n_experts)
-        return n_shared_places(r, it) * tables;
-    pl = &r->places[it->layer];
-    return (pl->first[it->unit + 1] - pl->first[it->unit]) * tables;
+    if (u == MOEC_UNIT_EMPTY)
+        return MOEC_OK; /* new files are zeros */
+    for (uint32_t k = 0; u >= n_experts && k < n_shared_places(r, it); k++)
+        MOEC_TRY(
+            each_row(r, it, k, topo.n_local + u - n_experts, fn, ctx, err));
+    for (uint32_t i = 0; u < n_experts && i < pl->first[u + 1] - pl->first[u];
+         i++) {
+        moec_physical_id p = {pl->slots[pl->first[u] + i]};
+        MOEC_TRY(each_row(r, it, moec_physical_rank(topo, p),
+                          moec_physical_local(topo, p).v, fn, ctx, err));
+    }
+    return MOEC_OK;
+}
+
+/* How often our ranks write an item, and have written it before. */
+typedef struct tally {
+    const run *r;
+    uint64_t all, done;
+} tally;
+
+static moec_status count_place(void *ctx, const item *it, uint32_t rank,
+                               uint32_t row, moec_error *err)
+{
+    tally *n = ctx;
+    uint32_t k = moec_share_debtor(n->r->share, it->p, rank);
+
+    (void)row;
+    (void)err;
+    if (n->r->work->journals[k] != NULL) {
+        n->all++;
+        n->done += !is_open(n->r, it, k);
+    }
+    return MOEC_OK;
+}
+
+static tally count_places(const run *r, const item *it)
+{
+    tally n = {.r = r};
+
+    if (it->p.layer == MOEC_NO_BLOCK)
+        (void)count_place(&n, it, 0, 0, NULL);
+    else
+        (void)each_place(r, it, count_place, &n, NULL);
+    return n;
 }
 
 /* Leave out what an earlier run has done. */
@@ -293,11 +278,15 @@ static void drop_done(run *r)
     for (size_t i = 0; i < r->n_items; i++) {
         const item *it = &r->items[i];
         uint64_t bytes = it->to - it->from;
+        tally t = count_places(r, it);
+        bool open = false;
 
-        if (moec_journal_has(r->journal, first_leaf(r, it),
-                             moec_n_leaves(bytes)))
-            r->resumed_bytes += bytes * n_places(r, it);
-        else
+        for (uint32_t k = 0; !open && k < r->work->n_journals; k++)
+            open = is_open(r, it, k) && moec_share_owes(r->share, k, it->p);
+        r->resumed_bytes += bytes * t.done;
+        if (!r->share->whole)
+            r->crew.total_bytes += bytes * t.all;
+        if (open)
             r->items[n++] = *it;
     }
     r->n_items = n;
@@ -305,13 +294,11 @@ static void drop_done(run *r)
 
 static moec_status make_items(run *r, moec_error *err)
 {
-    size_t n = moec_plan_n_layers(r->plan);
-
-    for (size_t i = 0; i < n; i++)
-        MOEC_TRY(add_layer(r, (uint32_t)i, err));
-    MOEC_TRY(add_common(r, err));
-    qsort(r->items, r->n_items, sizeof(*r->items), item_order);
-    for (size_t i = 0; i < moec_layout_n_files(r->layout); i++)
+    MOEC_TRY(moec_share_each(r->share, add_piece, r, err));
+    if (r->n_items > 0)
+        qsort(r->items, r->n_items, sizeof(*r->items), item_order);
+    for (size_t i = 0; r->share->whole && i < moec_layout_n_files(r->layout);
+         i++)
         r->crew.total_bytes += moec_layout_file(r->layout, i)->bytes;
     drop_done(r);
     return MOEC_OK;
@@ -319,91 +306,71 @@ static moec_status make_items(run *r, moec_error *err)
 
 /* ----------------------------------------------------------- execution */
 
-/* Write the range to row `row` of rank `rank`. */
-static moec_status write_row(hand *k, const item *it, uint32_t rank,
+/* Write the range to row `row` of rank `rank`, if that is still to be done. */
+static moec_status write_row(void *ctx, const item *it, uint32_t rank,
                              uint32_t row, moec_error *err)
 {
+    hand *k = ctx;
     run *r = k->run;
-    const moec_slot_tensor *s =
-        moec_plan_slot_tensor(r->plan, it->layer, it->t);
+    const moec_piece *p = &it->p;
+    const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, p->layer, p->t);
     size_t file, n = (size_t)(it->to - it->from);
     uint64_t off;
 
-    moec_layout_find_slots(r->layout, rank, it->layer, it->t, &file, &off);
-    MOEC_TRY(moec_writer_write(r->w, file, off + row * s->slot_bytes + it->from,
+    if (!is_open(r, it, moec_share_debtor(r->share, *p, rank)))
+        return MOEC_OK;
+    moec_layout_find_slots(r->layout, rank, p->layer, p->t, &file, &off);
+    MOEC_TRY(moec_writer_write(r->work->w, file,
+                               off + row * s->slot_bytes + it->from,
                                k->worker->buf, n, err));
     return moec_crew_done(&r->crew, n, err);
-}
-
-/* The same for local row `row`, in the tables of all ranks where the slot
- * tensor is a table over all slots. */
-static moec_status write_local(hand *k, const item *it, uint32_t rank,
-                               uint32_t row, moec_error *err)
-{
-    const moec_plan *p = k->run->plan;
-    moec_local_row local = {row};
-
-    if (!moec_plan_slot_tensor(p, it->layer, it->t)->all_slots)
-        return write_row(k, it, rank, row, err);
-    row = moec_plan_row(p, it->layer, it->t, rank, local);
-    for (uint32_t r = 0; r < moec_plan_topology(p).n_ranks; r++)
-        MOEC_TRY(write_row(k, it, r, row, err));
-    return MOEC_OK;
-}
-
-static moec_status write_block(hand *k, const item *it, moec_error *err)
-{
-    run *r = k->run;
-    moec_topology topo = moec_plan_topology(r->plan);
-    const places *pl = &r->places[it->layer];
-    uint32_t n_experts = moec_model_facts(moec_plan_model(r->plan))->n_experts;
-
-    if (it->unit == MOEC_UNIT_EMPTY)
-        return MOEC_OK; /* new files are zeros */
-    if (it->unit >= n_experts) {
-        uint32_t row = topo.n_local + it->unit - n_experts;
-        for (uint32_t rank = 0; rank < n_shared_places(r, it); rank++)
-            MOEC_TRY(write_local(k, it, rank, row, err));
-        return MOEC_OK;
-    }
-    for (uint32_t i = pl->first[it->unit]; i < pl->first[it->unit + 1]; i++) {
-        moec_physical_id p = {pl->slots[i]};
-        MOEC_TRY(write_local(k, it, moec_physical_rank(topo, p),
-                             moec_physical_local(topo, p).v, err));
-    }
-    return MOEC_OK;
 }
 
 static moec_status do_block(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
-    moec_block_id b = {it->layer, it->t, it->unit};
+    moec_block_id b = {it->p.layer, it->p.t, it->p.unit};
+    moec_digests *d = r->work->d;
 
     MOEC_TRY(r->in->kind->read_block(r->in, hand_of(k), b, it->from, it->to,
                                      k->worker->buf, err));
-    MOEC_TRY(moec_digests_leaves(
-        r->d, moec_digests_block(r->d, it->layer, it->t, it->unit), it->from,
-        k->worker->buf, (size_t)(it->to - it->from), err));
-    return write_block(k, it, err);
+    MOEC_TRY(moec_digests_leaves(d, moec_digests_block(d, b.layer, b.t, b.unit),
+                                 it->from, k->worker->buf,
+                                 (size_t)(it->to - it->from), err));
+    return each_place(r, it, write_row, k, err);
 }
 
 static moec_status do_common(hand *k, const item *it, moec_error *err)
 {
     run *r = k->run;
+    moec_digests *d = r->work->d;
+    uint32_t tensor = it->p.unit;
     size_t file, n = (size_t)(it->to - it->from);
     uint64_t off;
 
-    MOEC_TRY(r->in->kind->read_tensor(r->in, hand_of(k), it->unit, it->from,
+    MOEC_TRY(r->in->kind->read_tensor(r->in, hand_of(k), tensor, it->from,
                                       k->worker->buf, n, err));
-    MOEC_TRY(moec_digests_leaves(r->d, r->d->common_base[it->unit], it->from,
+    MOEC_TRY(moec_digests_leaves(d, d->common_base[tensor], it->from,
                                  k->worker->buf, n, err));
-    if (!moec_layout_find_common(r->layout, it->unit, &file, &off))
+    if (!moec_layout_find_common(r->layout, tensor, &file, &off))
         return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_T1,
                          "tensor '%s' is common and in no file",
-                         moec_ckpt_tensor(r->ckpt, it->unit)->name);
-    MOEC_TRY(
-        moec_writer_write(r->w, file, off + it->from, k->worker->buf, n, err));
+                         moec_ckpt_tensor(r->ckpt, tensor)->name);
+    MOEC_TRY(moec_writer_write(r->work->w, file, off + it->from, k->worker->buf,
+                               n, err));
     return moec_crew_done(&r->crew, n, err);
+}
+
+/* What was open when the item began is done now. */
+static moec_status note_done(run *r, const item *it, moec_error *err)
+{
+    uint64_t n = moec_n_leaves(it->to - it->from);
+
+    for (uint32_t k = 0; k < r->work->n_journals; k++)
+        if (is_open(r, it, k) && moec_share_owes(r->share, k, it->p))
+            MOEC_TRY(moec_journal_add(r->work->journals[k], first_leaf(r, it),
+                                      n, err));
+    return MOEC_OK;
 }
 
 static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
@@ -413,32 +380,28 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker_index,
     const item *it = &r->items[i];
     hand h = {r, &r->crew.workers[worker_index], worker_index};
 
-    MOEC_TRY(it->layer == NO_BLOCK ? do_common(&h, it, err)
-                                   : do_block(&h, it, err));
-    return moec_journal_add(r->journal, first_leaf(r, it),
-                            moec_n_leaves(it->to - it->from), err);
+    MOEC_TRY(it->p.layer == MOEC_NO_BLOCK ? do_common(&h, it, err)
+                                          : do_block(&h, it, err));
+    return note_done(r, it, err);
 }
 
 static moec_status prepare(run *r, moec_error *err)
 {
     MOEC_TRY(
         moec_crew_choose(&r->crew, moec_crew_range(r->plan), r->opts, err));
-    MOEC_TRY(place_all(r, err));
     MOEC_TRY(make_items(r, err));
     MOEC_TRY(r->in->kind->hire(r->in, r->crew.n, err));
     return moec_crew_hire(&r->crew, err);
 }
 
-moec_status moec_pipeline_run(moec_input *in, moec_writer *w, moec_digests *d,
-                              moec_journal *journal, moec_convert_stats *stats,
-                              moec_error *err)
+moec_status moec_pipeline_run(moec_input *in, const moec_work *work,
+                              moec_convert_stats *stats, moec_error *err)
 {
     run r = {.in = in,
              .layout = in->layout,
              .plan = in->plan,
-             .w = w,
-             .d = d,
-             .journal = journal,
+             .work = work,
+             .share = work->share,
              .opts = in->opts,
              .ckpt = in->ckpt};
 

@@ -11,14 +11,24 @@
 #include "digests.h"
 #include "input.h"
 #include "journal.h"
+#include "share.h"
 #include "writer.h"
 
-/* Execute all moves of the input's layout into the files of `w` (file i of the
- * writer is file i of the layout), filling `d`, less those that `journal` (whose cells
- * are the leaves of `d`) has of an earlier run. Adds to stats. */
-moec_status moec_pipeline_run(moec_input *in, moec_writer *w, moec_digests *d,
-                              moec_journal *journal, moec_convert_stats *stats,
-                              moec_error *err);
+/* What a run works on, all borrowed. */
+typedef struct moec_work {
+    moec_writer *w; /* file i is file i of the layout */
+    moec_digests *d;
+    const moec_share *share;
+    /* By rank, NULL for ranks of other processes; share->whole: one for all.
+     * Their cells are the leaves of `d`. */
+    moec_journal *const *journals;
+    uint32_t n_journals;
+} moec_work;
+
+/* Execute all moves of the input's layout that the ranks with a journal owe,
+ * less those that it has of an earlier run. Adds to stats. */
+moec_status moec_pipeline_run(moec_input *in, const moec_work *work,
+                              moec_convert_stats *stats, moec_error *err);
 
 /* Everything besides the data files: common index, copied files, slots.bin,
  * sources.bin, provenance.json, and manifest.json LAST. finish.c. */
