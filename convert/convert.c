@@ -7,13 +7,14 @@
  */
 
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "crew.h"
+#include "finish.h"
 #include "identity.h"
-#include "input.h"
-#include "job.h"
 #include "pipeline.h"
+#include "prepare.h"
 
 static double seconds_now(void)
 {
@@ -24,7 +25,7 @@ static double seconds_now(void)
 }
 
 /* A plan that does not prove is our bug or a hostile family: say what. */
-static moec_status prove(const moec_layout *layout, moec_error *err)
+moec_status moec_prove_layout(const moec_layout *layout, moec_error *err)
 {
     moec_report *report = NULL;
     moec_status st = moec_layout_prove(&report, layout, err);
@@ -45,88 +46,107 @@ static moec_status prove(const moec_layout *layout, moec_error *err)
     return st;
 }
 
-/* What a conversion takes from begin to end. */
-typedef struct conversion {
-    const moec_layout *layout;
-    moec_input *in;
-    moec_job job;
-    moec_job_file *files;
-    moec_sha256 *headers; /* digests, by data file */
-    moec_digests digests;
-    moec_share share;
-    moec_buf identity;
-} conversion;
-
 /* Header of data file `i`: digested, and written where `w` is given. Made
  * twice rather than kept: a K3's would be tens of MiB. */
-static moec_status do_header(conversion *c, size_t i, moec_writer *w,
+static moec_status do_header(const moec_prepared *p, size_t i, moec_writer *w,
                              moec_error *err)
 {
     void *header = NULL;
     uint64_t bytes = 0;
     moec_status st;
 
-    MOEC_TRY(moec_layout_header(c->layout, i, &header, &bytes, err));
+    MOEC_TRY(moec_layout_header(p->layout, i, &header, &bytes, err));
     if (w)
         st = moec_writer_write(w, i, 0, header, (size_t)bytes, err);
     else
-        st = moec_sha256_of(header, (size_t)bytes, &c->headers[i], err);
+        st = moec_sha256_of(header, (size_t)bytes, &p->headers[i], err);
     free(header);
     return st;
 }
 
-static moec_status prepare(conversion *c, moec_error *err)
+moec_status moec_prepared_headers(const moec_prepared *p, moec_writer *w,
+                                  moec_error *err)
 {
-    size_t n = moec_layout_n_files(c->layout);
-
-    c->files = moec_calloc(n + 1, sizeof(*c->files));
-    c->headers = moec_calloc(n + 1, sizeof(*c->headers));
-    if (c->files == NULL || c->headers == NULL)
-        return moec_fail_nomem(err, "data files");
-    for (size_t i = 0; i < n; i++) {
-        const moec_out_file *f = moec_layout_file(c->layout, i);
-        c->files[i] = (moec_job_file){f->name, f->bytes};
-        MOEC_TRY(do_header(c, i, NULL, err));
-    }
-    MOEC_TRY(moec_digests_init(&c->digests, moec_layout_plan(c->layout), err));
-    MOEC_TRY(moec_share_init(&c->share, c->layout, &c->digests, err));
-    c->share.whole = true;
-    MOEC_TRY(moec_input_create(&c->in, c->layout, c->job.opts, err));
-    MOEC_TRY(moec_identity_convert(c->in, c->headers, &c->identity, err));
-    c->job.files = c->files;
-    c->job.n_files = n;
-    c->job.identity = &c->identity;
-    c->job.cells = c->digests.leaves;
-    c->job.cell_bytes = sizeof(*c->digests.leaves);
-    c->job.n_cells = c->digests.n_leaves;
+    for (size_t i = 0; i < p->n_files; i++)
+        MOEC_TRY(do_header(p, i, w, err));
     return MOEC_OK;
 }
 
-static moec_status fill_output(conversion *c, moec_convert_stats *stats,
-                               moec_error *err)
+moec_status moec_prepare(moec_prepared *p, const moec_layout *layout,
+                         const moec_convert_opts *opts, moec_error *err)
 {
-    for (size_t i = 0; i < c->job.n_files; i++)
-        MOEC_TRY(do_header(c, i, c->job.w, err));
-    MOEC_TRY(moec_job_work(&c->job, err));
-    moec_work work = {.w = c->job.w,
-                      .d = &c->digests,
-                      .share = &c->share,
-                      .journals = &c->job.journal,
+    size_t n = moec_layout_n_files(layout);
+
+    memset(p, 0, sizeof(*p));
+    p->layout = layout;
+    p->opts = opts;
+    p->n_files = n;
+    p->files = moec_calloc(n + 1, sizeof(*p->files));
+    p->headers = moec_calloc(n + 1, sizeof(*p->headers));
+    if (p->files == NULL || p->headers == NULL)
+        return moec_fail_nomem(err, "data files");
+    for (size_t i = 0; i < n; i++) {
+        const moec_out_file *f = moec_layout_file(layout, i);
+        p->files[i] = (moec_job_file){f->name, f->bytes};
+        MOEC_TRY(do_header(p, i, NULL, err));
+    }
+    MOEC_TRY(moec_digests_init(&p->digests, moec_layout_plan(layout), err));
+    MOEC_TRY(moec_share_init(&p->share, layout, &p->digests, err));
+    if (opts == NULL)
+        return MOEC_OK;
+    MOEC_TRY(moec_input_create(&p->in, layout, opts, err));
+    return moec_identity_convert(p->in, p->headers, &p->identity, err);
+}
+
+void moec_prepared_fini(moec_prepared *p)
+{
+    moec_input_destroy(p->in);
+    moec_buf_fini(&p->identity);
+    moec_share_fini(&p->share);
+    moec_digests_fini(&p->digests);
+    moec_free(p->headers);
+    moec_free(p->files);
+}
+
+static moec_status fill_output(moec_prepared *p, moec_job *job,
+                               moec_convert_stats *stats, moec_error *err)
+{
+    moec_work work = {.w = job->w,
+                      .d = &p->digests,
+                      .share = &p->share,
+                      .journals = &job->journal,
                       .n_journals = 1};
-    MOEC_TRY(moec_pipeline_run(c->in, &work, stats, err));
-    MOEC_TRY(moec_job_sync(&c->job, err));
-    return moec_finish_write(c->in, &c->digests, c->headers, &c->job.out, stats,
+
+    MOEC_TRY(moec_prepared_headers(p, job->w, err));
+    MOEC_TRY(moec_job_work(job, err));
+    MOEC_TRY(moec_pipeline_run(p->in, &work, stats, err));
+    MOEC_TRY(moec_job_sync(job, err));
+    return moec_finish_write(p->in, &p->digests, p->headers, &job->out, stats,
                              err);
 }
 
-static void free_conversion(conversion *c)
+static moec_status convert_all(const moec_layout *layout, const char *out_dir,
+                               const moec_convert_opts *opts,
+                               moec_convert_stats *stats, moec_error *err)
 {
-    moec_input_destroy(c->in);
-    moec_buf_fini(&c->identity);
-    moec_share_fini(&c->share);
-    moec_digests_fini(&c->digests);
-    moec_free(c->headers);
-    moec_free(c->files);
+    moec_prepared p;
+    moec_job job = {.opts = opts};
+    moec_status st = moec_prepare(&p, layout, opts, err);
+
+    p.share.whole = true;
+    job.files = p.files;
+    job.n_files = p.n_files;
+    job.identity = &p.identity;
+    job.cells = p.digests.leaves;
+    job.cell_bytes = sizeof(*p.digests.leaves);
+    job.n_cells = p.digests.n_leaves;
+    if (st == MOEC_OK)
+        st = moec_job_begin(&job, out_dir, err);
+    if (st == MOEC_OK)
+        st = moec_job_end(&job, fill_output(&p, &job, stats, err), err);
+    moec_prepared_fini(&p);
+    stats->n_files = (uint32_t)moec_layout_n_files(layout);
+    return st;
 }
 
 bool moec_convert_is_output(const char *dir)
@@ -138,7 +158,6 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
                          const moec_convert_opts *opts,
                          moec_convert_stats *stats, moec_error *err)
 {
-    conversion c = {.layout = layout, .job = {.opts = opts}};
     moec_crew crew = {0};
     double begin = seconds_now();
     moec_convert_stats none = {0};
@@ -147,14 +166,9 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
     *stats = none;
     MOEC_TRY(moec_crew_choose(&crew, moec_crew_range(moec_layout_plan(layout)),
                               opts, err));
-    MOEC_TRY(prove(layout, err));
-    st = prepare(&c, err);
-    if (st == MOEC_OK)
-        st = moec_job_begin(&c.job, out_dir, err);
-    if (st == MOEC_OK)
-        st = moec_job_end(&c.job, fill_output(&c, stats, err), err);
-    free_conversion(&c);
-    stats->n_files = (uint32_t)moec_layout_n_files(layout);
+    MOEC_TRY(moec_prove_layout(layout, err));
+    st = opts->ranks ? moec_convert_ranks(layout, out_dir, opts, stats, err)
+                     : convert_all(layout, out_dir, opts, stats, err);
     stats->durability_uncertain = st == MOEC_E_DURABILITY;
     stats->seconds = seconds_now() - begin;
     return st;

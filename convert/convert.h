@@ -24,6 +24,14 @@
 #include <moec/mapping.h>
 #include <moec/validate.h>
 
+/* How several processes divide what more than one rank holds (share.h). */
+typedef enum moec_sharing {
+    MOEC_SHARING_AUTO = 0, /* once, unless the file system is a network one
+                              that does not keep pages coherent */
+    MOEC_SHARING_ONCE = 1, /* each source byte is read once in the whole job */
+    MOEC_SHARING_FILES = 2 /* each file is written by one process */
+} moec_sharing;
+
 typedef struct moec_convert_opts {
     /* Take the source's bytes back out of this conversion, whose model the
      * layout is of; NULL: read the layout's checkpoint. Either way the output
@@ -42,6 +50,11 @@ typedef struct moec_convert_opts {
     void (*resumed)(void *ctx, uint64_t done, uint64_t total);
     void *progress_ctx;
     volatile sig_atomic_t *stop; /* non-zero: stop soon; may be NULL */
+    /* Convert only these ranks: one byte for each, not 0 for ours. Other
+     * processes do the others at the same time or later, and moec_finalize
+     * commits. NULL: all of them. */
+    const uint8_t *ranks;
+    moec_sharing sharing;
 } moec_convert_opts;
 
 typedef struct moec_convert_stats {
@@ -71,10 +84,25 @@ moec_status moec_convert_check_source(const moec_layout *layout,
                                       const moec_conversion *source,
                                       moec_error *err);
 
-/* Write the converted checkpoint `out_dir`. `layout` is proved first. */
+/* Write the converted checkpoint `out_dir`. `layout` is proved first.
+ *
+ * With opts->ranks it is written into OUT.partial, rank by rank: each rank has
+ * a lock there (LOCKED where another process has it) and a journal, by which a
+ * killed process is gone on with, by any process, in any division of the
+ * ranks. A rank that is done is left as it is. ARG where the processes do not
+ * agree on source and options, with what differs. Nothing is discarded on
+ * failure, as others work there too. */
 moec_status moec_convert(const moec_layout *layout, const char *out_dir,
                          const moec_convert_opts *opts,
                          moec_convert_stats *stats, moec_error *err);
+
+/* Commit what several processes have converted: merge the digests of all
+ * ranks, prove, write the manifest, rename. The result is, byte for byte, that
+ * of one process; provenance.json is that of the process that had rank 0. The
+ * source is not needed. FORMAT (M05) where ranks are missing, with their
+ * numbers; LOCKED while one is being converted. Nothing is lost by a refusal. */
+moec_status moec_finalize(const char *out_dir, const moec_convert_opts *opts,
+                          moec_convert_stats *stats, moec_error *err);
 
 /* Give the source's files back: converted checkpoint `dir` into the new
  * directory `out_dir`. */

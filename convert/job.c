@@ -56,7 +56,7 @@ static moec_status open_files(moec_job *j, bool kept, moec_error *err)
     for (size_t i = 0; i < j->n_files; i++) {
         const moec_job_file *f = &j->files[i];
         if (kept)
-            MOEC_TRY(moec_writer_keep(j->w, i, f->name, f->bytes, err));
+            MOEC_TRY(moec_writer_keep(j->w, i, f->name, f->bytes, true, err));
         else
             MOEC_TRY(moec_writer_add(j->w, i, f->name, f->bytes, err));
     }

@@ -30,12 +30,4 @@ typedef struct moec_work {
 moec_status moec_pipeline_run(moec_input *in, const moec_work *work,
                               moec_convert_stats *stats, moec_error *err);
 
-/* Everything besides the data files: common index, copied files, slots.bin,
- * sources.bin, provenance.json, and manifest.json LAST. finish.c. */
-struct moec_output;
-moec_status moec_finish_write(const moec_input *in, const moec_digests *d,
-                              const moec_sha256 *header_sha256,
-                              struct moec_output *out,
-                              const moec_convert_stats *stats, moec_error *err);
-
 #endif

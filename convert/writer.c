@@ -164,12 +164,12 @@ moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
 }
 
 moec_status moec_writer_keep(moec_writer *w, size_t i, const char *name,
-                             uint64_t bytes, moec_error *err)
+                             uint64_t bytes, bool unsynced, moec_error *err)
 {
     wfile *f = &w->files[i];
 
     MOEC_TRY(name_file(f, name, bytes, err));
-    atomic_store(&f->dirty, true); /* by whoever wrote it before */
+    atomic_store(&f->dirty, unsynced);
     return open_file(w, f, 0, err);
 }
 

@@ -26,9 +26,10 @@ moec_status moec_writer_create(moec_writer **out, int dirfd, size_t n_files,
 moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
                             uint64_t bytes, moec_error *err);
 
-/* The same for a file of that size that is there already. */
+/* The same for a file of that size that is there already. `unsynced`: it may
+ * hold bytes of ours that nobody has synced. */
 moec_status moec_writer_keep(moec_writer *w, size_t i, const char *name,
-                             uint64_t bytes, moec_error *err);
+                             uint64_t bytes, bool unsynced, moec_error *err);
 
 /* Write `n` bytes at `off`. Goes past the page cache where off, n and buf are
  * multiples of 4096. */

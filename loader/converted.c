@@ -31,14 +31,14 @@ bool moec_plain_name(const char *s, size_t n)
 
 /* -------------------------------------------------------- reading them */
 
-static moec_status read_manifest(moec_converted *c, moec_error *err)
+static moec_status read_manifest(moec_converted *c, const char *name,
+                                 moec_error *err)
 {
     moec_buf text = {0};
     moec_error why = MOEC_ERROR_INIT;
     moec_status st;
 
-    st = moec_read_file(c->dirfd, MOEC_MANIFEST_NAME, MOEC_JSON_BYTES_MAX,
-                        &text, &why);
+    st = moec_read_file(c->dirfd, name, MOEC_JSON_BYTES_MAX, &text, &why);
     if (st == MOEC_E_IO && why.os_errno == ENOENT)
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
                        "no " MOEC_MANIFEST_NAME ": not a finished conversion; "
@@ -236,7 +236,7 @@ static moec_status check_sources(const moec_converted *c, moec_error *err)
     return MOEC_OK;
 }
 
-static moec_status open_all(moec_converted *c, const char *dir, moec_error *err)
+static moec_status open_dir(moec_converted *c, const char *dir, moec_error *err)
 {
     size_t n = strlen(dir) + 1;
 
@@ -247,7 +247,13 @@ static moec_status open_all(moec_converted *c, const char *dir, moec_error *err)
     c->dirfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (c->dirfd < 0)
         return moec_fail_os(err, errno, "not a directory to open");
-    MOEC_TRY(read_manifest(c, err));
+    return MOEC_OK;
+}
+
+static moec_status open_all(moec_converted *c, const char *dir, moec_error *err)
+{
+    MOEC_TRY(open_dir(c, dir, err));
+    MOEC_TRY(read_manifest(c, MOEC_MANIFEST_NAME, err));
     MOEC_TRY(read_slots(c, err));
     MOEC_TRY(read_sources(c, err));
     MOEC_TRY(check_files(c, err));
@@ -255,11 +261,22 @@ static moec_status open_all(moec_converted *c, const char *dir, moec_error *err)
     return check_sources(c, err);
 }
 
-moec_status moec_converted_open(moec_converted *out, const char *dir,
-                                moec_error *err)
+static moec_status open_begun(moec_converted *c, const char *dir,
+                              const char *manifest, moec_error *err)
+{
+    MOEC_TRY(open_dir(c, dir, err));
+    MOEC_TRY(read_manifest(c, manifest, err));
+    MOEC_TRY(read_sources(c, err));
+    return check_sources(c, err);
+}
+
+/* `manifest` is NULL for a finished one. */
+static moec_status open_one(moec_converted *out, const char *dir,
+                            const char *manifest, moec_error *err)
 {
     moec_converted c = {.dirfd = -1};
-    moec_status st = open_all(&c, dir, err);
+    moec_status st =
+        manifest ? open_begun(&c, dir, manifest, err) : open_all(&c, dir, err);
 
     if (st != MOEC_OK) {
         moec_error_prefix(err, "%s", dir);
@@ -268,6 +285,18 @@ moec_status moec_converted_open(moec_converted *out, const char *dir,
     }
     *out = c;
     return MOEC_OK;
+}
+
+moec_status moec_converted_open(moec_converted *out, const char *dir,
+                                moec_error *err)
+{
+    return open_one(out, dir, NULL, err);
+}
+
+moec_status moec_converted_open_begun(moec_converted *out, const char *dir,
+                                      const char *manifest, moec_error *err)
+{
+    return open_one(out, dir, manifest, err);
 }
 
 /* `dir` tells an opened object from one of zeros, whose descriptor is 0. */

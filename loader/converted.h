@@ -234,4 +234,9 @@ moec_status moec_converted_open(moec_converted *out, const char *dir,
                                 moec_error *err);
 void moec_converted_close(moec_converted *c);
 
+/* The same of a conversion under way, whose manifest has the name `manifest`
+ * and knows no digests yet: there is no slots.bin to read. */
+moec_status moec_converted_open_begun(moec_converted *out, const char *dir,
+                                      const char *manifest, moec_error *err);
+
 #endif

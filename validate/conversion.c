@@ -317,21 +317,34 @@ static moec_status check_files(const moec_conversion *c, moec_error *err)
 
 /* ------------------------------------------------------------ the object */
 
-moec_status moec_conversion_read(moec_conversion **out, const char *dir,
-                                 moec_error *err)
+static moec_status read_files(moec_conversion **out, const char *dir,
+                              const char *begun, moec_error *err)
 {
     moec_conversion *c = moec_calloc(1, sizeof(*c));
     moec_status st;
 
     if (c == NULL)
         return moec_fail_nomem(err, "conversion");
-    st = moec_converted_open(&c->files, dir, err);
+    st = begun ? moec_converted_open_begun(&c->files, dir, begun, err)
+               : moec_converted_open(&c->files, dir, err);
     if (st != MOEC_OK) {
         moec_free(c);
         return st;
     }
     *out = c;
     return MOEC_OK;
+}
+
+moec_status moec_conversion_read(moec_conversion **out, const char *dir,
+                                 moec_error *err)
+{
+    return read_files(out, dir, NULL, err);
+}
+
+moec_status moec_conversion_read_begun(moec_conversion **out, const char *dir,
+                                       const char *manifest, moec_error *err)
+{
+    return read_files(out, dir, manifest, err);
 }
 
 moec_status moec_conversion_rebuild(moec_conversion *c,

@@ -3,19 +3,22 @@
  * moe-convert convert: write the per-rank checkpoint. Everything that can be
  * refused is refused before the first byte is written.
  */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
 #include "cli.h"
 #include "print.h"
+#include "rank_list.h"
 #include "session.h"
 #include "written.h"
 
 static const moec_cli_group *const groups[] = {
-    &moec_group_topology, &moec_group_write, &moec_group_common, NULL};
+    &moec_group_topology, &moec_group_ranks, &moec_group_write,
+    &moec_group_common, NULL};
 
 static int dry_run(const moec_cli *cli, const moec_cli_session *s,
-                   const char *out)
+                   const moec_cli_ranks *ranks, const char *out)
 {
     moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
     opts.source = s->conversion;
@@ -28,17 +31,31 @@ static int dry_run(const moec_cli *cli, const moec_cli_session *s,
         moec_cli_json_begin(&j, cli, true);
         moec_cli_json_bool(&j, "dry_run", true);
         moec_cli_json_str(&j, "out", out);
-        moec_cli_json_plan(&j, s->layout, memory);
+        moec_cli_json_plan(&j, s->layout, ranks->mine, memory);
         moec_cli_json_finish(&j);
     } else {
-        moec_cli_print_plan(s->layout, memory);
+        moec_cli_print_plan(s->layout, ranks->mine, memory);
         moec_cli_line(stdout, "dry run: %s is not written", out);
     }
     return MOEC_EXIT_OK;
 }
 
-static int write_out(const moec_cli *cli, const moec_cli_session *s,
+/* Nothing falls to this process: there are more of them than ranks. */
+static int tell_idle(const moec_cli *cli, const moec_cli_ranks *ranks,
                      const char *out)
+{
+    moec_convert_stats none = {0};
+    moec_error err = MOEC_ERROR_INIT;
+    if (!cli->args.quiet)
+        moec_cli_line(stderr,
+                      "moe-convert convert: %s has no rank to convert: there "
+                      "are %" PRIu32,
+                      ranks->said, ranks->n_ranks);
+    return moec_cli_report_written(cli, out, &none, ranks, MOEC_OK, &err);
+}
+
+static int write_out(const moec_cli *cli, const moec_cli_session *s,
+                     const moec_cli_ranks *ranks, const char *out)
 {
     moec_error err = MOEC_ERROR_INIT;
     moec_convert_stats stats = {0};
@@ -48,11 +65,12 @@ static int write_out(const moec_cli *cli, const moec_cli_session *s,
     opts.command = command;
     opts.family_text = s->family;
     opts.source = s->conversion;
+    opts.ranks = ranks->mine;
     moec_cli_progress_begin(&progress, cli);
     moec_status st = moec_convert(s->layout, out, &opts, &stats, &err);
     moec_cli_progress_end(&progress);
     free(command);
-    return moec_cli_report_written(cli, out, &stats, st, &err);
+    return moec_cli_report_written(cli, out, &stats, ranks, st, &err);
 }
 
 /* A warning under --strict: say so before anything is written. */
@@ -67,6 +85,25 @@ static int refuse_warnings(const moec_cli *cli, const moec_cli_session *s)
         moec_cli_json_finish(&j);
     }
     return MOEC_EXIT_FOUND;
+}
+
+static int write_ranks(const moec_cli *cli, const moec_cli_session *s,
+                       const char *out)
+{
+    char why[MOEC_OPT_WHY_BYTES];
+    moec_cli_ranks ranks;
+    int code;
+    if (!moec_cli_ranks_read(&ranks, cli, moec_plan_topology(s->plan).n_ranks,
+                             why))
+        return moec_cli_usage(cli, "%s", why);
+    if (cli->args.dry_run)
+        code = dry_run(cli, s, &ranks, out);
+    else if (ranks.n == 0)
+        code = tell_idle(cli, &ranks, out);
+    else
+        code = write_out(cli, s, &ranks, out);
+    moec_cli_ranks_free(&ranks);
+    return code;
 }
 
 static int convert(moec_cli *cli)
@@ -86,10 +123,8 @@ static int convert(moec_cli *cli)
     moec_cli_print_problems(cli, s.ckpt, s.plan);
     if (cli->args.strict && moec_cli_n_warnings(s.ckpt, s.plan) != 0)
         code = refuse_warnings(cli, &s);
-    else if (cli->args.dry_run)
-        code = dry_run(cli, &s, out);
     else
-        code = write_out(cli, &s, out);
+        code = write_ranks(cli, &s, out);
     moec_cli_session_close(&s);
     return code;
 }
@@ -104,12 +139,15 @@ const moec_cli_command moec_cmd_convert = {
              "manifest. Work happens in OUT.partial, which becomes OUT only "
              "when it is complete; interrupted or killed, the same command "
              "goes on where it was. SRC may be converted already, such as an "
-             "expert store: OUT is then what its own source would have given.",
+             "expert store: OUT is then what its own source would have given. "
+             "With --ranks several processes share the work, and finalize "
+             "makes OUT of what they wrote.",
     .examples = "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --redundant 32\n"
                 "convert ./DeepSeek-V3 ./V3-ep8 --ep 8 --placement eplb.json\n"
                 "convert ./Mixtral ./store --shard-by expert\n"
                 "convert ./store ./ep16 --ep 16 --redundant 8\n"
-                "convert ./Mixtral ./ep4 --ep 4 --dry-run --json",
+                "convert ./Mixtral ./ep4 --ep 4 --dry-run --json\n"
+                "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --ranks auto",
     .groups = groups,
     .min_paths = 2,
     .max_paths = 2,

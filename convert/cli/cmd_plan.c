@@ -5,16 +5,17 @@
  */
 #include "cli.h"
 #include "print.h"
+#include "rank_list.h"
 #include "session.h"
 #include "verdict.h"
 #include "written.h"
 
-static const moec_cli_group *const groups[] = {&moec_group_topology,
-                                               &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {
+    &moec_group_topology, &moec_group_ranks, &moec_group_common, NULL};
 
 /* What it came to, once it is known. */
 static int tell(moec_cli *cli, const moec_cli_session *s,
-                const moec_report *report)
+                const moec_cli_ranks *ranks, const moec_report *report)
 {
     moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
     opts.source = s->conversion;
@@ -25,11 +26,11 @@ static int tell(moec_cli *cli, const moec_cli_session *s,
     if (cli->args.json) {
         moec_cli_json j;
         moec_cli_json_begin(&j, cli, ok);
-        moec_cli_json_plan(&j, s->layout, memory);
+        moec_cli_json_plan(&j, s->layout, ranks->mine, memory);
         moec_cli_json_proof(&j, report);
         moec_cli_json_finish(&j);
     } else {
-        moec_cli_print_plan(s->layout, memory);
+        moec_cli_print_plan(s->layout, ranks->mine, memory);
         if (!proved) /* convert would refuse it, too */
             moec_cli_print_proof(cli, report, false);
     }
@@ -44,14 +45,23 @@ static int plan(moec_cli *cli)
     moec_error err = MOEC_ERROR_INIT;
     moec_cli_session s = {0};
     moec_report *report = NULL;
+    moec_cli_ranks ranks = {0};
+    char why[MOEC_OPT_WHY_BYTES];
+    int code;
     const char *wrong = moec_cli_check_topology(cli, true);
     if (wrong != NULL)
         return moec_cli_usage(cli, "%s", wrong);
     moec_status st = moec_cli_open_layout(&s, cli, moec_cli_path(cli, 0), &err);
     if (st == MOEC_OK)
         st = moec_layout_prove(&report, s.layout, &err);
-    int code =
-        st == MOEC_OK ? tell(cli, &s, report) : moec_cli_fail(cli, st, &err);
+    if (st != MOEC_OK)
+        code = moec_cli_fail(cli, st, &err);
+    else if (!moec_cli_ranks_read(&ranks, cli,
+                                  moec_plan_topology(s.plan).n_ranks, why))
+        code = moec_cli_usage(cli, "%s", why);
+    else
+        code = tell(cli, &s, &ranks, report);
+    moec_cli_ranks_free(&ranks);
     moec_report_destroy(report);
     moec_cli_session_close(&s);
     return code;

@@ -61,7 +61,7 @@ static int unconvert(moec_cli *cli)
     moec_cli_progress_begin(&progress, cli);
     moec_status st = moec_unconvert(dir, out, &opts, &stats, &err);
     moec_cli_progress_end(&progress);
-    return moec_cli_report_written(cli, out, &stats, st, &err);
+    return moec_cli_report_written(cli, out, &stats, NULL, st, &err);
 }
 
 const moec_cli_command moec_cmd_unconvert = {

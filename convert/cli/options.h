@@ -45,7 +45,7 @@ typedef struct moec_cli_list {
 typedef struct moec_cli_args {
     /* topology */
     uint32_t ep, redundant;
-    const char *placement, *family;
+    const char *placement, *family, *ranks;
     uint32_t shared_store, shared_slots, w13_order, shard_by;
     uint64_t max_part_bytes;
     bool no_mtp, allow_empty;

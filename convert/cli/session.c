@@ -401,7 +401,7 @@ static void json_files(moec_cli_json *j, const moec_layout *layout)
 }
 
 void moec_cli_json_plan(moec_cli_json *j, const moec_layout *layout,
-                        uint64_t memory)
+                        const uint8_t *ranks, uint64_t memory)
 {
     const moec_plan *plan = moec_layout_plan(layout);
     const moec_model *model = moec_plan_model(plan);
@@ -412,6 +412,8 @@ void moec_cli_json_plan(moec_cli_json *j, const moec_layout *layout,
     moec_cli_json_topology(j, plan);
     moec_cli_json_array(j, "ranks");
     for (uint32_t r = 0; r < t.n_ranks; r++) {
+        if (ranks != NULL && !ranks[r])
+            continue;
         moec_rank_figures f = moec_layout_figures(layout, r);
         moec_cli_json_object_row(j, NULL);
         moec_cli_json_u64(j, "rank", r);
@@ -459,7 +461,8 @@ static void print_topology(const moec_plan *plan)
         moec_cli_line(stdout, "shared       kept out of the slots");
 }
 
-void moec_cli_print_plan(const moec_layout *layout, uint64_t memory)
+void moec_cli_print_plan(const moec_layout *layout, const uint8_t *ranks,
+                         uint64_t memory)
 {
     const moec_plan *plan = moec_layout_plan(layout);
     moec_topology t = moec_plan_topology(plan);
@@ -469,6 +472,8 @@ void moec_cli_print_plan(const moec_layout *layout, uint64_t memory)
     print_topology(plan);
     moec_cli_line(stdout, "rank        reads       writes      moves");
     for (uint32_t r = 0; r < t.n_ranks; r++) {
+        if (ranks != NULL && !ranks[r])
+            continue;
         moec_rank_figures f = moec_layout_figures(layout, r);
         moec_cli_line(stdout, "%4" PRIu32 "  %11s  %11s  %9" PRIu64, r,
                       moec_cli_size(a, f.bytes_read),

@@ -62,9 +62,11 @@ const char *moec_cli_check_topology(const moec_cli *cli, bool need_ep);
 void moec_cli_json_topology(moec_cli_json *j, const moec_plan *plan);
 
 /* The plan as a document's members, and as text on stdout. `memory` is what
- * the conversion's buffers take. */
+ * the conversion's buffers take; `ranks` (by rank, not 0 for those to name) is
+ * NULL for all. */
 void moec_cli_json_plan(moec_cli_json *j, const moec_layout *layout,
-                        uint64_t memory);
-void moec_cli_print_plan(const moec_layout *layout, uint64_t memory);
+                        const uint8_t *ranks, uint64_t memory);
+void moec_cli_print_plan(const moec_layout *layout, const uint8_t *ranks,
+                         uint64_t memory);
 
 #endif

@@ -80,14 +80,35 @@ char *moec_cli_command_line(const moec_cli *cli)
     return text;
 }
 
+/* Only some ranks were written: `out` is not there yet. */
+static bool is_part(const moec_cli_ranks *ranks)
+{
+    return ranks != NULL && ranks->mine != NULL;
+}
+
+static void json_ranks(moec_cli_json *j, const moec_cli_ranks *ranks)
+{
+    moec_cli_json_bool(j, "complete", false);
+    moec_cli_json_u64(j, "n_ranks", ranks->n_ranks);
+    moec_cli_json_array_row(j, "ranks");
+    for (uint32_t i = 0; i < ranks->n_ranks; i++) {
+        if (ranks->mine[i])
+            moec_cli_json_u64(j, NULL, i);
+    }
+    moec_cli_json_end(j);
+}
+
 static void json_stats(const moec_cli *cli, const char *out,
-                       const moec_convert_stats *stats, moec_status status,
+                       const moec_convert_stats *stats,
+                       const moec_cli_ranks *ranks, moec_status status,
                        const moec_error *err)
 {
     bool certain = !stats->durability_uncertain && status == MOEC_OK;
     moec_cli_json j;
     moec_cli_json_begin(&j, cli, status == MOEC_OK);
     moec_cli_json_str(&j, "out", out);
+    if (is_part(ranks))
+        json_ranks(&j, ranks);
     moec_cli_json_u64(&j, "bytes_read", stats->bytes_read);
     moec_cli_json_u64(&j, "bytes_written", stats->bytes_written);
     moec_cli_json_u64(&j, "resumed_bytes", stats->bytes_resumed);
@@ -121,8 +142,27 @@ static void print_stats(const char *out, const moec_convert_stats *stats)
                   stats->durability_uncertain ? "uncertain" : "certain");
 }
 
+static void print_part(const char *out, const moec_convert_stats *stats,
+                       const moec_cli_ranks *ranks)
+{
+    char bytes[24], before[24];
+    char *text = moec_cli_ranks_text(ranks);
+    if (ranks->n != 0)
+        moec_cli_line(stdout,
+                      "%s.partial: rank%s %s of %" PRIu32 " %s there, %s "
+                      "written, %s before, %.2f s",
+                      out, ranks->n == 1 ? "" : "s", text ? text : "?",
+                      ranks->n_ranks, ranks->n == 1 ? "is" : "are",
+                      moec_cli_size(bytes, stats->bytes_written),
+                      moec_cli_size(before, stats->bytes_resumed),
+                      stats->seconds);
+    moec_cli_line(stdout, "with all ranks there: moe-convert finalize %s", out);
+    free(text);
+}
+
 int moec_cli_report_written(const moec_cli *cli, const char *out,
-                            const moec_convert_stats *stats, moec_status status,
+                            const moec_convert_stats *stats,
+                            const moec_cli_ranks *ranks, moec_status status,
                             const moec_error *err)
 {
     if (status == MOEC_OK || status == MOEC_E_DURABILITY) {
@@ -130,7 +170,9 @@ int moec_cli_report_written(const moec_cli *cli, const char *out,
             moec_cli_line(stderr, "moe-convert %s: %s", cli->cmd->name,
                           err->text);
         if (cli->args.json)
-            json_stats(cli, out, stats, status, err);
+            json_stats(cli, out, stats, ranks, status, err);
+        else if (!cli->args.quiet && is_part(ranks))
+            print_part(out, stats, ranks);
         else if (!cli->args.quiet)
             print_stats(out, stats);
         return moec_cli_exit_of(status, err);

@@ -14,6 +14,7 @@
 
 #include "cli.h"
 #include "progress.h"
+#include "rank_list.h"
 
 /* Options of convert.h out of the arguments. `progress` may be NULL. */
 moec_convert_opts moec_cli_convert_opts(const moec_cli *cli,
@@ -23,9 +24,11 @@ moec_convert_opts moec_cli_convert_opts(const moec_cli *cli,
 char *moec_cli_command_line(const moec_cli *cli);
 
 /* Report how writing `out` ended: figures, the interruption, or the error.
+ * `ranks` are those that were written; NULL, or all of them: `out` is there.
  * Returns the exit code. */
 int moec_cli_report_written(const moec_cli *cli, const char *out,
-                            const moec_convert_stats *stats, moec_status status,
+                            const moec_convert_stats *stats,
+                            const moec_cli_ranks *ranks, moec_status status,
                             const moec_error *err);
 
 #endif
