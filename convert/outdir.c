@@ -541,7 +541,8 @@ static moec_status begin(moec_output *o, const char *path, bool force,
         st = take_over(&made, why, found, err);
     if (st != MOEC_OK) {
         /* Only a directory that is still empty goes: one that we made. */
-        unlinkat(made.parentfd, made.partial, AT_REMOVEDIR);
+        if (why != TO_FINISH)
+            unlinkat(made.parentfd, made.partial, AT_REMOVEDIR);
         goto fail;
     }
     made.begun = true;
@@ -737,6 +738,13 @@ static moec_status publish(const moec_output *o, int old, const char **name_out,
 
     if (old >= 0)
         MOEC_TRY(lock_old(o, old, err));
+    /* first the job: without it the manifest counts, with it all ranks */
+    if (unlinkat(o->dirfd, MOEC_OUTPUT_JOB, 0) == 0) {
+        if (fsync(o->dirfd) != 0)
+            return os_failed(o, err, "fsync it");
+    } else if (errno != ENOENT) {
+        return os_failed(o, err, "remove its job");
+    }
     do {
         MOEC_TRY(each_entry(o, o->dirfd, delete_own, &n, err));
     } while (n.n > 0);
