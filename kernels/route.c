@@ -155,6 +155,16 @@ static void normalise(moec_route_config *c)
     }
 }
 
+/* Scalar first; a wider set overrides what it has. */
+static void fill(moec_router *r)
+{
+    moec_route_fill_scalar(r);
+#if defined(__x86_64__)
+    if (r->k->isa == MOEC_ISA_AVX512)
+        moec_route_fill_avx512(r);
+#endif
+}
+
 moec_status moec_router_create(moec_router **out, const moec_kernels *k,
                                const moec_route_config *config, moec_error *err)
 {
@@ -180,7 +190,8 @@ moec_status moec_router_create(moec_router **out, const moec_kernels *k,
     r->n_choice = config->n_experts + config->n_zero;
     r->n_columns = config->top_k + config->n_shared;
     r->n_logits = r->n_choice + config->n_shared_logits;
-    moec_route_fill_scalar(r);
+    r->shared_weight = moec_shared_weight(&r->config, 0.0f);
+    fill(r);
     *out = r;
     return MOEC_OK;
 }

@@ -76,25 +76,32 @@ static float raw_of(const struct row *w, uint32_t i)
 }
 
 /* x: the logit after the softcap. */
-static float x_of(const struct row *w, uint32_t i)
+static float capped(const struct row *w, float raw)
 {
-    float raw = raw_of(w, i), cap = w->r->config.softcap;
+    float cap = w->r->config.softcap;
 
     if (cap == 0.0f || !(raw > -INFINITY))
         return raw;
     return cap * moec_f32_tanh(raw / cap);
 }
 
+static float x_of(const struct row *w, uint32_t i)
+{
+    return capped(w, raw_of(w, i));
+}
+
+/* x of the column with the largest raw logit: our tanh need not be monotonic
+ * in its last bit, and the choice's first column is known where this is. */
 static float row_max(const struct row *w)
 {
     float m = -INFINITY;
 
     for (uint32_t i = 0; i < w->r->n_choice; i++) {
-        float x = x_of(w, i);
+        float raw = raw_of(w, i);
 
-        m = x > m ? x : m;
+        m = raw > m ? raw : m;
     }
-    return m;
+    return capped(w, m);
 }
 
 static float sum_lanes(float *lane)
