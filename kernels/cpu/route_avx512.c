@@ -111,15 +111,23 @@ static inline void vi_store_part(uint32_t *p, vi v, uint32_t n)
     _mm512_mask_storeu_epi32(p, first_n(n), v);
 }
 
-/* The first n of lanes 0 .. 7, and of 8 .. 15. */
+/* The first n of lanes 0 .. 7, and of 8 .. 15. Not by a masked extract to
+ * memory: that one faults for lanes that its mask leaves out, and gcc makes
+ * one of an extract and a masked store. */
 static inline void vf_store_low(int32_t *p, vf v, uint32_t n)
 {
-    _mm512_mask_storeu_ps(p, first_n(n), v);
+    if (n == 8)
+        _mm256_storeu_ps((float *)p, _mm512_castps512_ps256(v));
+    else
+        _mm512_mask_storeu_ps(p, first_n(n), v);
 }
 
 static inline void vf_store_high(float *p, vf v, uint32_t n)
 {
-    _mm256_mask_storeu_ps(p, (__mmask8)first_n(n), _mm512_extractf32x8_ps(v, 1));
+    if (n == 8)
+        _mm256_storeu_ps(p, _mm512_extractf32x8_ps(v, 1));
+    else
+        _mm512_mask_storeu_ps(p, first_n(n), _mm512_shuffle_f32x4(v, v, 0xee));
 }
 
 /* clang-format off */

@@ -902,17 +902,18 @@ static void weigh(struct block *b)
     const moec_route_config *c = &b->r->config;
     const float *scale = b->in->expert_scale;
     vf d, rsf = vf_set(c->rsf);
-    vm ok;
+    vm zero;
 
     scores_of_chosen(b);
     d = divisor(b);
-    ok = vf_eq0(d);
+    zero = vf_eq0(d);
     for (uint32_t j = 0; j < c->top_k; j++) {
         vf w = vf_div(vf_load(b->s[j]), d);
 
         if (c->rsf_on == MOEC_RSF_ON_WEIGHTS)
             w = vf_mul(w, rsf);
-        w = vf_sel(ok, vf_set(0.0f), w);
+        w = vf_sel(zero, vf_set(0.0f), w);
+        w = vf_sel(vi_lt(vi_load(b->id[j]), vi_set(0)), vf_set(0.0f), w);
         vf_store(b->s[j], w);
     }
     for (uint32_t j = 0; scale && j < c->top_k; j++)
