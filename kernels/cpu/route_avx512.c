@@ -147,9 +147,8 @@ static inline vf vf_swap_pairs(vf a) { return _mm512_shuffle_ps(a, a, 0x4e); }
 /* Quarters hold groups 0 1, 4 5, 2 3, 6 7 in their first two lanes. */
 static inline vf vf_order_groups(vf a)
 {
-    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 0,
-                                                   0, 0, 0, 0, 0, 0, 0),
-                                 a);
+    return _mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 1, 8, 9, 4, 5, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0), a);
 }
 
 static inline __attribute__((always_inline)) void vf_transpose(vf v[16])

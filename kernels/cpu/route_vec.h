@@ -259,8 +259,7 @@ static void find_m(struct block *b, const float *bias)
             if (bias) {
                 vf add = load_values(bias + at, n - at);
 
-                x = vf_sel(vf_gt(add, vf_set(-INFINITY)), x,
-                           vf_set(-INFINITY));
+                x = vf_sel(vf_gt(add, vf_set(-INFINITY)), x, vf_set(-INFINITY));
             }
             m = vf_max(x, m); /* the second where the first is NaN */
         }
@@ -811,8 +810,8 @@ static void gather_x(struct block *b)
             else if (b->in->logits_dtype == MOEC_DTYPE_F32)
                 b->s[j][i] = ((const float *)row)[id];
             else
-                b->s[j][i] = vf_one(((const uint16_t *)row)[id],
-                                    b->in->logits_dtype);
+                b->s[j][i] =
+                    vf_one(((const uint16_t *)row)[id], b->in->logits_dtype);
         }
     }
     for (uint32_t j = 0; j < k; j++)
@@ -835,8 +834,7 @@ static void scores_of_chosen(struct block *b)
         for (uint32_t j = 0; j < k; j++) {
             vf x = vf_load(b->s[j]);
 
-            vf_store(b->s[j],
-                     vf_maskz(vf_gt(x, none), score_v(c->score, x)));
+            vf_store(b->s[j], vf_maskz(vf_gt(x, none), score_v(c->score, x)));
         }
         return;
     }
@@ -873,8 +871,7 @@ static vf divisor(struct block *b)
     }
     if (c->norm == MOEC_NORM_SUM) {
         vm zero = vf_eq0(sum);
-        vm small = vm_and(vf_gt(vf_set(1e-8f), sum),
-                          vf_gt(sum, vf_set(0.0f)));
+        vm small = vm_and(vf_gt(vf_set(1e-8f), sum), vf_gt(sum, vf_set(0.0f)));
 
         if (softmax && vm_count(small) != 0) {
             if (!b->has_sum)

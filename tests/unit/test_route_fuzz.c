@@ -169,8 +169,8 @@ static void make_logits(struct trial *t)
 
 static uint32_t draw_experts(void)
 {
-    static const uint32_t sizes[] = {60,  64,  100, 127, 128, 129, 130, 160,
-                                     256, 384, 512, 513, 1000, 4096};
+    static const uint32_t sizes[] = {60,  64,  100, 127, 128, 129,  130,
+                                     160, 256, 384, 512, 513, 1000, 4096};
 
     if (draw(3))
         return 1 + draw(40);
@@ -356,9 +356,8 @@ static void same(const struct trial *t, const struct result *a,
                  number, what, i / cols, i % cols, y, (double)w, x, (double)v,
                  t->c.n_experts, t->c.n_zero, t->c.top_k, (unsigned)t->c.score,
                  (unsigned)t->c.choice, (unsigned)t->c.norm, t->c.topk_group,
-                 t->c.n_group, (unsigned)t->c.group_score,
-                 t->in.bias ? 1u : 0u, (unsigned)t->in.logits_dtype,
-                 (double)t->c.softcap);
+                 t->c.n_group, (unsigned)t->c.group_score, t->in.bias ? 1u : 0u,
+                 (unsigned)t->in.logits_dtype, (double)t->c.softcap);
     }
 }
 
@@ -407,8 +406,7 @@ static void inner_functions_agree(const struct trial *t, const moec_router *s,
 /* The rows one call at a time, by random ranges. */
 static struct result run_split(const struct trial *t, const moec_router *r)
 {
-    struct result x = {.cells =
-                           (size_t)t->in.n_tokens * r->n_columns};
+    struct result x = {.cells = (size_t)t->in.n_tokens * r->n_columns};
 
     x.ids = guard(x.cells * 4);
     x.weights = guard(x.cells * 4);
