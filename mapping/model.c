@@ -97,57 +97,115 @@ static bool in_mtp_module(const moec_family *f, const char *normalised)
     return false;
 }
 
-/* Classify tensor `i`; `run` is the layer that the one before it was in, or
- * SIZE_MAX, and becomes its own. */
-static moec_status classify(maker *k, size_t i, moec_norm *norm, size_t *run)
+/* What a name says, before its neighbours are looked at. */
+typedef struct name_place {
+    uint32_t layer;
+    uint16_t prefix;
+    uint8_t what; /* moec_name_class */
+    uint8_t in_mtp;
+} name_place;
+
+typedef struct name_job {
+    maker *k;
+    name_place *places; /* by tensor */
+} name_job;
+
+/* Tensors whose names one thread looks at, at a time. */
+#define NAMES_A_PIECE ((size_t)8192)
+
+static moec_status find_names(void *ctx, size_t piece, uint32_t worker,
+                              moec_error *err)
+{
+    name_job *job = ctx;
+    maker *k = job->k;
+    size_t begin = piece * NAMES_A_PIECE, end = begin + NAMES_A_PIECE;
+    moec_norm norm;
+
+    (void)worker;
+    (void)err;
+    for (size_t i = begin; i < end && i < k->n_tensors; i++) {
+        const char *name = moec_ckpt_tensor(k->b.ckpt, i)->name;
+        moec_name_found f = moec_names_find(&k->b.family->names, name, &norm);
+        name_place *p = &job->places[i];
+
+        k->b.entries[i] = f.what == MOEC_NAME_KNOWN ? f.entry : MOEC_NO_ENTRY;
+        k->b.experts[i] = f.expert;
+        p->what = (uint8_t)f.what;
+        p->prefix = (uint16_t)f.prefix;
+        p->layer = f.layer;
+        p->in_mtp =
+            f.what == MOEC_NAME_OTHER && in_mtp_module(k->b.family, norm.text);
+    }
+    return MOEC_OK;
+}
+
+static moec_status refuse_name(const maker *k, size_t i, const name_place *p)
 {
     const moec_tensor *t = moec_ckpt_tensor(k->b.ckpt, i);
-    moec_name_found f = moec_names_find(&k->b.family->names, t->name, norm);
-    packed_use *u = &k->m->uses[i];
-    k->b.entries[i] = MOEC_NO_ENTRY;
-    k->b.experts[i] = f.expert;
-    u->expert = f.expert;
-    u->layer = NO_LAYER;
-    if (f.what == MOEC_NAME_STRANGE)
+
+    if (p->what == MOEC_NAME_STRANGE)
         return moec_fail(k->err, MOEC_E_MAPPING, MOEC_RULE_T1,
                          "tensor '%s' lies among the experts, and no pattern "
                          "of the family '%s' names it",
                          t->name, k->b.family->name);
-    if (f.what == MOEC_NAME_OTHER && strncmp(t->name, "__pad.", 6) == 0)
-        return moec_fail(k->err, MOEC_E_FORMAT, MOEC_RULE_H24,
-                         "%s: tensor '%s' has a name that the converted form "
-                         "keeps for its fillers",
-                         moec_ckpt_file(k->b.ckpt, t->file)->name, t->name);
-    if (f.what == MOEC_NAME_OTHER) {
+    return moec_fail(k->err, MOEC_E_FORMAT, MOEC_RULE_H24,
+                     "%s: tensor '%s' has a name that the converted form "
+                     "keeps for its fillers",
+                     moec_ckpt_file(k->b.ckpt, t->file)->name, t->name);
+}
+
+/* Classify tensor `i`; `run` is the layer that the one before it was in, or
+ * SIZE_MAX, and becomes its own. */
+static moec_status classify(maker *k, size_t i, const name_place *p,
+                            size_t *run)
+{
+    packed_use *u = &k->m->uses[i];
+    moec_found_layer *l;
+
+    u->expert = k->b.experts[i];
+    u->layer = NO_LAYER;
+    if (p->what == MOEC_NAME_STRANGE ||
+        (p->what == MOEC_NAME_OTHER &&
+         strncmp(moec_ckpt_tensor(k->b.ckpt, i)->name, "__pad.", 6) == 0))
+        return refuse_name(k, i, p);
+    if (p->what == MOEC_NAME_OTHER) {
         /* The run goes on: a name with a number such as 007 may stand in the
          * middle of a layer's. */
-        u->is_mtp = in_mtp_module(k->b.family, norm->text);
+        u->is_mtp = p->in_mtp & 1u;
         return MOEC_OK;
     }
-    if (*run == SIZE_MAX || k->found[*run].prefix != f.prefix ||
-        k->found[*run].number != f.layer) {
-        MOEC_TRY(add_layer(k, f.prefix, f.layer, i));
+    if (*run == SIZE_MAX || k->found[*run].prefix != p->prefix ||
+        k->found[*run].number != p->layer) {
+        MOEC_TRY(add_layer(k, p->prefix, p->layer, i));
         *run = k->n_found - 1;
     }
-    moec_found_layer *l = &k->found[*run];
+    l = &k->found[*run];
     l->end = i + 1;
     u->is_mtp = l->key.space == MOEC_SPACE_MTP;
-    if (f.what == MOEC_NAME_KNOWN) {
-        const moec_name_entry *e = &k->b.family->names.entries[f.entry];
+    if (p->what == MOEC_NAME_KNOWN) {
+        const moec_name_entry *e = &k->b.family->names.entries[k->b.entries[i]];
         uint16_t kind = e->kind[__builtin_ctz(e->variants)];
+
         u->role = k->b.family->kinds[kind].role & 7u;
-        k->b.entries[i] = f.entry;
     }
     return MOEC_OK;
 }
 
 static moec_status classify_all(maker *k)
 {
-    moec_norm norm;
+    name_job job = {.k = k};
+    moec_status st = MOEC_OK;
     size_t run = SIZE_MAX;
-    for (size_t i = 0; i < k->n_tensors; i++)
-        MOEC_TRY(classify(k, i, &norm, &run));
-    return MOEC_OK;
+
+    job.places = moec_calloc(k->n_tensors + 1, sizeof(*job.places));
+    if (job.places == NULL)
+        return moec_fail_nomem(k->err, "the names of a model");
+    st = moec_parallel(0, (size_t)moec_ceil_div(k->n_tensors, NAMES_A_PIECE),
+                       find_names, &job, k->err);
+    for (size_t i = 0; st == MOEC_OK && i < k->n_tensors; i++)
+        st = classify(k, i, &job.places[i], &run);
+    moec_free(job.places);
+    return st;
 }
 
 /* -------------------------------------------------------------- layers */
