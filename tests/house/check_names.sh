@@ -25,10 +25,10 @@ report() {
 }
 
 # Sources only: fixtures repeat config.json, and a CLI case is named by its
-# command's directory as well.
+# command's directory as well; each kind of tests has its run.sh.
 files \( -name '*.[ch]' -o -name '*.cu' -o -name '*.py' -o -name '*.sh' \
     -o -name '*.cmake' -o -name '*.map' -o -name '*.def' \) |
-    grep -v '^tests/cli/[^/]*/' |
+    grep -v -e '^tests/cli/[^/]*/' -e '^tests/[^/]*/run.sh$' |
     awk '{
         name = $0
         sub(/.*\//, "", name)
