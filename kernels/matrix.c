@@ -11,8 +11,15 @@
 const struct moec_matrix_fns *moec_matrix_fns_of(moec_isa isa)
 {
     switch (isa) {
+#if defined(__x86_64__)
+    case MOEC_ISA_AVX512:
+        return &moec_matrix_avx512;
+    case MOEC_ISA_AVX2:
+        return &moec_matrix_avx2;
+#else
     case MOEC_ISA_AVX512:
     case MOEC_ISA_AVX2:
+#endif
     case MOEC_ISA_SCALAR:
     case MOEC_ISA_AUTO:
         break;

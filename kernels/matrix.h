@@ -100,6 +100,8 @@ struct moec_mat moec_mat_of(const moec_matrix *m, uint32_t index);
 /* The scale of scale column `sc` in output row `row`; NVFP4's two scales are
  * multiplied, and rounded, here. */
 float moec_mat_scale(const struct moec_mat *m, uint32_t row, uint32_t sc);
+/* Number of the first scale of output row `row`. */
+uint64_t moec_mat_scale_row(const struct moec_mat *m, uint32_t row);
 float moec_mat_bias(const struct moec_mat *m, uint32_t row);
 
 /* What MOEC_PRECISION_EXACT multiplies with, on packed rows of float32: the
@@ -123,6 +125,8 @@ void moec_act_scalar(const moec_ffn_config *c, const float *gate,
                      const float *up, uint64_t n, float *out);
 const struct moec_product *moec_fast_scalar(const struct moec_mat *m,
                                             bool bf16_dot);
+/* The fast product by vdpbf16ps, or NULL where it has none for m. */
+const struct moec_product *moec_fast_bf16(const struct moec_mat *m);
 void moec_act_avx2(const moec_ffn_config *c, const float *gate, const float *up,
                    uint64_t n, float *out);
 void moec_act_avx512(const moec_ffn_config *c, const float *gate,

@@ -179,15 +179,26 @@ void moec_from_f32_scalar(moec_dtype dtype, const float *in, uint64_t n,
 
 /* --------------------------------------------------------------- tiles */
 
+uint64_t moec_mat_scale_row(const struct moec_mat *m, uint32_t row)
+{
+    uint64_t at = 0;
+
+    if (row >= m->part_rows) { /* a division less for most */
+        at = (uint64_t)(row / m->part_rows) * m->part_scale_rows;
+        row %= m->part_rows;
+    }
+    at += m->block_out == 1 ? row : row / m->block_out;
+    return at * m->scale_cols;
+}
+
 float moec_mat_scale(const struct moec_mat *m, uint32_t row, uint32_t sc)
 {
-    uint64_t part = row / m->part_rows, in = row % m->part_rows;
-    uint64_t at = part * m->part_scale_rows + in / m->block_out;
-    uint32_t bits = moec_dtype_bits(m->scale_dtype);
+    uint32_t bytes = moec_dtype_bits(m->scale_dtype) / 8;
     float s;
 
-    at = at * m->scale_cols + sc;
-    moec_to_f32_scalar(m->scale_dtype, m->scale + at * (bits / 8), 1, &s);
+    moec_to_f32_scalar(m->scale_dtype,
+                       m->scale + (moec_mat_scale_row(m, row) + sc) * bytes, 1,
+                       &s);
     return m->scale2 ? s * m->scale2[row / m->scale2_rows] : s;
 }
 

@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Fast products by vdpbf16ps: weights in bf16 as they stand in memory, and
+ * FP8, INT4, MXFP4, NVFP4 decoded, unscaled and thus exactly, into bf16 in the
+ * L1 cache, their scales applied to the float32 sums of each group.
+ *
+ * Four weight rows are one tile. Its sums go through the same additions
+ * whatever the number of tokens beside them, so a token's result does not
+ * depend on the batch. While a tile is read the next is prefetched: with few
+ * tokens reading the weights is all the time there is.
+ *
+ * Not here: INT4 with zero points, AWQ, GPTQ, F32, F16, and blocks that are
+ * not multiples of 16 columns. moec_fast_bf16 says so, and ffn.c takes the
+ * float32 product of matrix_avx512.c. */
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "matrix.h"
+
+#if defined(__clang__)
+#  define UNROLL _Pragma("unroll")
+#else
+#  define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#define ROWS   4u    /* weight rows of a tile */
+#define COLS   1024u /* decoded columns of a tile: 8 KiB beside the inputs */
+#define TOKENS MOEC_TILE_TOKENS
+
+/* Sums of a tile: [token][row][16 lanes]. */
+typedef float tile_sums[TOKENS][ROWS][16];
+
+static inline __m512bh as_bf16(__m512i v)
+{
+    return (__m512bh)v;
+}
+
+static inline __m512i load_x(const uint8_t *p)
+{
+    return _mm512_load_si512((const void *)p);
+}
+
+/* ---------------------------------------------------------- bf16 tiles */
+
+/* ROWS rows by N tokens over n columns; behind each row read, the one that
+ * stands `ahead` bytes further is prefetched. */
+#define PLAIN_STEP(N, LOAD_W)                                                  \
+  do {                                                                         \
+    UNROLL                                                                     \
+    for (unsigned r = 0; r < ROWS; r++) {                                      \
+      a[r] = LOAD_W(w + r * w_bytes + 2 * (size_t)i);                          \
+      _mm_prefetch((const char *)w + r * w_bytes + 2 * (size_t)i + ahead,      \
+                   _MM_HINT_T0);                                               \
+    }                                                                          \
+    UNROLL                                                                     \
+    for (unsigned t = 0; t < N; t++) {                                         \
+      __m512i b = load_x(x + t * x_bytes + 2 * (size_t)i);                     \
+      UNROLL                                                                   \
+      for (unsigned r = 0; r < ROWS; r++)                                      \
+        s[r][t] = _mm512_dpbf16_ps(s[r][t], as_bf16(a[r]), as_bf16(b));        \
+    }                                                                          \
+  } while (0)
+
+#define LOAD_WHOLE(p) _mm512_loadu_si512((const void *)(p))
+#define LOAD_TAIL(p)  _mm512_maskz_loadu_epi16(tail, p)
+
+#define PLAIN_TILE(N)                                                          \
+  static void plain_##N(const uint8_t *w, size_t w_bytes, size_t ahead,        \
+                        const uint8_t *x, size_t x_bytes, uint32_t n,          \
+                        float(*sums)[ROWS][16])                                \
+  {                                                                            \
+    __mmask32 tail = (__mmask32)((1ull << n % 32) - 1);                        \
+    __m512 s[ROWS][N];                                                         \
+    __m512i a[ROWS];                                                           \
+    uint32_t i = 0;                                                            \
+                                                                               \
+    UNROLL                                                                     \
+    for (unsigned r = 0; r < ROWS; r++)                                        \
+      UNROLL                                                                   \
+    for (unsigned t = 0; t < N; t++)                                           \
+      s[r][t] = _mm512_setzero_ps();                                           \
+    for (; i + 32 <= n; i += 32)                                               \
+      PLAIN_STEP(N, LOAD_WHOLE);                                               \
+    if (i < n)                                                                 \
+      PLAIN_STEP(N, LOAD_TAIL);                                                \
+    UNROLL                                                                     \
+    for (unsigned r = 0; r < ROWS; r++)                                        \
+      UNROLL                                                                   \
+    for (unsigned t = 0; t < N; t++)                                           \
+      _mm512_store_ps(sums[t][r], s[r][t]);                                    \
+  }
+
+PLAIN_TILE(1)
+PLAIN_TILE(2)
+PLAIN_TILE(3)
+PLAIN_TILE(4)
+PLAIN_TILE(5)
+PLAIN_TILE(6)
+#define PLAIN_TOKENS 6u
+
+typedef void (*plain_fn)(const uint8_t *w, size_t w_bytes, size_t ahead,
+                         const uint8_t *x, size_t x_bytes, uint32_t n,
+                         float (*sums)[ROWS][16]);
+static const plain_fn plain_tiles[PLAIN_TOKENS] = {plain_1, plain_2, plain_3,
+                                                   plain_4, plain_5, plain_6};
+
+/* -------------------------------------------------------- scaled tiles */
+
+struct decoded {
+    _Alignas(64) uint16_t w[ROWS][COLS];
+    _Alignas(64) float scale[ROWS][COLS / 16]; /* one a group */
+};
+
+#define SCALE_WHOLE(r, g) _mm512_set1_ps(d->scale[r][g])
+/* Groups of 16: the lower eight lanes and the upper eight. */
+#define SCALE_HALVES(r, g)                                                     \
+  _mm512_insertf32x8(_mm512_set1_ps(d->scale[r][2 * (g)]),                     \
+                     _mm256_set1_ps(d->scale[r][2 * (g) + 1]), 1)
+
+/* ROWS rows by N tokens over n columns, a multiple of STEPS * 32, whose sums
+ * get one scale every STEPS vectors. */
+#define SCALED_TILE(name, N, STEPS, SCALE)                                     \
+  static void name(const struct decoded *d, const uint8_t *x, size_t x_bytes,  \
+                   uint32_t n, float(*sums)[ROWS][16])                         \
+  {                                                                            \
+    __m512 s[ROWS][N];                                                         \
+                                                                               \
+    UNROLL                                                                     \
+    for (unsigned r = 0; r < ROWS; r++)                                        \
+      UNROLL                                                                   \
+    for (unsigned t = 0; t < N; t++)                                           \
+      s[r][t] = _mm512_load_ps(sums[t][r]);                                    \
+    for (uint32_t g = 0; g < n / (32 * STEPS); g++) {                          \
+      __m512 p[ROWS][N];                                                       \
+                                                                               \
+      UNROLL                                                                   \
+      for (unsigned r = 0; r < ROWS; r++)                                      \
+        UNROLL                                                                 \
+      for (unsigned t = 0; t < N; t++)                                         \
+        p[r][t] = _mm512_setzero_ps();                                         \
+      UNROLL                                                                   \
+      for (unsigned k = 0; k < STEPS; k++) {                                   \
+        size_t i = ((size_t)g * STEPS + k) * 32;                               \
+        __m512i b[N];                                                          \
+                                                                               \
+        UNROLL                                                                 \
+        for (unsigned t = 0; t < N; t++)                                       \
+          b[t] = load_x(x + t * x_bytes + 2 * i);                              \
+        UNROLL                                                                 \
+        for (unsigned r = 0; r < ROWS; r++) {                                  \
+          __m512i a = _mm512_load_si512((const void *)(d->w[r] + i));          \
+          UNROLL                                                               \
+          for (unsigned t = 0; t < N; t++)                                     \
+            p[r][t] = _mm512_dpbf16_ps(p[r][t], as_bf16(a), as_bf16(b[t]));    \
+        }                                                                      \
+      }                                                                        \
+      UNROLL                                                                   \
+      for (unsigned r = 0; r < ROWS; r++) {                                    \
+        __m512 scale = SCALE(r, g);                                            \
+        UNROLL                                                                 \
+        for (unsigned t = 0; t < N; t++)                                       \
+          s[r][t] = _mm512_fmadd_ps(p[r][t], scale, s[r][t]);                  \
+      }                                                                        \
+    }                                                                          \
+    UNROLL                                                                     \
+    for (unsigned r = 0; r < ROWS; r++)                                        \
+      UNROLL                                                                   \
+    for (unsigned t = 0; t < N; t++)                                           \
+      _mm512_store_ps(sums[t][r], s[r][t]);                                    \
+  }
+
+#define SCALED_TILES(N)                                                        \
+  SCALED_TILE(scaled_16_##N, N, 1, SCALE_HALVES)                               \
+  SCALED_TILE(scaled_32_##N, N, 1, SCALE_WHOLE)                                \
+  SCALED_TILE(scaled_64_##N, N, 2, SCALE_WHOLE)                                \
+  SCALED_TILE(scaled_128_##N, N, 4, SCALE_WHOLE)
+SCALED_TILES(1)
+SCALED_TILES(2)
+SCALED_TILES(3)
+#define SCALED_TOKENS 3u
+
+typedef void (*scaled_fn)(const struct decoded *d, const uint8_t *x,
+                          size_t x_bytes, uint32_t n, float (*sums)[ROWS][16]);
+static const scaled_fn scaled_tiles[4][SCALED_TOKENS] = {
+    {scaled_16_1, scaled_16_2, scaled_16_3},
+    {scaled_32_1, scaled_32_2, scaled_32_3},
+    {scaled_64_1, scaled_64_2, scaled_64_3},
+    {scaled_128_1, scaled_128_2, scaled_128_3},
+};
+
+/* -------------------------------------------------------------- decode */
+
+/* bf16 of an E4M3 magnitude, all but its sign: 3 mantissa bits below the
+ * exponent; the eight denormals are m * 2^-9. NaN stays NaN. */
+#define E4M3(c)                                                                \
+  ((c) == 0      ? 0x0000                                                      \
+   : (c) == 0x7f ? 0x7fc0                                                      \
+   : (c) > 7     ? ((c) << 4) + (120 << 7)                                     \
+   : (c) > 3     ? (120 << 7) + ((c)-4) * 32                                   \
+   : (c) > 1     ? (119 << 7) + ((c)-2) * 64                                   \
+                 : 118 << 7)
+#define LOW(c)      (uint8_t)(E4M3(c) & 255)
+#define HIGH(c)     (uint8_t)(E4M3(c) >> 8)
+#define FOUR(f, c)  f(c), f((c) + 1), f((c) + 2), f((c) + 3)
+#define OF_16(f, c) FOUR(f, c), FOUR(f, c + 4), FOUR(f, c + 8), FOUR(f, c + 12)
+#define OF_64(f, c)                                                            \
+  OF_16(f, c), OF_16(f, c + 16), OF_16(f, c + 32), OF_16(f, c + 48)
+static const _Alignas(64) uint8_t e4m3_low[128] = {OF_64(LOW, 0),
+                                                   OF_64(LOW, 64)};
+static const _Alignas(64) uint8_t e4m3_high[128] = {OF_64(HIGH, 0),
+                                                    OF_64(HIGH, 64)};
+
+/* bf16 of the sixteen nibbles. */
+static const _Alignas(16) uint8_t e2m1_low[16] = {
+    0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0,
+    0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0};
+static const _Alignas(16) uint8_t e2m1_high[16] = {
+    0,    0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
+    0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
+static const _Alignas(16) uint8_t int4_low[16] = {
+    0x00, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0x00, 0x80,
+    0x00, 0x80, 0x00, 0x40, 0x80, 0xa0, 0xc0, 0xe0};
+static const _Alignas(16) uint8_t int4_high[16] = {
+    0xc1, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xbf,
+    0x00, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40};
+
+/* Sixty-four bf16 from their low and high bytes, which the caller has in the
+ * order that the unpacking within lanes turns into memory's. */
+static inline void store_64(uint16_t *out, __m512i low, __m512i high)
+{
+    _mm512_store_si512((void *)out, _mm512_unpacklo_epi8(low, high));
+    _mm512_store_si512((void *)(out + 32), _mm512_unpackhi_epi8(low, high));
+}
+
+static inline __m512i for_unpack(__m512i codes)
+{
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7),
+                                    codes);
+}
+
+/* n codes, and zeros up to a multiple of 128. */
+static void decode_fp8(const uint8_t *p, uint32_t n, size_t ahead,
+                       uint16_t *out)
+{
+    const __m512i low0 = _mm512_load_si512(e4m3_low);
+    const __m512i low1 = _mm512_load_si512(e4m3_low + 64);
+    const __m512i high0 = _mm512_load_si512(e4m3_high);
+    const __m512i high1 = _mm512_load_si512(e4m3_high + 64);
+    const __m512i sign = _mm512_set1_epi8((char)0x80);
+
+    for (uint32_t i = 0; i < (n + 127) / 128 * 128; i += 64) {
+        __mmask64 k = n >= i + 64 ? ~0ull : n > i ? (1ull << (n - i)) - 1 : 0;
+        __m512i c = for_unpack(_mm512_maskz_loadu_epi8(k, p + i));
+        __m512i high = _mm512_permutex2var_epi8(high0, c, high1);
+
+        _mm_prefetch((const char *)p + i + ahead, _MM_HINT_T0);
+        /* high | (c & sign) */
+        high = _mm512_ternarylogic_epi32(high, c, sign, 0xf8);
+        store_64(out + i, _mm512_permutex2var_epi8(low0, c, low1), high);
+    }
+}
+
+/* n nibbles; a nibble past the end decodes to something finite, which meets
+ * inputs of 0. */
+static void decode_4bit(const uint8_t *p, uint32_t n, size_t ahead,
+                        const uint8_t *low_table, const uint8_t *high_table,
+                        uint16_t *out)
+{
+    const __m512i lows = _mm512_broadcast_i32x4(
+        _mm_load_si128((const __m128i *)(const void *)low_table));
+    const __m512i highs = _mm512_broadcast_i32x4(
+        _mm_load_si128((const __m128i *)(const void *)high_table));
+    uint32_t n_bytes = (n + 1) / 2;
+
+    for (uint32_t i = 0; i < (n + 127) / 128 * 128; i += 64) {
+        uint32_t at = i / 2;
+        __mmask32 k = n_bytes >= at + 32 ? ~0u
+                      : n_bytes > at     ? (1u << (n_bytes - at)) - 1
+                                         : 0;
+        __m512i w = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(k, p + at));
+        __m512i c = _mm512_and_si512(
+            _mm512_or_si512(w, _mm512_slli_epi16(w, 4)), _mm512_set1_epi8(15));
+
+        if (i % 128 == 0)
+            _mm_prefetch((const char *)p + at + ahead, _MM_HINT_T0);
+        c = for_unpack(c);
+        store_64(out + i, _mm512_shuffle_epi8(lows, c),
+                 _mm512_shuffle_epi8(highs, c));
+    }
+}
+
+/* ---------------------------------------------------------------- rows */
+
+/* Columns that one scale covers here: what divides the blocks, at most 128; 0
+ * where nothing fits. */
+static uint32_t group_of(const struct moec_mat *m)
+{
+    if (m->block_in >= m->n_in || m->block_in % 128 == 0)
+        return 128;
+    if (m->block_in % 64 == 0)
+        return 64;
+    if (m->block_in % 32 == 0)
+        return 32;
+    return m->block_in % 16 == 0 ? 16 : 0;
+}
+
+/* Scales of columns [col, col + n) of a row, one for each group. */
+static void get_scales(const struct moec_matrix_fns *f,
+                       const struct moec_mat *m, uint32_t row, uint32_t col,
+                       uint32_t n, uint32_t group, float *out)
+{
+    uint32_t first = col / m->block_in, n_groups = (n + group - 1) / group;
+    uint32_t last = (col + n - 1) / m->block_in;
+    uint32_t bytes = moec_dtype_bits(m->scale_dtype) / 8;
+    const uint8_t *p = m->scale + (moec_mat_scale_row(m, row) + first) * bytes;
+    float stored[COLS / 16];
+
+    if (m->block_in == group) {
+        f->to_f32(m->scale_dtype, p, last - first + 1, out);
+    } else {
+        f->to_f32(m->scale_dtype, p, last - first + 1, stored);
+        for (uint32_t g = 0; g < n_groups; g++)
+            out[g] = stored[(col + g * group) / m->block_in - first];
+    }
+    if (m->scale2) {
+        float s2 = m->scale2[row / m->scale2_rows];
+
+        for (uint32_t g = 0; g < n_groups; g++)
+            out[g] *= s2;
+    }
+    /* An odd half of a vector has no scale of its own. */
+    if (group == 16 && n_groups % 2)
+        out[n_groups] = 0.0f;
+}
+
+/* Sums over lanes of ROWS rows of a token, plus bias. */
+static inline __m128 lane_sums(const float (*s)[16])
+{
+    __m512 a = _mm512_load_ps(s[0]), b = _mm512_load_ps(s[1]);
+    __m512 c = _mm512_load_ps(s[2]), d = _mm512_load_ps(s[3]);
+    __m256 half;
+
+    a = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    c = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    a = _mm512_add_ps(_mm512_shuffle_ps(a, c, 0x44),
+                      _mm512_shuffle_ps(a, c, 0xee));
+    half =
+        _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(half),
+                      _mm256_extractf128_ps(half, 1));
+}
+
+static void put_sums(const struct moec_mat *m, uint32_t row, uint32_t n_rows,
+                     float (*sums)[ROWS][16], uint32_t n_tokens, float *out,
+                     size_t out_stride)
+{
+    __mmask8 k = (__mmask8)((1u << n_rows) - 1);
+    float bias[ROWS] = {0};
+
+    for (uint32_t r = 0; m->bias && r < n_rows; r++)
+        bias[r] = moec_mat_bias(m, row + r);
+    for (uint32_t t = 0; t < n_tokens; t++)
+        _mm_mask_storeu_ps(out + t * out_stride, k,
+                           _mm_add_ps(lane_sums((const float(*)[16])sums[t]),
+                                      _mm_loadu_ps(bias)));
+}
+
+/* A tile of bf16 rows. The last tile of a matrix may have fewer rows: then
+ * they are read with a distance of 0, and the copies thrown away. */
+static void plain_rows(const struct moec_mat *m, uint32_t row, uint32_t n_rows,
+                       uint32_t rows_left, const struct moec_acts *x,
+                       tile_sums sums)
+{
+    const uint8_t *w = m->data + row * m->row_bytes;
+    size_t w_bytes = n_rows == ROWS ? m->row_bytes : 0;
+    size_t ahead = rows_left >= 2 * ROWS ? ROWS * m->row_bytes : 0;
+    uint32_t n = 0, copies = n_rows == ROWS ? 1 : n_rows;
+
+    for (uint32_t t = 0; t < x->n; t += n) {
+        n = (uint32_t)moec_min_u64(x->n - t, PLAIN_TOKENS);
+        for (uint32_t c = 0; c < copies; c++) {
+            _Alignas(64) float one[PLAIN_TOKENS][ROWS][16];
+            bool whole = copies == 1 && n_rows == ROWS;
+
+            plain_tiles[n - 1](w + c * m->row_bytes, w_bytes, ahead,
+                               (const uint8_t *)x->x + t * x->bytes, x->bytes,
+                               m->n_in, whole ? sums + t : one);
+            for (uint32_t u = 0; !whole && u < n; u++)
+                memcpy(sums[t + u][c], one[u][0], sizeof(one[u][0]));
+        }
+        ahead = 0;
+    }
+}
+
+static void scaled_rows(const struct moec_matrix_fns *f,
+                        const struct moec_mat *m, uint32_t row, uint32_t n_rows,
+                        uint32_t rows_left, const struct moec_acts *x,
+                        tile_sums sums)
+{
+    uint32_t group = group_of(m);
+    const scaled_fn *tiles = scaled_tiles[group == 128  ? 3
+                                          : group == 64 ? 2
+                                          : group == 32 ? 1
+                                                        : 0];
+    bool fp8 = m->format == MOEC_WFORMAT_FP8;
+    bool ints = m->format == MOEC_WFORMAT_INT4;
+    size_t ahead = rows_left >= 2 * ROWS ? ROWS * m->row_bytes : 0;
+    struct decoded d;
+
+    if (n_rows < ROWS) /* rows that are not there still take part */
+        memset(&d, 0, sizeof(d));
+    memset(sums, 0, x->n * sizeof(sums[0]));
+    for (uint32_t col = 0; col < m->n_in; col += COLS) {
+        uint32_t n = m->n_in - col < COLS ? m->n_in - col : COLS, step = 0;
+
+        for (uint32_t r = 0; r < n_rows; r++) {
+            const uint8_t *p =
+                m->data + (row + r) * m->row_bytes + (fp8 ? col : col / 2);
+
+            if (fp8)
+                decode_fp8(p, n, ahead, d.w[r]);
+            else
+                decode_4bit(p, n, ahead, ints ? int4_low : e2m1_low,
+                            ints ? int4_high : e2m1_high, d.w[r]);
+            get_scales(f, m, row + r, col, n, group, d.scale[r]);
+        }
+        n = (n + (group < 32 ? 32 : group) - 1) / (group < 32 ? 32 : group) *
+            (group < 32 ? 32 : group);
+        for (uint32_t t = 0; t < x->n; t += step) {
+            step = (uint32_t)moec_min_u64(x->n - t, SCALED_TOKENS);
+            tiles[step - 1](
+                &d, (const uint8_t *)x->x + t * x->bytes + 2 * (size_t)col,
+                x->bytes, n, sums + t);
+        }
+    }
+}
+
+static void rows_bf16(const struct moec_matrix_fns *f, const struct moec_mat *m,
+                      uint32_t row, uint32_t n_rows, const struct moec_acts *x,
+                      float *out, size_t out_stride)
+{
+    _Alignas(64) tile_sums sums;
+
+    for (uint32_t r = 0; r < n_rows; r += ROWS) {
+        uint32_t n = n_rows - r < ROWS ? n_rows - r : ROWS;
+
+        if (m->format == MOEC_WFORMAT_BF16)
+            plain_rows(m, row + r, n, n_rows - r, x, sums);
+        else
+            scaled_rows(f, m, row + r, n, n_rows - r, x, sums);
+        put_sums(m, row + r, n, sums, (uint32_t)x->n, out + r, out_stride);
+    }
+}
+
+/* ---------------------------------------------------------------- pack */
+
+static size_t x_bytes_bf16(uint32_t n_in)
+{
+    return ((size_t)n_in + 127) / 128 * 128 * sizeof(uint16_t);
+}
+
+static void pack_bf16(const float *x, uint32_t first, uint32_t n, uint32_t n_in,
+                      void *row)
+{
+    uint16_t *out = (uint16_t *)row + first;
+    uint32_t end = first + n == n_in ? (n_in + 127) / 128 * 128 - first : n;
+
+    for (uint32_t i = 0; i < end; i += 16) {
+        __mmask16 k = (__mmask16)(n >= i + 16 ? 0xffffu
+                                  : n > i     ? (1u << (n - i)) - 1u
+                                              : 0u);
+        __mmask16 to =
+            (__mmask16)(end >= i + 16 ? 0xffffu : (1u << (end - i)) - 1u);
+        __m256bh h = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(k, x + i));
+
+        _mm256_mask_storeu_epi16(out + i, to, (__m256i)h);
+    }
+}
+
+static const struct moec_product product_bf16 = {
+    .x_bytes = x_bytes_bf16, .pack = pack_bf16, .rows = rows_bf16};
+
+const struct moec_product *moec_fast_bf16(const struct moec_mat *m)
+{
+    switch (m->format) {
+    case MOEC_WFORMAT_BF16:
+        return &product_bf16;
+    case MOEC_WFORMAT_INT4:
+        if (m->zeros)
+            return NULL;
+        return group_of(m) ? &product_bf16 : NULL;
+    case MOEC_WFORMAT_FP8:
+    case MOEC_WFORMAT_MXFP4:
+    case MOEC_WFORMAT_NVFP4:
+        return group_of(m) ? &product_bf16 : NULL;
+    case MOEC_WFORMAT_F32:
+    case MOEC_WFORMAT_F16:
+    case MOEC_WFORMAT_AWQ:
+    case MOEC_WFORMAT_GPTQ:
+        break;
+    }
+    return NULL;
+}
