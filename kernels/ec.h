@@ -32,38 +32,46 @@ moec_status moec_ec_route(const moec_router *r, const moec_route_in *in,
                           uint64_t ws_bytes, moec_error *err);
 uint64_t moec_ec_workspace_bytes(const moec_router *r, uint32_t n_tokens);
 
-/* A pair of the lists below: its row key, and which token or expert. */
-#define MOEC_EC_PAIR(row_key, id) ((uint64_t)(row_key) << 32 | (uint32_t)(id))
+/* A pair in a list: its key, and which token, or ~ which expert. Larger is
+ * better in an expert's list but for the token, and in a token's altogether. */
+#define MOEC_EC_PAIR(key, id) ((uint64_t)(key) << 32 | (uint32_t)(id))
+#define MOEC_EC_KEY(pair)     ((uint32_t)((pair) >> 32))
 
 /* Samples for fns.floors() lie in groups of so many columns; strides are
  * multiples of it. */
 #define MOEC_EC_LANES 16u
 
+/* The softmax of x in one row is e^(x - max) * inverse. */
+typedef struct moec_ec_scale {
+    float max, inverse;
+} moec_ec_scale;
+
 /* The scans, by instruction set. Row lengths are `stride`s: multiples of 16,
  * padded with keys of 0. Integer compares only: equal on every back end. */
 struct moec_ec_fns {
     /* Column keys of softmax from the row keys of one row whose x are the raw
-     * logits: neither groups nor softcap. What route.h's `cols` gives. NULL:
+     * logits (neither groups nor softcap): what route.h's `cols` gives. NULL:
      * use that. */
-    void (*softmax)(const uint32_t *keys, uint32_t *cols, uint32_t stride);
+    moec_ec_scale (*softmax)(const uint32_t *keys, uint32_t *cols,
+                             uint32_t stride);
     /* Write the ids of the keys above their floor, ascending, and return how
      * many. `ids` has room for stride + 16. */
     uint32_t (*above)(const uint32_t *cols, const uint32_t *floors,
                       uint32_t stride, uint16_t *ids);
-    /* How many of the n keys are at least v. */
-    uint32_t (*reach)(const uint32_t *keys, uint32_t n, uint32_t v);
-    /* Keep, in order, the entries of both lists whose key is above v, and the
-     * first *ties of those that equal v; lower *ties by these. Return how many
-     * were kept. Both lists have room for n + 16. */
-    uint32_t (*keep)(uint32_t *keys, uint64_t *pairs, uint32_t n, uint32_t v,
-                     uint32_t *ties);
+    /* How many of the n pairs are at least v, and the largest; 0 for none. */
+    uint32_t (*reach)(const uint64_t *pairs, uint32_t n, uint64_t v);
+    uint64_t (*largest)(const uint64_t *pairs, uint32_t n);
+    /* Keep, in order, the pairs whose key is above v, and the first *ties of
+     * those whose key is v; lower *ties by these. Return how many were kept.
+     * There is room for n + 8. */
+    uint32_t (*keep)(uint64_t *pairs, uint32_t n, uint32_t v, uint32_t *ties);
     /* For each of the 16 columns of keys[n][16] a v that at least `rank` of
      * its keys exceed, about as large as can be, or 0. */
     void (*floors)(const uint32_t *keys, uint32_t n, uint32_t rank,
                    uint32_t *floors);
-    /* The ids ~(low half) of the largest min(n, k) pairs, descending. The
-     * order of `pairs` is lost. */
-    uint32_t (*best)(uint64_t *pairs, uint32_t n, uint32_t k, int32_t *ids);
+    /* Bring the largest min(n, k) pairs to the front, descending, the others
+     * behind them. All pairs are different. Return how many. */
+    uint32_t (*best)(uint64_t *pairs, uint32_t n, uint32_t k);
     /* The best (key, id) of one row behind (last_key, last_id) among those
      * whose open[] is all ones; UINT32_MAX: there is none. */
     uint32_t (*next)(const uint32_t *keys, const uint32_t *open,
@@ -71,10 +79,9 @@ struct moec_ec_fns {
 };
 
 /* What an instruction set leaves to plain C. */
-uint32_t moec_ec_keep_scalar(uint32_t *keys, uint64_t *pairs, uint32_t n,
-                             uint32_t v, uint32_t *ties);
-uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k,
-                             int32_t *ids);
+uint32_t moec_ec_keep_scalar(uint64_t *pairs, uint32_t n, uint32_t v,
+                             uint32_t *ties);
+uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k);
 
 extern const struct moec_ec_fns moec_ec_scalar;
 extern const struct moec_ec_fns moec_ec_avx2;
@@ -120,10 +127,19 @@ static inline bool moec_ec_has_cols(const moec_ec_job *job)
     return job->r->fns.cols && !job->in->bias;
 }
 
+/* Column keys that are not row keys follow from these and the row's scale. */
+static inline bool moec_ec_has_scale(const moec_ec_job *job)
+{
+    return job->fns->softmax && job->r->config.n_group == 1 &&
+           job->r->config.softcap == 0.0f;
+}
+
 /* Row and column keys of `n` rows from `row`; returns the column keys: `cols`,
- * or `keys` where they are the same. The padding is left as it is. */
+ * or `keys` where they are the same. The padding is left as it is. `scales`
+ * [n] is written where both of the above are; NULL: not wanted. */
 const uint32_t *moec_ec_keys(const moec_ec_job *job, uint32_t row, uint32_t n,
-                             uint32_t *keys, uint32_t *cols);
+                             uint32_t *keys, uint32_t *cols,
+                             moec_ec_scale *scales);
 /* Rows of one block whose keys fit a first-level cache. */
 uint32_t moec_ec_block_rows(uint32_t stride);
 uint32_t moec_ec_chunk_end(const moec_ec_job *job, size_t chunk);

@@ -37,8 +37,7 @@ struct lane {
     uint32_t *rows, *cols; /* [block][stride] keys */
     uint32_t *floors;      /* [stride] */
     uint32_t *len;         /* [E] */
-    uint32_t *keys;        /* [E][pitch] column keys, tokens ascending */
-    uint64_t *pairs;       /* [E][pitch] row key, token */
+    uint64_t *pairs;       /* [E][pitch] column key, tokens ascending */
     uint32_t *open;        /* [stride] all ones */
     uint16_t *ids;         /* [stride + 16] */
     uint32_t *first;       /* [rows + 1] of the pairs below */
@@ -49,14 +48,14 @@ struct admit {
     const moec_ec_job *job;
     uint32_t block;     /* rows whose keys are made at once */
     uint32_t room;      /* of a list */
-    uint32_t pitch;     /* of the lists: room + 16, see keep() */
+    uint32_t pitch;     /* of the lists: room + 8, see keep() */
     uint32_t n_misses;  /* experts to be streamed again */
     uint32_t sample;    /* rows, 0: none */
     uint32_t rank;      /* of the floor in the sample */
     uint32_t *sampled;  /* [stride / 16][sample][16] */
     uint32_t *floors;   /* [stride] */
     uint32_t *missed;   /* [E] */
-    uint64_t *by_token; /* [E * C] row key, ~expert */
+    uint64_t *by_token; /* [E * C] key, ~expert */
     struct lane *lanes;
 };
 
@@ -76,7 +75,6 @@ static void take_lane(const struct admit *a, struct lane *l,
     lane.open = moec_ec_take(space, row);
     lane.ids = moec_ec_take(space, (uint64_t)(job->stride + 16) * 2);
     lane.first = moec_ec_take(space, ((uint64_t)job->chunks.rows + 1) * 4);
-    lane.keys = moec_ec_take(space, e * a->pitch * 4);
     lane.pairs = moec_ec_take(space, e * a->pitch * 8);
     if (space->base)
         *l = lane;
@@ -109,7 +107,7 @@ static struct admit take_all(const moec_ec_job *job, moec_ec_space *space)
     a.block = moec_ec_block_rows(job->stride);
     a.room = (uint32_t)moec_min_u64(job->chunks.rows,
                                     2 * (uint64_t)job->capacity + 64);
-    a.pitch = a.room + 16;
+    a.pitch = a.room + 8;
     a.floors = moec_ec_take(space, (uint64_t)job->stride * 4);
     a.missed = moec_ec_take(space, n_experts * 4);
     a.lanes = moec_ec_take(space, job->chunks.n * sizeof(*a.lanes));
@@ -145,7 +143,8 @@ static void sample_chunk(void *ctx, size_t chunk, uint32_t worker)
     (void)worker;
     for (uint32_t i = (uint32_t)chunk; i < a->sample; i += n_chunks) {
         uint32_t row = sample_row(a, i);
-        const uint32_t *cols = moec_ec_keys(job, row, 1, l->rows, l->cols);
+        const uint32_t *cols =
+            moec_ec_keys(job, row, 1, l->rows, l->cols, NULL);
 
         for (uint32_t e = 0; e < job->stride; e += 16)
             memcpy(a->sampled + ((uint64_t)e * a->sample + i * 16), cols + e,
@@ -178,65 +177,75 @@ static void set_floors(struct admit *a)
 
 /* -------------------------------------------------------------- stream */
 
-/* The C-th key of all lists of expert e, from the top bit down: integer
- * counts without a branch on the data. There are at least C keys. */
-static uint32_t cutoff(const struct admit *a, const struct lane *lanes,
-                       uint32_t n_lanes, uint32_t e)
-{
-    uint32_t v = 0;
+/* A key v of which the C best of some pairs are those above v and the first
+ * `ties` of those at v. */
+struct cut {
+    uint32_t v, ties;
+};
 
-    for (uint32_t bit = UINT32_C(1) << 31; bit; bit >>= 1) {
+/* For expert e in all of `lanes`, whose pairs are more than C and all above
+ * `floor`: bisection by counts, without a branch on a pair. It ends where C
+ * pairs are found above some key, or else at the key they are tied at. */
+static struct cut find_cut(const struct admit *a, const struct lane *lanes,
+                           uint32_t n_lanes, uint32_t e, uint32_t floor)
+{
+    const struct moec_ec_fns *fns = a->job->fns;
+    uint64_t low = (uint64_t)floor + 1, high = 0, at = (uint64_t)e * a->pitch;
+    uint32_t capacity = a->job->capacity, n_high = 0;
+    struct cut cut;
+
+    for (uint32_t c = 0; c < n_lanes; c++)
+        high = moec_max_u64(high,
+                            fns->largest(lanes[c].pairs + at, lanes[c].len[e]));
+    high = (high >> 32) + 1;
+    while (high - low > 1 && n_high < capacity) {
+        uint64_t middle = (low + high) / 2;
         uint32_t n = 0;
 
         for (uint32_t c = 0; c < n_lanes; c++)
-            n += a->job->fns->reach(lanes[c].keys + (uint64_t)e * a->pitch,
-                                    lanes[c].len[e], v | bit);
-        if (n >= a->job->capacity)
-            v |= bit;
+            n += fns->reach(lanes[c].pairs + at, lanes[c].len[e], middle << 32);
+        if (n > capacity) {
+            low = middle;
+        } else {
+            high = middle;
+            n_high = n;
+        }
     }
-    return v;
-}
-
-/* Keys above v: 0xffffffff is no key. */
-static uint32_t n_above(const struct admit *a, const struct lane *l, uint32_t e,
-                        uint32_t v)
-{
-    return v == UINT32_MAX
-               ? 0
-               : a->job->fns->reach(l->keys + (uint64_t)e * a->pitch, l->len[e],
-                                    v + 1);
+    cut.v = (uint32_t)(high - 1);
+    cut.ties = capacity - n_high;
+    return cut;
 }
 
 static void cut_list(const struct admit *a, struct lane *l, uint32_t e,
-                     uint32_t v, uint32_t *ties)
+                     struct cut *cut)
 {
-    uint64_t at = (uint64_t)e * a->pitch;
-
-    l->len[e] =
-        a->job->fns->keep(l->keys + at, l->pairs + at, l->len[e], v, ties);
+    l->len[e] = a->job->fns->keep(l->pairs + (uint64_t)e * a->pitch, l->len[e],
+                                  cut->v, &cut->ties);
 }
 
-/* A list is full: keep its C best and let only better ones in. */
+/* A list is full: keep its C best and let only better ones in. Where it is the
+ * whole chunk, and no more than C, there is nothing to cut. */
 static void shrink(const struct admit *a, struct lane *l, uint32_t e)
 {
-    uint32_t v = cutoff(a, l, 1, e);
-    uint32_t ties = a->job->capacity - n_above(a, l, e, v);
+    struct cut cut;
 
-    cut_list(a, l, e, v, &ties);
-    l->floors[e] = v;
+    if (l->len[e] <= a->job->capacity)
+        return;
+    cut = find_cut(a, l, 1, e, l->floors[e]);
+    cut_list(a, l, e, &cut);
+    l->floors[e] = cut.v;
 }
 
 static void offer_row(const struct admit *a, struct lane *l, uint32_t token,
-                      const uint32_t *rows, const uint32_t *cols)
+                      const uint32_t *cols)
 {
     uint32_t n = a->job->fns->above(cols, l->floors, a->job->stride, l->ids);
 
     for (uint32_t i = 0; i < n; i++) {
         uint32_t e = l->ids[i];
-        uint64_t at = (uint64_t)e * a->pitch + l->len[e];
+        uint64_t *pairs = l->pairs + (uint64_t)e * a->pitch;
 
-        l->keys[at] = cols[e];
-        l->pairs[at] = MOEC_EC_PAIR(rows[e], token);
+        pairs[l->len[e]] = MOEC_EC_PAIR(cols[e], token);
         if (++l->len[e] == a->room)
             shrink(a, l, e);
     }
@@ -259,10 +268,9 @@ static void stream_chunk(void *ctx, size_t chunk, uint32_t worker)
         const uint32_t *cols;
 
         n = (uint32_t)moec_min_u64(a->block, end - row);
-        cols = moec_ec_keys(job, row, n, l->rows, l->cols);
+        cols = moec_ec_keys(job, row, n, l->rows, l->cols, NULL);
         for (uint32_t i = 0; i < n; i++)
-            offer_row(a, l, row + i, l->rows + (size_t)i * job->stride,
-                      cols + (size_t)i * job->stride);
+            offer_row(a, l, row + i, cols + (size_t)i * job->stride);
     }
 }
 
@@ -270,7 +278,8 @@ static void stream_chunk(void *ctx, size_t chunk, uint32_t worker)
 
 static void cut_expert(struct admit *a, uint32_t e)
 {
-    uint32_t n_lanes = a->job->chunks.n, v = 0, ties = 0, above = 0;
+    uint32_t n_lanes = a->job->chunks.n;
+    struct cut cut;
     uint64_t n = 0;
 
     a->missed[e] = 0;
@@ -280,12 +289,9 @@ static void cut_expert(struct admit *a, uint32_t e)
         a->missed[e] = 1;
     if (n <= a->job->capacity)
         return;
-    v = cutoff(a, a->lanes, n_lanes, e);
+    cut = find_cut(a, a->lanes, n_lanes, e, a->floors[e]);
     for (uint32_t c = 0; c < n_lanes; c++)
-        above += n_above(a, &a->lanes[c], e, v);
-    ties = a->job->capacity - above;
-    for (uint32_t c = 0; c < n_lanes; c++)
-        cut_list(a, &a->lanes[c], e, v, &ties);
+        cut_list(a, &a->lanes[c], e, &cut);
 }
 
 static void cut_experts(void *ctx, size_t group, uint32_t worker)
@@ -355,8 +361,37 @@ static void sort_by_token(const struct admit *a, struct lane *l, uint32_t row,
 
         for (uint32_t i = 0; i < l->len[e]; i++)
             to[l->first[(uint32_t)pairs[i] - row + 1]++] =
-                MOEC_EC_PAIR(pairs[i] >> 32, ~e);
+                MOEC_EC_PAIR(MOEC_EC_KEY(pairs[i]), ~e);
     }
+}
+
+static uint32_t id_of(uint64_t pair)
+{
+    return ~(uint32_t)pair;
+}
+
+/* The K best of a token's n pairs into ids. Column keys order a row as row
+ * keys do, but where they are equal: softmax rounds. */
+static uint32_t choose(const struct admit *a, const struct lane *l,
+                       uint32_t row, uint64_t *pairs, uint32_t n, int32_t *ids)
+{
+    const moec_ec_job *job = a->job;
+    uint32_t k = job->r->config.top_k, m = job->fns->best(pairs, n, k + 1);
+    bool tied = false;
+
+    if (moec_ec_has_cols(job))
+        for (uint32_t i = 1; i < m; i++)
+            tied |= MOEC_EC_KEY(pairs[i]) == MOEC_EC_KEY(pairs[i - 1]);
+    if (tied) {
+        job->r->fns.keys(job->r, job->in, row, 1, l->rows, job->stride);
+        for (uint32_t i = 0; i < n; i++)
+            pairs[i] = MOEC_EC_PAIR(l->rows[id_of(pairs[i])], pairs[i]);
+        (void)job->fns->best(pairs, n, k);
+    }
+    m = m < k ? m : k;
+    for (uint32_t i = 0; i < m; i++)
+        ids[i] = (int32_t)id_of(pairs[i]);
+    return m;
 }
 
 /* The m < K experts of `ids` and the best others of the row, in rank order.
@@ -364,16 +399,17 @@ static void sort_by_token(const struct admit *a, struct lane *l, uint32_t row,
 static uint32_t fill_missing(const struct admit *a, const struct lane *l,
                              uint32_t row, uint32_t m, int32_t *ids)
 {
-    uint32_t k = a->job->r->config.top_k, key = UINT32_MAX, n = m, id = 0;
+    const moec_ec_job *job = a->job;
+    uint32_t k = job->r->config.top_k, key = UINT32_MAX, n = m, id = 0;
     uint64_t pairs[MOEC_ROUTE_K_MAX];
 
-    a->job->r->fns.keys(a->job->r, a->job->in, row, 1, l->rows, a->job->stride);
+    job->r->fns.keys(job->r, job->in, row, 1, l->rows, job->stride);
     for (uint32_t i = 0; i < m; i++) {
         pairs[i] = MOEC_EC_PAIR(l->rows[ids[i]], ~(uint32_t)ids[i]);
         l->open[ids[i]] = 0;
     }
     for (; n < k; n++) {
-        id = a->job->fns->next(l->rows, l->open, a->job->stride, key, id);
+        id = job->fns->next(l->rows, l->open, job->stride, key, id);
         if (id == UINT32_MAX)
             break;
         key = l->rows[id];
@@ -381,7 +417,11 @@ static uint32_t fill_missing(const struct admit *a, const struct lane *l,
     }
     for (uint32_t i = 0; i < m; i++)
         l->open[ids[i]] = UINT32_MAX;
-    return n > m ? a->job->fns->best(pairs, n, k, ids) : m;
+    if (n > m)
+        (void)job->fns->best(pairs, n, n);
+    for (uint32_t i = 0; i < n; i++)
+        ids[i] = (int32_t)id_of(pairs[i]);
+    return n;
 }
 
 /* A token that m < K experts took. True where its weights are written too. */
@@ -436,8 +476,8 @@ static void gather_chunk(void *ctx, size_t chunk, uint32_t worker)
     sort_by_token(a, l, row, n, to);
     for (uint32_t t = 0; t < n; t++) {
         int32_t *ids = job->out->ids + (uint64_t)(row + t) * r->n_columns;
-        uint32_t m = job->fns->best(to + l->first[t],
-                                    l->first[t + 1] - l->first[t], k, ids);
+        uint32_t m = choose(a, l, row + t, to + l->first[t],
+                            l->first[t + 1] - l->first[t], ids);
 
         if (m < k && finish_short(a, l, &job->counts[chunk], row + t, m))
             continue;

@@ -26,8 +26,10 @@
 #include <string.h>
 
 #include "ec.h"
+#include "route_math.h"
 
 #define NO_PAIR (UINT64_C(0xffffffff) << 32)
+#define AHEAD   24u   /* pairs of the walk: about 200 ns */
 #define DIGITS  2048u /* three of 11 bits: 33 of the 32 */
 
 struct token {
@@ -39,11 +41,14 @@ struct token {
     uint8_t n_refused;  /* of these */
     uint8_t n_replaced; /* refused columns that have another expert */
     uint8_t waits;      /* in the heap; then last_id is not yet tried */
+    moec_ec_scale scale;
 };
 
 struct balance {
     const moec_ec_job *job;
-    uint32_t *rows, *cols;    /* [n][stride] */
+    uint32_t *rows;           /* [n][stride] */
+    uint32_t *cols;           /* [n][stride], or of one block for each chunk
+                               where a scale tells them again */
     uint64_t *sorted, *spare; /* [n * K] */
     uint32_t *digits;         /* [3][DIGITS] */
     struct token *tokens;     /* [n] */
@@ -58,12 +63,14 @@ static struct balance take_all(const moec_ec_job *job, moec_ec_space *space)
 {
     struct balance b = {.job = job};
     uint64_t n = job->n, row = (uint64_t)job->stride * 4;
-    uint64_t pairs = n * job->r->config.top_k * 8;
+    uint64_t pairs = n * job->r->config.top_k * 8, cols = 0;
 
+    if (job->r->fns.cols)
+        cols = moec_ec_has_scale(job)
+                   ? (uint64_t)job->chunks.n * MOEC_ROUTE_BLOCK
+                   : n;
     b.rows = moec_ec_take(space, n * row);
-    b.cols = moec_ec_take(space, job->r->fns.cols ? n * row : 0);
-    if (!job->in || !moec_ec_has_cols(job))
-        b.cols = b.rows;
+    b.cols = moec_ec_take(space, cols * row);
     b.sorted = moec_ec_take(space, pairs);
     b.spare = moec_ec_take(space, pairs);
     b.digits = moec_ec_take(space, 3 * DIGITS * 4);
@@ -87,53 +94,76 @@ static int32_t *ids_of(const struct balance *b, uint32_t token)
 }
 
 /* The token's plain pairs, and where it would go on from them. */
-static void start_token(struct balance *b, uint32_t t)
+static void start_token(struct balance *b, uint32_t t, const uint32_t *cols)
 {
-    uint64_t at = (uint64_t)t * b->job->stride;
+    const uint32_t *rows = b->rows + (uint64_t)t * b->job->stride;
     uint32_t k = b->job->r->config.top_k;
     uint64_t *pairs = b->sorted + (uint64_t)t * k;
     const int32_t *ids = ids_of(b, t);
-    struct token tok = {.last_col = UINT32_MAX};
+    struct token *tok = &b->tokens[t];
+    uint32_t col = UINT32_MAX;
 
     for (uint32_t i = 0; i < k; i++) {
-        uint32_t id = (uint32_t)ids[i], col;
+        uint32_t id = (uint32_t)ids[i];
 
         pairs[i] = NO_PAIR | t;
         if (ids[i] < 0)
             continue;
-        col = b->cols[at + id];
-        tok.last_id = id;
-        tok.last_key = b->rows[at + id];
-        tok.last_col = (uint32_t)moec_min_u64(tok.last_col, col);
-        pairs[i] = (uint64_t)~tok.last_col << 32 | t;
+        tok->last_id = id;
+        tok->last_key = rows[id];
+        col = cols[id] < col ? cols[id] : col;
+        pairs[i] = (uint64_t)~col << 32 | t;
     }
-    b->tokens[t] = tok;
+    tok->last_col = col;
+}
+
+/* Where the column keys of the block at `row` are made. */
+static uint32_t *cols_of(const struct balance *b, size_t chunk, uint32_t row)
+{
+    uint64_t at = row;
+
+    if (!moec_ec_has_cols(b->job))
+        return b->rows + at * b->job->stride;
+    if (moec_ec_has_scale(b->job))
+        at = chunk * MOEC_ROUTE_BLOCK;
+    return b->cols + at * b->job->stride;
+}
+
+static void start_block(struct balance *b, size_t chunk, uint32_t row,
+                        uint32_t n)
+{
+    const moec_ec_job *job = b->job;
+    const moec_router *r = job->r;
+    uint32_t e = r->config.n_experts, stride = job->stride;
+    uint32_t *keys = b->rows + (uint64_t)row * stride;
+    uint32_t *cols = cols_of(b, chunk, row);
+    moec_ec_scale scales[MOEC_ROUTE_BLOCK];
+
+    r->fns.rows(r, job->in, row, n, ids_of(b, row),
+                job->out->weights + (uint64_t)row * r->n_columns);
+    for (uint32_t i = 0; i < n && e < stride; i++) { /* the padding */
+        memset(keys + (size_t)i * stride + e, 0, (stride - e) * sizeof(*keys));
+        memset(cols + (size_t)i * stride + e, 0, (stride - e) * sizeof(*cols));
+    }
+    memset(scales, 0, sizeof(scales));
+    memset(b->tokens + row, 0, n * sizeof(*b->tokens));
+    (void)moec_ec_keys(job, row, n, keys, cols, scales);
+    for (uint32_t i = 0; i < n; i++) {
+        b->tokens[row + i].scale = scales[i];
+        start_token(b, row + i, cols + (size_t)i * stride);
+    }
 }
 
 static void start_chunk(void *ctx, size_t chunk, uint32_t worker)
 {
     struct balance *b = ctx;
-    const moec_ec_job *job = b->job;
-    const moec_router *r = job->r;
-    uint32_t row = (uint32_t)chunk * job->chunks.rows, n;
-    uint32_t end = moec_ec_chunk_end(job, chunk), e = r->config.n_experts;
+    uint32_t row = (uint32_t)chunk * b->job->chunks.rows, n;
+    uint32_t end = moec_ec_chunk_end(b->job, chunk);
 
     (void)worker;
     for (; row < end; row += n) {
-        uint64_t at = (uint64_t)row * job->stride;
-
         n = (uint32_t)moec_min_u64(MOEC_ROUTE_BLOCK, end - row);
-        r->fns.rows(r, job->in, row, n, ids_of(b, row),
-                    job->out->weights + (uint64_t)row * r->n_columns);
-        for (uint32_t i = 0; i < n; i++) { /* the padding */
-            uint64_t tail = at + (uint64_t)i * job->stride + e;
-
-            memset(b->rows + tail, 0, (job->stride - e) * sizeof(*b->rows));
-            memset(b->cols + tail, 0, (job->stride - e) * sizeof(*b->cols));
-        }
-        (void)moec_ec_keys(job, row, n, b->rows + at, b->cols + at);
-        for (uint32_t i = 0; i < n; i++)
-            start_token(b, row + i);
+        start_block(b, chunk, row, n);
     }
 }
 
@@ -211,19 +241,34 @@ static bool take_expert(struct balance *b, uint32_t e)
     return true;
 }
 
+/* The column key of a pair whose row key is `key`. */
+static uint32_t column_key(const struct balance *b, uint32_t t, uint32_t e,
+                           uint32_t key)
+{
+    const moec_ec_scale *scale = &b->tokens[t].scale;
+
+    if (!moec_ec_has_cols(b->job))
+        return key;
+    if (!moec_ec_has_scale(b->job))
+        return b->cols[(uint64_t)t * b->job->stride + e];
+    return moec_f32_key(moec_f32_exp(moec_f32_unkey(key) - scale->max) *
+                        scale->inverse);
+}
+
 /* Let a token that lacks an expert wait for its next one with room. */
 static void go_on(struct balance *b, uint32_t t)
 {
     struct token *tok = &b->tokens[t];
-    uint64_t at = (uint64_t)t * b->job->stride;
-    uint32_t e = b->job->fns->next(b->rows + at, b->open, b->job->stride,
-                                   tok->last_key, tok->last_id);
+    const uint32_t *rows = b->rows + (uint64_t)t * b->job->stride;
+    uint32_t e = b->job->fns->next(rows, b->open, b->job->stride, tok->last_key,
+                                   tok->last_id);
 
     if (e == UINT32_MAX)
         return;
     tok->last_id = e;
-    tok->last_key = b->rows[at + e];
-    tok->last_col = (uint32_t)moec_min_u64(tok->last_col, b->cols[at + e]);
+    tok->last_key = rows[e];
+    tok->last_col =
+        (uint32_t)moec_min_u64(tok->last_col, column_key(b, t, e, rows[e]));
     tok->waits = 1;
     heap_push(b, (uint64_t)~tok->last_col << 32 | t);
 }
@@ -263,6 +308,24 @@ static void walk_waiting(struct balance *b, uint32_t t)
         go_on(b, t);
 }
 
+/* The keys of a token were written long ago. Where its next plain expert is
+ * full already they will be read: ask for them now. A guess, no more: some
+ * other pair of the token may come before. */
+static void expect(const struct balance *b, uint32_t t)
+{
+    const struct token *tok = &b->tokens[t];
+    uint64_t at = (uint64_t)t * b->job->stride;
+    int32_t e;
+
+    if (tok->n_seen == b->job->r->config.top_k)
+        return;
+    e = ids_of(b, t)[tok->n_seen];
+    if (e < 0 || b->room[e] > 0)
+        return;
+    for (uint32_t i = 0; i < b->job->stride; i += 16)
+        __builtin_prefetch(b->rows + at + i);
+}
+
 static void walk(struct balance *b)
 {
     uint64_t n = (uint64_t)b->job->n * b->job->r->config.top_k, i = 0;
@@ -272,8 +335,11 @@ static void walk(struct balance *b)
     while (b->n_open > 0 && (i < n || b->n_heap > 0)) {
         if (b->n_heap > 0 && (i == n || b->heap[0] < b->sorted[i]))
             walk_waiting(b, (uint32_t)heap_pop(b));
-        else
+        else {
+            if (n - i > AHEAD)
+                expect(b, (uint32_t)b->sorted[i + AHEAD]);
             walk_plain(b, (uint32_t)b->sorted[i++]);
+        }
     }
     for (; i < n; i++) {
         struct token *tok = &b->tokens[(uint32_t)b->sorted[i]];

@@ -103,10 +103,12 @@ static inline void column_keys(const uint32_t *keys, uint32_t *cols,
     _mm256_storeu_si256((void *)cols, _mm256_andnot_si256(none, key));
 }
 
-static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
+static moec_ec_scale softmax(const uint32_t *keys, uint32_t *cols,
+                             uint32_t stride)
 {
     __m256i best = _mm256_setzero_si256();
     __m256 low = _mm256_setzero_ps(), high = low, m, inverse;
+    moec_ec_scale scale;
 
     for (uint32_t e = 0; e < stride; e += 8)
         best = _mm256_max_epu32(best, load(keys + e));
@@ -120,9 +122,12 @@ static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
         _mm256_storeu_si256((void *)(cols + e), _mm256_castps_si256(a));
         _mm256_storeu_si256((void *)(cols + e + 8), _mm256_castps_si256(b));
     }
-    inverse = _mm256_set1_ps(1.0f / sum_lanes(low, high));
+    scale.max = _mm256_cvtss_f32(m);
+    scale.inverse = 1.0f / sum_lanes(low, high);
+    inverse = _mm256_set1_ps(scale.inverse);
     for (uint32_t e = 0; e < stride; e += 8)
         column_keys(keys + e, cols + e, inverse);
+    return scale;
 }
 
 static uint32_t above(const uint32_t *cols, const uint32_t *floors,
@@ -140,23 +145,49 @@ static uint32_t above(const uint32_t *cols, const uint32_t *floors,
     return n;
 }
 
-/* Counts of what is below v are negative sums of the compares' ones. */
-static uint32_t reach(const uint32_t *keys, uint32_t n, uint32_t v)
+static inline __m256i load_pairs(const uint64_t *p)
 {
-    const __m256i w = flip(splat(v));
-    __m256i below = _mm256_setzero_si256();
-    uint32_t i = 0, count = 0, lane[8];
+    return _mm256_xor_si256(_mm256_loadu_si256((const void *)p),
+                            _mm256_set1_epi64x(INT64_MIN));
+}
 
-    for (; i + 8 <= n; i += 8)
-        below = _mm256_sub_epi32(below,
-                                 _mm256_cmpgt_epi32(w, flip(load(keys + i))));
+/* Counts of what is below v are negative sums of the compares' ones. */
+static uint32_t reach(const uint64_t *pairs, uint32_t n, uint64_t v)
+{
+    const __m256i w = _mm256_xor_si256(_mm256_set1_epi64x((long long)v),
+                                       _mm256_set1_epi64x(INT64_MIN));
+    __m256i below = _mm256_setzero_si256();
+    uint64_t lane[4];
+    uint32_t i = 0, count;
+
+    for (; i + 4 <= n; i += 4)
+        below = _mm256_sub_epi64(below,
+                                 _mm256_cmpgt_epi64(w, load_pairs(pairs + i)));
     _mm256_storeu_si256((void *)lane, below);
-    for (uint32_t j = 0; j < 8; j++)
-        count += lane[j];
-    count = i - count;
+    count = i - (uint32_t)(lane[0] + lane[1] + lane[2] + lane[3]);
     for (; i < n; i++)
-        count += keys[i] >= v;
+        count += pairs[i] >= v;
     return count;
+}
+
+static uint64_t largest(const uint64_t *pairs, uint32_t n)
+{
+    __m256i most = _mm256_set1_epi64x(INT64_MIN);
+    uint64_t lane[4], v = 0;
+    uint32_t i = 0;
+
+    for (; i + 4 <= n; i += 4) {
+        __m256i x = load_pairs(pairs + i);
+
+        most = _mm256_blendv_epi8(most, x, _mm256_cmpgt_epi64(x, most));
+    }
+    _mm256_storeu_si256((void *)lane,
+                        _mm256_xor_si256(most, _mm256_set1_epi64x(INT64_MIN)));
+    for (uint32_t j = 0; j < 4; j++)
+        v = lane[j] > v ? lane[j] : v;
+    for (; i < n; i++)
+        v = pairs[i] > v ? pairs[i] : v;
+    return v;
 }
 
 static __m256i floors_of_8(const uint32_t *keys, uint32_t n, uint32_t rank)
@@ -217,6 +248,7 @@ const struct moec_ec_fns moec_ec_avx2 = {
     .softmax = softmax,
     .above = above,
     .reach = reach,
+    .largest = largest,
     .keep = moec_ec_keep_scalar,
     .floors = floors,
     .best = moec_ec_best_scalar,

@@ -77,10 +77,12 @@ static float sum_lanes(__m512 v)
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
-static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
+static moec_ec_scale softmax(const uint32_t *keys, uint32_t *cols,
+                             uint32_t stride)
 {
     __m512i best = _mm512_setzero_si512();
     __m512 sum = _mm512_setzero_ps(), m, inverse;
+    moec_ec_scale scale;
 
     for (uint32_t e = 0; e < stride; e += 16)
         best = _mm512_max_epu32(best, load(keys + e));
@@ -91,7 +93,9 @@ static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
         sum = _mm512_add_ps(sum, v);
         _mm512_storeu_ps(cols + e, v);
     }
-    inverse = _mm512_set1_ps(1.0f / sum_lanes(sum));
+    scale.max = _mm512_cvtss_f32(m);
+    scale.inverse = 1.0f / sum_lanes(sum);
+    inverse = _mm512_set1_ps(scale.inverse);
     for (uint32_t e = 0; e < stride; e += 16) {
         __m512i k = load(keys + e);
         __m512 p = _mm512_mul_ps(_mm512_loadu_ps(cols + e), inverse);
@@ -101,6 +105,7 @@ static void softmax(const uint32_t *keys, uint32_t *cols, uint32_t stride)
         _mm512_storeu_si512(cols + e, _mm512_maskz_mov_epi32(
                                           _mm512_test_epi32_mask(k, k), key));
     }
+    return scale;
 }
 
 static uint32_t above(const uint32_t *cols, const uint32_t *floors,
@@ -121,56 +126,66 @@ static uint32_t above(const uint32_t *cols, const uint32_t *floors,
     return n;
 }
 
-static uint32_t reach(const uint32_t *keys, uint32_t n, uint32_t v)
+/* The first left of 8 pairs. */
+static inline __mmask8 first_of(uint32_t left)
 {
-    const __m512i w = splat(v), one = splat(1);
+    return (__mmask8)(left < 8 ? (1u << left) - 1 : 0xff);
+}
+
+static uint32_t reach(const uint64_t *pairs, uint32_t n, uint64_t v)
+{
+    const __m512i w = _mm512_set1_epi64((long long)v);
+    const __m512i one = _mm512_set1_epi64(1);
     __m512i a = _mm512_setzero_si512(), b = a;
     uint32_t i = 0;
 
-    for (; i + 32 <= n; i += 32) {
-        a = _mm512_mask_add_epi32(a, _mm512_cmpge_epu32_mask(load(keys + i), w),
-                                  a, one);
-        b = _mm512_mask_add_epi32(
-            b, _mm512_cmpge_epu32_mask(load(keys + i + 16), w), b, one);
-    }
-    for (; i < n; i += 16) {
-        __mmask16 in = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
-        __m512i k = _mm512_maskz_loadu_epi32(in, keys + i);
+    for (; i + 16 <= n; i += 16) {
+        __m512i x = _mm512_loadu_si512(pairs + i);
+        __m512i y = _mm512_loadu_si512(pairs + i + 8);
 
-        a = _mm512_mask_add_epi32(a, _mm512_mask_cmpge_epu32_mask(in, k, w), a,
+        a = _mm512_mask_add_epi64(a, _mm512_cmpge_epu64_mask(x, w), a, one);
+        b = _mm512_mask_add_epi64(b, _mm512_cmpge_epu64_mask(y, w), b, one);
+    }
+    for (; i < n; i += 8) {
+        __mmask8 in = first_of(n - i);
+        __m512i x = _mm512_maskz_loadu_epi64(in, pairs + i);
+
+        a = _mm512_mask_add_epi64(a, _mm512_mask_cmpge_epu64_mask(in, x, w), a,
                                   one);
     }
-    return (uint32_t)_mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    return (uint32_t)_mm512_reduce_add_epi64(_mm512_add_epi64(a, b));
+}
+
+static uint64_t largest(const uint64_t *pairs, uint32_t n)
+{
+    __m512i a = _mm512_setzero_si512();
+
+    for (uint32_t i = 0; i < n; i += 8)
+        a = _mm512_max_epu64(
+            a, _mm512_maskz_loadu_epi64(first_of(n - i), pairs + i));
+    return _mm512_reduce_max_epu64(a);
 }
 
 /* The stores reach at most to the end of what has been loaded. */
-static uint32_t keep(uint32_t *keys, uint64_t *pairs, uint32_t n, uint32_t v,
-                     uint32_t *ties)
+static uint32_t keep(uint64_t *pairs, uint32_t n, uint32_t v, uint32_t *ties)
 {
-    const __m512i w = splat(v);
+    const __m512i low = _mm512_set1_epi64((long long)MOEC_EC_PAIR(v, 0));
+    const __m512i high =
+        _mm512_set1_epi64((long long)MOEC_EC_PAIR(v, UINT32_MAX));
     uint32_t kept = 0, left = *ties;
 
-    for (uint32_t i = 0; i < n; i += 16) {
-        __mmask16 in = (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
-        __m512i k = load(keys + i);
-        __m512i low = _mm512_loadu_si512(pairs + i);
-        __m512i high = _mm512_loadu_si512(pairs + i + 8);
-        uint32_t take = _mm512_mask_cmpgt_epu32_mask(in, k, w);
-        uint32_t equal = _mm512_mask_cmpeq_epu32_mask(in, k, w);
-        uint32_t n_low;
+    for (uint32_t i = 0; i < n; i += 8) {
+        __mmask8 in = first_of(n - i);
+        __m512i x = _mm512_maskz_loadu_epi64(in, pairs + i);
+        uint32_t take = _mm512_mask_cmpgt_epu64_mask(in, x, high);
+        uint32_t tied = _mm512_mask_cmpge_epu64_mask(in, x, low) & ~take;
 
-        for (; equal && left; left--) {
-            take |= equal & -equal;
-            equal &= equal - 1;
+        for (; tied && left; left--) {
+            take |= tied & -tied;
+            tied &= tied - 1;
         }
-        n_low = bits(take & 0xff);
-        _mm512_storeu_si512(keys + kept,
-                            _mm512_maskz_compress_epi32((__mmask16)take, k));
-        _mm512_storeu_si512(pairs + kept, _mm512_maskz_compress_epi64(
-                                              (__mmask8)(take & 0xff), low));
-        _mm512_storeu_si512(
-            pairs + kept + n_low,
-            _mm512_maskz_compress_epi64((__mmask8)(take >> 8), high));
+        _mm512_storeu_si512(pairs + kept,
+                            _mm512_maskz_compress_epi64((__mmask8)take, x));
         kept += bits(take);
     }
     *ties = left;
@@ -207,31 +222,27 @@ static void floors(const uint32_t *keys, uint32_t n, uint32_t rank,
 }
 
 /* The place of a pair is the number of larger ones: n * n / 8 compares and no
- * branch on the data. Pairs are different: their ids are. */
-static uint32_t best(uint64_t *pairs, uint32_t n, uint32_t k, int32_t *ids)
+ * branch on the data. */
+static uint32_t best(uint64_t *pairs, uint32_t n, uint32_t k)
 {
-    uint32_t blocks = (n + 7) / 8, m = n < k ? n : k;
+    uint32_t blocks = (n + 7) / 8;
     __m512i v[BEST_MAX / 8];
-    int32_t ranked[BEST_MAX];
+    uint64_t ranked[BEST_MAX];
 
     if (n > BEST_MAX)
-        return moec_ec_best_scalar(pairs, n, k, ids);
-    for (uint32_t b = 0; b < blocks; b++) {
-        uint32_t left = n - 8 * b;
-
-        v[b] = _mm512_maskz_loadu_epi64(
-            (__mmask8)(left < 8 ? (1u << left) - 1 : 0xff), pairs + 8 * b);
-    }
+        return moec_ec_best_scalar(pairs, n, k);
+    for (uint32_t b = 0; b < blocks; b++)
+        v[b] = _mm512_maskz_loadu_epi64(first_of(n - 8 * b), pairs + 8 * b);
     for (uint32_t i = 0; i < n; i++) {
         __m512i p = _mm512_set1_epi64((long long)pairs[i]);
         uint32_t place = 0;
 
         for (uint32_t b = 0; b < blocks; b++)
             place += bits(_mm512_cmpgt_epu64_mask(v[b], p));
-        ranked[place] = (int32_t) ~(uint32_t)pairs[i];
+        ranked[place] = pairs[i];
     }
-    memcpy(ids, ranked, m * sizeof(*ids));
-    return m;
+    memcpy(pairs, ranked, n * sizeof(*pairs));
+    return n < k ? n : k;
 }
 
 static uint32_t next(const uint32_t *keys, const uint32_t *open,
@@ -263,6 +274,7 @@ const struct moec_ec_fns moec_ec_avx512 = {
     .softmax = softmax,
     .above = above,
     .reach = reach,
+    .largest = largest,
     .keep = keep,
     .floors = floors,
     .best = best,

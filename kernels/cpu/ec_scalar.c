@@ -16,28 +16,35 @@ static uint32_t above(const uint32_t *cols, const uint32_t *floors,
     return n;
 }
 
-static uint32_t reach(const uint32_t *keys, uint32_t n, uint32_t v)
+static uint32_t reach(const uint64_t *pairs, uint32_t n, uint64_t v)
 {
     uint32_t count = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        count += keys[i] >= v;
+        count += pairs[i] >= v;
     return count;
 }
 
-uint32_t moec_ec_keep_scalar(uint32_t *keys, uint64_t *pairs, uint32_t n,
-                             uint32_t v, uint32_t *ties)
+static uint64_t largest(const uint64_t *pairs, uint32_t n)
+{
+    uint64_t v = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        v = pairs[i] > v ? pairs[i] : v;
+    return v;
+}
+
+uint32_t moec_ec_keep_scalar(uint64_t *pairs, uint32_t n, uint32_t v,
+                             uint32_t *ties)
 {
     uint32_t kept = 0, left = *ties;
 
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t tie = keys[i] == v && left > 0;
-        uint32_t take = (keys[i] > v) | tie;
+        uint32_t key = MOEC_EC_KEY(pairs[i]), tie = key == v && left > 0;
 
-        keys[kept] = keys[i];
         pairs[kept] = pairs[i];
         left -= tie;
-        kept += take;
+        kept += (key > v) | tie;
     }
     *ties = left;
     return kept;
@@ -62,9 +69,8 @@ static void floors(const uint32_t *keys, uint32_t n, uint32_t rank,
     }
 }
 
-/* Insertion into the k best so far, which stand at the front of `pairs`. */
-uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k,
-                             int32_t *ids)
+/* Insertion into the k best so far, which stand at the front. */
+uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k)
 {
     uint32_t m = 0;
 
@@ -76,6 +82,7 @@ uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k,
             if (p < pairs[m - 1])
                 continue;
             j = m - 1;
+            pairs[i] = pairs[j];
         } else {
             m++;
         }
@@ -83,8 +90,6 @@ uint32_t moec_ec_best_scalar(uint64_t *pairs, uint32_t n, uint32_t k,
             pairs[j] = pairs[j - 1];
         pairs[j] = p;
     }
-    for (uint32_t i = 0; i < m; i++)
-        ids[i] = (int32_t) ~(uint32_t)pairs[i];
     return m;
 }
 
@@ -107,6 +112,7 @@ static uint32_t next(const uint32_t *keys, const uint32_t *open,
 const struct moec_ec_fns moec_ec_scalar = {
     .above = above,
     .reach = reach,
+    .largest = largest,
     .keep = moec_ec_keep_scalar,
     .floors = floors,
     .best = moec_ec_best_scalar,
