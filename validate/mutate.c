@@ -14,65 +14,68 @@
 
 /* ------------------------------------------------------------- the table */
 
-#define ROW(name, what, headers, digests)                                      \
+#define ROW(name, what, headers, digests, kernels)                             \
   {                                                                            \
-    name, what, MOEC_LEVEL_HEADERS, MOEC_RULE_##headers, MOEC_RULE_##digests   \
+    name, what, MOEC_LEVEL_HEADERS, MOEC_RULE_##headers, MOEC_RULE_##digests,  \
+        MOEC_RULE_##kernels                                                    \
   }
-#define KERNELS(name, what)                                                    \
+#define KERNELS(name, what, kernels)                                           \
   {                                                                            \
-    name, what, MOEC_LEVEL_KERNELS, MOEC_RULE_NONE, MOEC_RULE_NONE             \
+    name, what, MOEC_LEVEL_KERNELS, MOEC_RULE_NONE, MOEC_RULE_NONE,            \
+        MOEC_RULE_##kernels                                                    \
   }
 
 /* clang-format off */
 static const moec_mutation_info kinds[MOEC_MUTATION_COUNT] = {
     [MOEC_MUTATION_SWAP_SLOTS] =
-        ROW("swap-slots", "two slots hold each other's expert", T4, T3),
+        ROW("swap-slots", "two slots hold each other's expert", T4, T3, K03),
     [MOEC_MUTATION_E_FOR_P] =
         ROW("E-for-P", "slots from E on count as shared, where P is meant: "
-            "redundant slots hold the shared expert", T4, T3),
+            "redundant slots hold the shared expert", T4, T3, K03),
     [MOEC_MUTATION_SHARED_FIRST] =
         ROW("shared-first", "shared parts stand before a rank's routed slots",
-            T4, T3),
+            T4, T3, K03),
     [MOEC_MUTATION_SHARED_MISSING] =
-        ROW("shared-missing", "the row of a shared part is empty", T4, T3),
+        ROW("shared-missing", "the row of a shared part is empty", T4, T3, K04),
     [MOEC_MUTATION_GATE_UP_SWAPPED] =
         ROW("gate-up-swapped", "gate stands where up belongs in one slot",
-            T3, T3),
+            T3, T3, K03),
     [MOEC_MUTATION_TRANSPOSED_DOWN] =
         ROW("transposed-down", "one expert's down projection is turned the "
-            "other way", T5, T3),
+            "other way", T5, T3, K03),
     [MOEC_MUTATION_REPLICA_STALE] =
         {"replica-stale", "one replica is of another layer",
-         MOEC_LEVEL_DIGESTS, MOEC_RULE_NONE, MOEC_RULE_T3},
+         MOEC_LEVEL_DIGESTS, MOEC_RULE_NONE, MOEC_RULE_T3,
+         MOEC_RULE_K05},
     [MOEC_MUTATION_SCALE_DROPPED] =
-        ROW("scale-dropped", "the experts' scales are left out", T1, T3),
+        ROW("scale-dropped", "the experts' scales are left out", T1, T3, K03),
     [MOEC_MUTATION_SCALE_OF_NEIGHBOUR] =
-        ROW("scale-of-neighbour", "a slot has another expert's scale", T3, T3),
+        ROW("scale-of-neighbour", "a slot has another expert's scale", T3, T3, K03),
     [MOEC_MUTATION_BIAS_DROPPED] =
-        ROW("bias-dropped", "the experts' biases are left out", T1, T3),
+        ROW("bias-dropped", "the experts' biases are left out", T1, T3, K03),
     [MOEC_MUTATION_ROUTER_BIAS_DROPPED] =
-        ROW("router-bias-dropped", "the router's bias is left out", T1, M07),
+        ROW("router-bias-dropped", "the router's bias is left out", T1, M07, K01),
     [MOEC_MUTATION_LAYER_OFF_BY_ONE] =
         ROW("layer-off-by-one", "a layer's slots hold the next layer's "
-            "experts", T3, T3),
+            "experts", T3, T3, K03),
     [MOEC_MUTATION_RANK_FILES_SWAPPED] =
         ROW("rank-files-swapped", "two ranks have each other's files",
-            T4, M06),
+            T4, M06, K03),
     [MOEC_MUTATION_BF16_AS_F16] =
-        ROW("bf16-as-f16", "a slot tensor of BF16 is said to be F16", T5, M06),
+        ROW("bf16-as-f16", "a slot tensor of BF16 is said to be F16", T5, M06, K03),
     [MOEC_MUTATION_MTP_AS_MAIN] =
         ROW("mtp-as-main", "a main layer's slots hold an MTP layer's experts",
-            T3, T3),
+            T3, T3, K03),
     [MOEC_MUTATION_WRONG_NORM_TOPK] =
         KERNELS("wrong-norm-topk", "weights are normalised where the model "
-                "does not, or the other way round"),
+                "does not, or the other way round", K02),
     [MOEC_MUTATION_RSF_TWICE] =
-        KERNELS("rsf-twice", "the routed scaling factor is applied twice"),
+        KERNELS("rsf-twice", "the routed scaling factor is applied twice", K02),
     [MOEC_MUTATION_RSF_MISSING] =
-        KERNELS("rsf-missing", "the routed scaling factor is left out"),
+        KERNELS("rsf-missing", "the routed scaling factor is left out", K02),
     [MOEC_MUTATION_SHARED_WEIGHT_RENORMALISED] =
         KERNELS("shared-weight-renormalised", "the shared expert's weight is "
-                "normalised with the routed ones"),
+                "normalised with the routed ones", K04),
 };
 /* clang-format on */
 

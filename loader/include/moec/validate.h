@@ -14,6 +14,7 @@
  */
 
 #include <moec/error.h>
+#include <moec/kernels.h>
 #include <moec/loader.h>
 #include <moec/mapping.h>
 #include <moec/types.h>
@@ -86,7 +87,7 @@ MOEC_API moec_status moec_layout_prove(moec_report **out,
 typedef enum moec_level {
     MOEC_LEVEL_HEADERS = 1, /* no byte of a weight is read */
     MOEC_LEVEL_DIGESTS = 2, /* every byte once */
-    MOEC_LEVEL_KERNELS = 3  /* end to end; this version does not have it */
+    MOEC_LEVEL_KERNELS = 3  /* end to end: moec_validate */
 } moec_level;
 
 /* Called now and then with bytes done and in all; non-zero cancels. One
@@ -134,6 +135,90 @@ typedef struct moec_verify_opts {
 MOEC_API moec_status moec_verify(moec_report **out, const char *dir,
                                  const moec_verify_opts *opts, moec_error *err);
 
+/* ------------------------------------------------- kernels, end to end
+ * Level 3. For every MoE layer the same hidden states take two roads: through
+ * the source's logical experts and its unfused shared expert, by the scalar
+ * kernels; and through the converted slots of all ranks: choice, dispatch,
+ * alignment, FFN, combine. Ids and routed outputs must be equal bit for bit,
+ * the shared expert within rounding, and every slot that any choice of
+ * replicas, any source rank, waterfill or Expert Choice uses must hold its
+ * expert. */
+
+typedef struct moec_validate_opts {
+    uint32_t struct_bytes;   /* sizeof(moec_validate_opts) */
+    uint32_t n_threads;      /* 0: one per CPU allowed */
+    const moec_ckpt *source; /* what was converted; needed with a directory */
+    const moec_families *families; /* NULL: the built-in ones */
+    const moec_layout *layout;     /* without a directory: its slots are made in
+                                  memory, its checkpoint is the source */
+    moec_progress_fn progress;     /* experts and slots, not bytes */
+    void *progress_ctx;
+    uint32_t n_tokens;  /* of seeded inputs; 0: 64 */
+    moec_isa isa;       /* back end of the converted side */
+    uint64_t seed;      /* of the inputs */
+    const char *inputs; /* safetensors with `layers.N.input` [T][H]: recorded
+                           hidden states; or NULL */
+    const char *golden; /* golden.safetensors of an independent reference, its
+                           fixture.json beside it; or NULL */
+} moec_validate_opts;
+#define MOEC_VALIDATE_OPTS_INIT                                                \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_validate_opts)                                 \
+  }
+
+/* Where a layer's hidden states came from. */
+typedef enum moec_inputs_kind {
+    MOEC_INPUTS_SEEDED = 0,
+    MOEC_INPUTS_RECORDED = 1,
+    MOEC_INPUTS_GOLDEN = 2
+} moec_inputs_kind;
+
+/* What came of one layer. */
+typedef struct moec_layer_result {
+    moec_layer_key layer;
+    uint32_t source_number;
+    uint32_t tokens;
+    uint8_t validated; /* 0: `why_not` says why */
+    uint8_t ids_equal;
+    uint8_t has_golden;
+    uint8_t inputs; /* moec_inputs_kind */
+    const char *why_not;
+    double max_abs_err; /* whole output, converted against source */
+    double max_rel_err; /* over the layer's largest output */
+    double golden_max_abs_err;
+    uint32_t golden_answers; /* tensors of the reference compared */
+    uint32_t n_errors;       /* findings about the layer */
+    uint64_t pairs;          /* (token, expert) outputs compared bit for bit */
+    uint64_t forced;         /* of them for experts that no token chose */
+    uint64_t slots;          /* read and digested */
+    uint64_t choices;        /* other choices of slots that were checked */
+    moec_load_stats expert_load, slot_load, rank_load; /* columns */
+    /* Expert Choice: modes that ran, of fill missing, full row, pad, balanced;
+     * tokens re-routed or filled up, and columns left empty, by mode. */
+    uint32_t ec_modes;
+    uint32_t reserved;
+    uint64_t ec_fallback[4], ec_dropped[4];
+} moec_layer_result;
+
+typedef struct moec_validation moec_validation;
+
+/* Run level 3 over the converted checkpoint in directory `dir`, or with `dir`
+ * NULL over opts->layout. A failed proof is a finding. ARG, FORMAT (manifest,
+ * slots.bin, a file of inputs), IO, NOMEM, CANCELLED; UNSUPPORTED where this
+ * CPU lacks opts->isa. */
+MOEC_API moec_status moec_validate(moec_validation **out, const char *dir,
+                                   const moec_validate_opts *opts,
+                                   moec_error *err);
+MOEC_API void moec_validation_destroy(moec_validation *v);
+/* Its findings; the theorems of this report did not run. Borrowed. */
+MOEC_API const moec_report *moec_validation_report(const moec_validation *v);
+MOEC_API size_t moec_validation_n_layers(const moec_validation *v);
+MOEC_API const moec_layer_result *
+moec_validation_layer(const moec_validation *v, size_t i);
+/* What was NOT proved, a sentence each. */
+MOEC_API size_t moec_validation_n_limits(const moec_validation *v);
+MOEC_API const char *moec_validation_limit(const moec_validation *v, size_t i);
+
 /* ---------------------------------------------------------- mutations
  * Proofs that they can fail: a layout is made wrong in one known way, in
  * memory, and must be named by one known rule. No file is ever changed. */
@@ -165,9 +250,9 @@ typedef struct moec_mutation_info {
     const char *name; /* "swap-slots" */
     const char *what; /* what is wrong then, one sentence */
     moec_level level; /* the lowest that can see it */
-    /* The rules that must name it at level HEADERS and at level DIGESTS;
-     * MOEC_RULE_NONE where that level cannot see it. */
-    moec_rule headers_rule, digests_rule;
+    /* The rules that must name it at each level; MOEC_RULE_NONE where that
+     * level cannot see it. */
+    moec_rule headers_rule, digests_rule, kernels_rule;
 } moec_mutation_info;
 
 /* Return the description of `kind`, or NULL for numbers that are no kind.
@@ -193,6 +278,15 @@ MOEC_API moec_status moec_verify_mutation(moec_report **out, int *found_out,
                                           const char *dir, moec_mutation kind,
                                           const moec_verify_opts *opts,
                                           moec_error *err);
+
+/* The same at level KERNELS over the converted checkpoint in `dir`, or with
+ * `dir` NULL over opts->layout, where only kinds that change no byte of a slot
+ * can be made. */
+MOEC_API moec_status moec_validate_mutation(moec_validation **out,
+                                            int *found_out, const char *dir,
+                                            moec_mutation kind,
+                                            const moec_validate_opts *opts,
+                                            moec_error *err);
 
 #ifdef __cplusplus
 }

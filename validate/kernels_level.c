@@ -1,0 +1,783 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Level 3, driven: open both sides, take the layers one after the other, keep
+ * what came of each. A layer whose router or format no kernel here computes is
+ * a warning (K09) and not a failure: what was proved at levels 1 and 2 holds.
+ */
+
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ckpt.h"
+#include "level3.h"
+
+#define TOKENS_DEFAULT 64u
+#define SEED_DEFAULT   UINT64_C(20250710)
+/* Memory for all workers' experts and slots together; one worker may always
+ * have its own. */
+#define WORKER_BYTES (UINT64_C(1) << 30)
+#define LIMITS_MAX   16u
+
+struct moec_validation {
+    moec_report *report;
+    size_t n_layers;
+    moec_layer_result *layers;
+    char **why_not; /* [n_layers], owned copies */
+    size_t n_limits;
+    char *limits[LIMITS_MAX];
+};
+
+/* --------------------------------------------------------------- reading */
+
+moec_status moec_l3_progress(moec_level3 *v, uint64_t bytes, moec_error *err)
+{
+    bool cancelled;
+
+    pthread_mutex_lock(&v->lock);
+    v->done += bytes;
+    if (v->opts->progress != NULL && !v->cancelled)
+        v->cancelled =
+            v->opts->progress(v->opts->progress_ctx,
+                              moec_min_u64(v->done, v->total), v->total) != 0;
+    cancelled = v->cancelled;
+    pthread_mutex_unlock(&v->lock);
+    return cancelled ? moec_fail(err, MOEC_E_CANCELLED, MOEC_RULE_NONE,
+                                 "stopped as asked")
+                     : MOEC_OK;
+}
+
+moec_status moec_l3_read_source(void *worker, uint32_t tensor, uint64_t off,
+                                void *buf, size_t n, moec_error *err)
+{
+    moec_l3_worker *w = worker;
+    const moec_tensor *t = moec_ckpt_tensor(w->v->source, tensor);
+
+    if (off > t->bytes || n > t->bytes - off)
+        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
+                         "tensor '%s': a range outside it", t->name);
+    return moec_io_read(&w->v->source_io[t->file], &w->io, t->off + off, buf, n,
+                        err);
+}
+
+moec_status moec_l3_read_file(moec_l3_worker *w, size_t file, uint64_t off,
+                              void *buf, size_t n, moec_error *err)
+{
+    MOEC_TRY(moec_io_read(&w->v->out_io[file], &w->io, off, buf, n, err));
+    return moec_patches_apply(w->v->patches, file, off, buf, n, err);
+}
+
+moec_status moec_l3_read_common(void *worker, uint32_t tensor, uint64_t off,
+                                void *buf, size_t n, moec_error *err)
+{
+    moec_l3_worker *w = worker;
+    const moec_level3 *v = w->v;
+    uint64_t at;
+    size_t file;
+
+    if (v->dir == NULL) {
+        MOEC_TRY(moec_l3_read_source(w, tensor, off, buf, n, err));
+        if (tensor == v->dropped)
+            memset(buf, 0, n);
+        return MOEC_OK;
+    }
+    if (!moec_layout_find_common(v->layout, tensor, &file, &at))
+        return moec_fail(
+            err, MOEC_E_MAPPING, MOEC_RULE_T1,
+            "the conversion has no tensor '%s'",
+            moec_ckpt_tensor(moec_model_ckpt(v->model[MOEC_LEVEL3_SERVED]),
+                             tensor)
+                ->name);
+    return moec_l3_read_file(w, file, at + off, buf, n, err);
+}
+
+/* ---------------------------------------------------------------- limits */
+
+static void add_limit(moec_validation *out, const char *fmt, ...)
+    MOEC_PRINTF(2, 3);
+static void add_limit(moec_validation *out, const char *fmt, ...)
+{
+    char text[512], *copy;
+    va_list ap;
+
+    va_start(ap, fmt);
+    (void)vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    for (size_t i = 0; i < out->n_limits; i++)
+        if (strcmp(out->limits[i], text) == 0)
+            return;
+    copy = moec_alloc(strlen(text) + 1);
+    if (copy == NULL || out->n_limits == LIMITS_MAX) {
+        moec_free(copy);
+        return;
+    }
+    memcpy(copy, text, strlen(text) + 1);
+    out->limits[out->n_limits++] = copy;
+}
+
+/* -------------------------------------------------------------- one layer */
+
+static void side_fini(moec_l3_side *s)
+{
+    moec_router_destroy(s->router);
+    moec_free(s->logits);
+    moec_free(s->bias);
+    moec_free(s->scales);
+    moec_free(s->gate);
+    moec_free(s->table);
+    moec_free(s->ids);
+    moec_free(s->weights);
+    moec_free(s->identity);
+    moec_free(s->y);
+    moec_free(s->routed);
+    moec_free(s->shared);
+    moec_free(s->whole);
+}
+
+static void layer_fini(moec_l3_layer *l)
+{
+    for (int side = 0; side < 2; side++)
+        side_fini(&l->side[side]);
+    moec_batch_fini(&l->batch);
+    moec_free(l->x);
+    moec_free(l->token_ids);
+    moec_free(l->slots);
+    moec_free(l->home);
+    moec_free(l->slot);
+    moec_free(l->run);
+    moec_free(l->run_first);
+    moec_free(l->expert_slot);
+    moec_free(l->shared_bad);
+    moec_free(l->effective);
+}
+
+/* Why no side can run the layer, or NULL. */
+static const char *why_not(const moec_l3_layer *l)
+{
+    const moec_moe_facts *f = &l->side[MOEC_LEVEL3_SOURCE].facts;
+    uint32_t known = MOEC_STEP_ROUTER_NORM | MOEC_STEP_LATENT;
+
+    if (f->why_not != NULL && (f->steps == 0 || (f->steps & ~known) != 0))
+        return f->why_not;
+    if (f->route.shared_kind == MOEC_SHARED_ROUTER)
+        return "the router weighs the shared experts: their outputs one by one "
+               "are not implemented";
+    return NULL;
+}
+
+static moec_status describe(moec_l3_layer *l, moec_error *err)
+{
+    moec_level3 *v = l->v;
+    const moec_moe_facts *f = &l->side[MOEC_LEVEL3_SOURCE].facts;
+    const moec_facts *facts = moec_model_facts(v->model[MOEC_LEVEL3_SOURCE]);
+
+    for (int side = 0; side < 2; side++) {
+        memset(&l->side[side].facts, 0, sizeof(l->side[side].facts));
+        l->side[side].facts.struct_bytes = sizeof(l->side[side].facts);
+        MOEC_TRY(moec_model_moe(v->model[side], l->model_layer[side],
+                                &l->side[side].facts, err));
+    }
+    l->experts = f->route.n_experts;
+    l->zero = f->route.n_zero;
+    l->top_k = f->route.top_k;
+    l->n_logits = l->experts + l->zero + f->route.n_shared_logits;
+    l->width = (uint32_t)facts->hidden;
+    l->hidden = f->ffn.hidden;
+    l->topo = moec_plan_topology(v->plan);
+    l->shared = moec_plan_shared_rows(v->plan);
+    l->shared_apart = l->shared == 0 && f->shared_ffn.inter != 0;
+    l->n_rows = l->topo.n_local + l->shared;
+    for (size_t t = 0; t < moec_plan_n_slot_tensors(v->plan, l->layer); t++)
+        l->slot_bytes +=
+            moec_plan_slot_tensor(v->plan, l->layer, t)->slot_bytes;
+    return MOEC_OK;
+}
+
+static moec_status make_rows(moec_l3_layer *l, moec_error *err)
+{
+    MOEC_TRY(moec_batch_make(&l->batch, &l->v->act, l->result->layer,
+                             l->result->source_number, l->width, err));
+    l->tokens = l->rows = l->batch.n_rows;
+    l->rows_max = l->tokens + l->experts / l->top_k + 2;
+    l->x = moec_calloc((size_t)l->rows_max, l->width * sizeof(*l->x));
+    l->token_ids = moec_calloc((size_t)l->rows_max, sizeof(*l->token_ids));
+    if (l->x == NULL || l->token_ids == NULL)
+        return moec_fail_nomem(err, "hidden states");
+    memcpy(l->x, l->batch.x, (size_t)l->tokens * l->width * sizeof(*l->x));
+    l->result->tokens = l->tokens;
+    switch (l->batch.kind) {
+    case MOEC_BATCH_SEEDED:
+        l->result->inputs = MOEC_INPUTS_SEEDED;
+        break;
+    case MOEC_BATCH_RECORDED:
+        l->result->inputs = MOEC_INPUTS_RECORDED;
+        break;
+    case MOEC_BATCH_GOLDEN:
+        l->result->inputs = MOEC_INPUTS_GOLDEN;
+        break;
+    }
+    return MOEC_OK;
+}
+
+static moec_status count_loads(moec_l3_layer *l, moec_error *err)
+{
+    const moec_l3_side *s = &l->side[MOEC_LEVEL3_SERVED];
+    size_t n_slots = (size_t)l->topo.n_ranks * l->n_rows;
+    uint32_t *experts = moec_calloc((size_t)l->experts + 1, sizeof(*experts));
+    uint32_t *slots = moec_calloc(n_slots + 1, sizeof(*slots));
+    uint32_t *ranks = moec_calloc((size_t)l->topo.n_ranks + 1, sizeof(*ranks));
+    moec_status st = MOEC_OK;
+
+    if (experts == NULL || slots == NULL || ranks == NULL)
+        st = moec_fail_nomem(err, "loads of a layer");
+    for (size_t p = 0; st == MOEC_OK && p < (size_t)l->tokens * s->cols; p++) {
+        uint32_t rank, row;
+
+        if (s->ids[p] >= 0 && (uint32_t)s->ids[p] < l->experts &&
+            p % s->cols < l->top_k)
+            experts[s->ids[p]]++;
+        if (l->slots[p] < 0)
+            continue;
+        moec_l3_place(l, (uint32_t)l->slots[p], l->home[p / s->cols], &rank,
+                      &row);
+        slots[(size_t)rank * l->n_rows + row]++;
+        ranks[rank]++;
+    }
+    if (st == MOEC_OK) {
+        l->result->expert_load = moec_load_stats_of(experts, l->experts);
+        l->result->slot_load = moec_load_stats_of(slots, n_slots);
+        l->result->rank_load = moec_load_stats_of(ranks, l->topo.n_ranks);
+    }
+    moec_free(ranks);
+    moec_free(slots);
+    moec_free(experts);
+    return st;
+}
+
+static moec_status prove(moec_l3_layer *l, moec_error *err)
+{
+    MOEC_TRY(make_rows(l, err));
+    MOEC_TRY(moec_l3_route(l, MOEC_LEVEL3_SOURCE, err));
+    MOEC_TRY(moec_l3_route(l, MOEC_LEVEL3_SERVED, err));
+    MOEC_TRY(moec_l3_compare_routing(l, err));
+    MOEC_TRY(moec_l3_forward(l, err));
+    MOEC_TRY(moec_l3_serve(l, err));
+    MOEC_TRY(moec_l3_compare(l, err));
+    MOEC_TRY(moec_l3_compare_reference(l, err));
+    MOEC_TRY(count_loads(l, err));
+    MOEC_TRY(moec_l3_choices(l, err));
+    MOEC_TRY(moec_l3_expert_choice(l, err));
+    l->result->validated = 1;
+    for (uint32_t t = l->tokens; t < l->rows; t++)
+        for (uint32_t c = 0; c < l->top_k; c++)
+            l->result->forced +=
+                l->side[0].ids[(size_t)t * l->side[0].cols + c] >= 0;
+    for (size_t i = 0; i < (size_t)l->topo.n_ranks * l->n_rows; i++)
+        l->result->slots += l->slot[i].read;
+    return MOEC_OK;
+}
+
+/* The layer stays as levels 1 and 2 left it. Told once for equal reasons. */
+static moec_status not_validated(moec_l3_layer *l, moec_validation *out,
+                                 size_t i, const char *why, moec_error *err)
+{
+    moec_finding f = moec_l3_finding(l, MOEC_RULE_K09, MOEC_SEVERITY_WARNING);
+    bool told = false;
+
+    for (size_t k = 0; k < i; k++)
+        told = told ||
+               (out->why_not[k] != NULL && strcmp(out->why_not[k], why) == 0);
+    out->why_not[i] = moec_alloc(strlen(why) + 1);
+    if (out->why_not[i] == NULL)
+        return moec_fail_nomem(err, "result of a layer");
+    memcpy(out->why_not[i], why, strlen(why) + 1);
+    l->result->why_not = out->why_not[i];
+    l->result->validated = 0;
+    if (!told)
+        moec_report_add(l->v->r, &f, "not validated: %s", why);
+    return MOEC_OK;
+}
+
+static moec_status run_layer(moec_level3 *v, moec_validation *out, size_t i,
+                             moec_error *err)
+{
+    moec_l3_layer l = {.v = v, .layer = i, .result = &out->layers[i]};
+    moec_error e = MOEC_ERROR_INIT;
+    moec_status st;
+
+    for (int side = 0; side < 2; side++) {
+        l.model_layer[side] =
+            side == MOEC_LEVEL3_SERVED
+                ? moec_plan_model_layer(v->plan, i)
+                : moec_model_find_layer(v->model[side], l.result->layer);
+        l.slices[side] = moec_model_slices(v->model[side], l.model_layer[side]);
+    }
+    st = describe(&l, &e);
+    if (st == MOEC_OK && why_not(&l) != NULL) {
+        st = not_validated(&l, out, i, why_not(&l), err);
+    } else {
+        if (st == MOEC_OK)
+            st = prove(&l, &e);
+        if (st == MOEC_E_UNSUPPORTED)
+            st = not_validated(&l, out, i, e.text, err);
+        else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
+            *err = e;
+    }
+    if (st == MOEC_OK && l.batch.n_left_out != 0)
+        add_limit(out,
+                  "of recorded hidden states the first %u rows a layer are "
+                  "used",
+                  MOEC_ACTIVATION_ROWS_MAX);
+    if (st == MOEC_OK && v->act.golden != NULL && l.result->validated &&
+        !l.result->has_golden)
+        add_limit(out, "the reference has no %slayer %" PRIu32,
+                  l.result->layer.space == MOEC_SPACE_MTP ? "mtp " : "",
+                  l.result->source_number);
+    layer_fini(&l);
+    return st;
+}
+
+/* -------------------------------------------------------------- opening */
+
+static moec_status open_kernels(moec_level3 *v, moec_error *err)
+{
+    moec_kernels_opts o = MOEC_KERNELS_OPTS_INIT;
+
+    o.isa = MOEC_ISA_SCALAR;
+    MOEC_TRY(moec_kernels_open(&v->k[MOEC_LEVEL3_SOURCE], &o, err));
+    o.isa = v->opts->isa;
+    return moec_kernels_open(&v->k[MOEC_LEVEL3_SERVED], &o, err);
+}
+
+/* The source's model, from its own headers and config.json; with the family
+ * that the conversion was made with, where that was described by the user. */
+static moec_status open_models(moec_level3 *v, moec_error *err)
+{
+    const char *text =
+        v->c == NULL ? NULL : moec_conversion_files(v->c)->manifest.family_text;
+    moec_families *own = NULL;
+    const moec_families *families = v->opts->families;
+    moec_status st = MOEC_OK;
+
+    v->model[MOEC_LEVEL3_SERVED] = moec_plan_model(v->plan);
+    v->model[MOEC_LEVEL3_SOURCE] = v->model[MOEC_LEVEL3_SERVED];
+    if (v->dir == NULL)
+        return MOEC_OK;
+    if (families == NULL || text != NULL) {
+        st = moec_families_create(&own, err);
+        families = own;
+    }
+    if (st == MOEC_OK && text != NULL)
+        st =
+            moec_families_add(own, MOEC_MANIFEST_NAME, text, strlen(text), err);
+    if (st == MOEC_OK)
+        st = moec_model_open(&v->own_model, v->source, families, err);
+    moec_families_destroy(own);
+    v->model[MOEC_LEVEL3_SOURCE] = v->own_model;
+    return st;
+}
+
+static moec_status open_replicas(moec_level3 *v, moec_error *err)
+{
+    moec_replicas_opts o = MOEC_REPLICAS_OPTS_INIT;
+    uint32_t n = moec_plan_topology(v->plan).n_ranks;
+
+    v->n_homes = (uint32_t)moec_min_u64(n, MOEC_L3_HOMES_MAX);
+    v->replicas = moec_calloc((size_t)v->n_homes + 1, sizeof(moec_replicas *));
+    if (v->replicas == NULL)
+        return moec_fail_nomem(err, "replicas");
+    o.n_ranks = n;
+    for (uint32_t h = 0; h < v->n_homes; h++) {
+        o.rank = (uint32_t)((uint64_t)n * h / v->n_homes);
+        MOEC_TRY(moec_replicas_create(&v->replicas[h],
+                                      moec_plan_placement(v->plan), &o, err));
+    }
+    return MOEC_OK;
+}
+
+static moec_status open_source(moec_level3 *v, moec_error *err)
+{
+    const moec_ckpt *c = v->source;
+    size_t n = moec_ckpt_n_files(c);
+
+    v->source_io = moec_calloc(n + 1, sizeof(*v->source_io));
+    if (v->source_io == NULL)
+        return moec_fail_nomem(err, "table of source files");
+    for (size_t i = 0; i < n; i++)
+        moec_io_open(&v->source_io[i], moec_ckpt_path(c, i),
+                     moec_ckpt_path(c, i), moec_ckpt_fd(c, i),
+                     moec_ckpt_file(c, i)->bytes, false);
+    return MOEC_OK;
+}
+
+/* Open the files of the conversion; a missing one is a finding. */
+static moec_status open_files(moec_level3 *v, bool *all_out, moec_error *err)
+{
+    size_t n = moec_layout_n_files(v->layout);
+
+    *all_out = true;
+    if (v->dir == NULL)
+        return MOEC_OK;
+    v->dirfd = moec_conversion_files(v->c)->dirfd;
+    v->out_io = moec_calloc(n + 1, sizeof(*v->out_io));
+    if (v->out_io == NULL)
+        return moec_fail_nomem(err, "table of data files");
+    for (size_t i = 0; i < n; i++)
+        v->out_io[i].fd = v->out_io[i].direct_fd = -1;
+    for (size_t i = 0; i < n; i++) {
+        const moec_out_file *f = moec_layout_file(v->layout, i);
+        moec_finding finding = {.rule = MOEC_RULE_M05,
+                                .severity = MOEC_SEVERITY_ERROR,
+                                .has = MOEC_HAS_FILE,
+                                .file = f->name};
+        moec_error e = MOEC_ERROR_INIT;
+        uint64_t bytes = 0;
+        moec_buf path = {0};
+        int fd = -1;
+
+        if (moec_open_regular(v->dirfd, f->name, &fd, &bytes, &e) != MOEC_OK ||
+            bytes != f->bytes) {
+            moec_report_add(v->r, &finding, "%s",
+                            fd < 0 ? "cannot be opened" : "has another size");
+            *all_out = false;
+            if (fd >= 0)
+                close(fd);
+            continue;
+        }
+        moec_buf_printf(&path, "%s/%s", v->dir, f->name);
+        if (path.oom) {
+            close(fd);
+            moec_buf_fini(&path);
+            return moec_fail_nomem(err, "path of a data file");
+        }
+        moec_io_open(&v->out_io[i], f->name, path.data, fd, bytes, false);
+        moec_buf_fini(&path);
+    }
+    return MOEC_OK;
+}
+
+/* What one worker needs at most, of any layer. */
+static uint64_t worker_bytes(const moec_level3 *v)
+{
+    const moec_facts *f = moec_model_facts(v->model[MOEC_LEVEL3_SOURCE]);
+    uint64_t most = 1;
+
+    for (size_t i = 0; i < moec_plan_n_layers(v->plan); i++) {
+        const moec_layer_slices *s = moec_model_slices(
+            v->model[MOEC_LEVEL3_SERVED], moec_plan_model_layer(v->plan, i));
+        uint64_t bytes =
+            moec_plain_bytes(s, MOEC_ROLE_ROUTED, f->hidden, f->inter);
+
+        for (size_t t = 0; t < moec_plan_n_slot_tensors(v->plan, i); t++)
+            bytes += moec_plan_slot_tensor(v->plan, i, t)->slot_bytes;
+        most = moec_max_u64(most, bytes);
+    }
+    return most;
+}
+
+static moec_status hire(moec_level3 *v, moec_error *err)
+{
+    uint32_t n =
+        v->opts->n_threads != 0 ? v->opts->n_threads : moec_cpu_count();
+    uint64_t fit = moec_max_u64(WORKER_BYTES / worker_bytes(v), 1);
+
+    v->n_workers = (uint32_t)moec_min_u64(n, fit);
+    v->workers = moec_calloc(v->n_workers, sizeof(*v->workers));
+    if (v->workers == NULL)
+        return moec_fail_nomem(err, "workers");
+    for (uint32_t i = 0; i < v->n_workers; i++)
+        v->workers[i].v = v;
+    return MOEC_OK;
+}
+
+static void level_fini(moec_level3 *v)
+{
+    for (uint32_t i = 0; v->workers != NULL && i < v->n_workers; i++) {
+        moec_l3_worker *w = &v->workers[i];
+
+        moec_io_buf_fini(&w->io);
+        moec_plain_fini(&w->plain);
+        moec_scratch_fini(&w->scratch);
+        moec_room_fini(&w->slot);
+        moec_room_fini(&w->work);
+    }
+    moec_free(v->workers);
+    for (size_t i = 0; v->out_io != NULL && i < moec_layout_n_files(v->layout);
+         i++) {
+        moec_io_close(&v->out_io[i]);
+        if (v->out_io[i].fd >= 0)
+            close(v->out_io[i].fd);
+    }
+    moec_free(v->out_io);
+    for (size_t i = 0; v->source_io != NULL && i < moec_ckpt_n_files(v->source);
+         i++)
+        moec_io_close(&v->source_io[i]);
+    moec_free(v->source_io);
+    for (uint32_t h = 0; v->replicas != NULL && h < v->n_homes; h++)
+        moec_replicas_destroy(v->replicas[h]);
+    moec_free(v->replicas);
+    moec_activations_close(&v->act);
+    moec_kernels_close(v->k[0]);
+    moec_kernels_close(v->k[1]);
+    moec_model_destroy(v->own_model);
+    moec_conversion_close(v->c);
+    pthread_mutex_destroy(&v->lock);
+}
+
+/* ----------------------------------------------------------- the driver */
+
+/* The two models must be of one size; a finding where they are not. */
+static bool same_model(const moec_level3 *v)
+{
+    const moec_facts *a = moec_model_facts(v->model[MOEC_LEVEL3_SOURCE]);
+    const moec_facts *b = moec_model_facts(v->model[MOEC_LEVEL3_SERVED]);
+    moec_finding f = {.rule = MOEC_RULE_K10, .severity = MOEC_SEVERITY_ERROR};
+    bool same = a->n_experts == b->n_experts && a->top_k == b->top_k &&
+                a->hidden == b->hidden && a->inter == b->inter &&
+                a->shared_width == b->shared_width &&
+                strcmp(a->family, b->family) == 0;
+
+    for (size_t i = 0; same && i < moec_plan_n_layers(v->plan); i++) {
+        const moec_moe_layer *l = moec_model_layer(
+            v->model[MOEC_LEVEL3_SERVED], moec_plan_model_layer(v->plan, i));
+
+        same = moec_model_find_layer(v->model[MOEC_LEVEL3_SOURCE], l->key) !=
+               MOEC_NO_LAYER;
+    }
+    if (!same)
+        moec_report_add(
+            v->r, &f,
+            "another source: %s with %" PRIu32 " experts of width %" PRIu64
+            ", the conversion is of %s with %" PRIu32 " of width %" PRIu64,
+            a->family, a->n_experts, a->inter, b->family, b->n_experts,
+            b->inter);
+    return same;
+}
+
+static moec_status name_layers(moec_level3 *v, moec_validation *out,
+                               moec_error *err)
+{
+    size_t n = moec_plan_n_layers(v->plan);
+
+    out->layers = moec_calloc(n + 1, sizeof(*out->layers));
+    out->why_not = moec_calloc(n + 1, sizeof(char *));
+    if (out->layers == NULL || out->why_not == NULL)
+        return moec_fail_nomem(err, "results of layers");
+    out->n_layers = n;
+    for (size_t i = 0; i < n; i++) {
+        const moec_moe_layer *l = moec_model_layer(
+            v->model[MOEC_LEVEL3_SERVED], moec_plan_model_layer(v->plan, i));
+        uint32_t rows = moec_plan_topology(v->plan).n_local +
+                        moec_plan_shared_rows(v->plan);
+        uint64_t bytes = 0;
+
+        out->layers[i].layer = l->key;
+        out->layers[i].source_number = l->source_number;
+        for (size_t t = 0; t < moec_plan_n_slot_tensors(v->plan, i); t++)
+            bytes += moec_plan_slot_tensor(v->plan, i, t)->slot_bytes;
+        v->total +=
+            bytes * (moec_model_facts(v->model[0])->n_experts +
+                     (uint64_t)rows * moec_plan_topology(v->plan).n_ranks);
+    }
+    return MOEC_OK;
+}
+
+/* A reference that no layer was compared with is another model's. */
+static void check_reference(const moec_level3 *v, const moec_validation *out)
+{
+    moec_finding f = {.rule = MOEC_RULE_K07, .severity = MOEC_SEVERITY_ERROR};
+    size_t n_run = 0, n_golden = 0;
+
+    for (size_t i = 0; i < out->n_layers; i++) {
+        n_run += out->layers[i].validated;
+        n_golden += out->layers[i].golden_answers != 0;
+    }
+    if (v->act.golden != NULL && n_run != 0 && n_golden == 0)
+        moec_report_add(v->r, &f,
+                        "the reference has answers for none of the layers");
+}
+
+static void say_limits(const moec_level3 *v, moec_validation *out)
+{
+    size_t seeded = 0, recorded = 0;
+    bool other = false;
+
+    for (size_t i = 0; i < out->n_layers; i++) {
+        seeded += out->layers[i].validated &&
+                  out->layers[i].inputs == MOEC_INPUTS_SEEDED;
+        recorded += out->layers[i].validated &&
+                    out->layers[i].inputs != MOEC_INPUTS_SEEDED;
+        other = other || !out->layers[i].validated;
+    }
+    if (other)
+        add_limit(out, "layers that say so were not run");
+    if (seeded != 0)
+        add_limit(out,
+                  "hidden states are seeded normal numbers%s: what a "
+                  "prompt would give was not tried (--inputs)",
+                  recorded != 0 ? " in layers without recorded ones" : "");
+    if (v->act.golden == NULL)
+        add_limit(out, "no independent reference was compared: the source's "
+                       "side is this program's own (--golden)");
+    if (v->n_homes < moec_plan_topology(v->plan).n_ranks)
+        add_limit(out,
+                  "%" PRIu32 " of %" PRIu32 " ranks were tried as source "
+                  "rank",
+                  v->n_homes, moec_plan_topology(v->plan).n_ranks);
+    if (v->dir == NULL)
+        add_limit(out, "no conversion was given: slots were made in memory by "
+                       "the plan's moves, no written file was read");
+    add_limit(out, "attention, norms and embeddings are copied, not run; "
+                   "activations are float32, not what a server quantises");
+}
+
+static moec_status run_layers(moec_level3 *v, moec_validation *out,
+                              moec_error *err)
+{
+    bool all_files;
+
+    MOEC_TRY(open_kernels(v, err));
+    v->act.k = v->k[MOEC_LEVEL3_SOURCE];
+    v->act.seed = v->opts->seed != 0 ? v->opts->seed : SEED_DEFAULT;
+    v->act.n_tokens =
+        v->opts->n_tokens != 0 ? v->opts->n_tokens : TOKENS_DEFAULT;
+    MOEC_TRY(
+        moec_activations_open(&v->act, v->opts->inputs, v->opts->golden, err));
+    MOEC_TRY(open_models(v, err));
+    MOEC_TRY(name_layers(v, out, err));
+    if (!same_model(v))
+        return MOEC_OK;
+    MOEC_TRY(open_files(v, &all_files, err));
+    if (!all_files)
+        return MOEC_OK;
+    MOEC_TRY(open_source(v, err));
+    MOEC_TRY(open_replicas(v, err));
+    MOEC_TRY(hire(v, err));
+    for (size_t i = 0; i < out->n_layers; i++)
+        MOEC_TRY(run_layer(v, out, i, err));
+    check_reference(v, out);
+    say_limits(v, out);
+    return moec_l3_progress(v, v->total, err);
+}
+
+static moec_status open_level(moec_level3 *v, moec_error *err)
+{
+    const moec_validate_opts *o = v->opts;
+
+    if (v->dir != NULL && o->source == NULL)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "a conversion is validated against its source, which "
+                         "is missing");
+    if (v->dir == NULL && o->layout == NULL)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "neither a directory nor a layout");
+    if (v->dir != NULL) {
+        MOEC_TRY(moec_conversion_open(&v->c, v->dir, o->families, err));
+        v->layout = moec_conversion_layout(v->c);
+        v->source = o->source;
+    } else {
+        v->layout = o->layout;
+        v->source =
+            moec_model_ckpt(moec_plan_model(moec_layout_plan(o->layout)));
+    }
+    v->plan = moec_layout_plan(v->layout);
+    if (v->mutation == MOEC_MUTATION_ROUTER_BIAS_DROPPED && v->dir == NULL) {
+        moec_mutant m;
+
+        MOEC_TRY(moec_mutant_find(&m, v->layout, v->mutation, err));
+        v->dropped = m.source;
+    }
+    if (v->patches == NULL || v->dir == NULL)
+        return MOEC_OK;
+    return moec_patches_make(v->patches, v->layout,
+                             moec_conversion_files(v->c)->dirfd, err);
+}
+
+moec_status moec_validate_patched(moec_validation **out, const char *dir,
+                                  const moec_validate_opts *opts,
+                                  moec_mutation mutation, moec_patches *patches,
+                                  moec_error *err)
+{
+    static const moec_validate_opts defaults = MOEC_VALIDATE_OPTS_INIT;
+    moec_level3 v = {.opts = opts != NULL ? opts : &defaults,
+                     .dir = dir,
+                     .mutation = mutation,
+                     .patches = patches,
+                     .dropped = SIZE_MAX,
+                     .dirfd = -1};
+    moec_validation *x = moec_calloc(1, sizeof(*x));
+    moec_status st;
+
+    if (x == NULL)
+        return moec_fail_nomem(err, "validation");
+    st = moec_report_create(&x->report, err);
+    if (st == MOEC_OK && pthread_mutex_init(&v.lock, NULL) != 0)
+        st = moec_fail_nomem(err, "a lock");
+    if (st != MOEC_OK) {
+        moec_validation_destroy(x);
+        return st;
+    }
+    v.r = x->report;
+    st = open_level(&v, err);
+    if (st == MOEC_OK)
+        st = run_layers(&v, x, err);
+    if (st == MOEC_OK)
+        st = moec_report_finish(x->report, err);
+    level_fini(&v);
+    if (st != MOEC_OK) {
+        moec_validation_destroy(x);
+        return st;
+    }
+    *out = x;
+    return MOEC_OK;
+}
+
+moec_status moec_validate(moec_validation **out, const char *dir,
+                          const moec_validate_opts *opts, moec_error *err)
+{
+    return moec_validate_patched(out, dir, opts, MOEC_MUTATION_COUNT, NULL,
+                                 err);
+}
+
+/* -------------------------------------------------------------- results */
+
+void moec_validation_destroy(moec_validation *v)
+{
+    if (v == NULL)
+        return;
+    moec_report_destroy(v->report);
+    for (size_t i = 0; v->why_not != NULL && i < v->n_layers; i++)
+        moec_free(v->why_not[i]);
+    moec_free(v->why_not);
+    moec_free(v->layers);
+    for (size_t i = 0; i < v->n_limits; i++)
+        moec_free(v->limits[i]);
+    moec_free(v);
+}
+
+const moec_report *moec_validation_report(const moec_validation *v)
+{
+    return v->report;
+}
+
+size_t moec_validation_n_layers(const moec_validation *v)
+{
+    return v->n_layers;
+}
+
+const moec_layer_result *moec_validation_layer(const moec_validation *v,
+                                               size_t i)
+{
+    return i < v->n_layers ? &v->layers[i] : NULL;
+}
+
+size_t moec_validation_n_limits(const moec_validation *v)
+{
+    return v->n_limits;
+}
+
+const char *moec_validation_limit(const moec_validation *v, size_t i)
+{
+    return i < v->n_limits ? v->limits[i] : NULL;
+}

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_LEVEL3_H
+#define MOEC_LEVEL3_H
+
+/*
+ * What this is: what the parts of level 3 share: the two sides and their
+ *   kernels, one worker's buffers, and one layer at a time with what each side
+ *   made of the same hidden states.
+ *     forward.c        the source's side: logical experts, scalar kernels
+ *     serve.c          the converted side: slots of all ranks, served
+ *     serve_choice.c   every other way to choose slots, without arithmetic
+ *     kernels_compare.c  the two against each other, and against a reference
+ *     kernels_level.c  the driver and the public functions
+ * Lifetime: a level owns what it opens; a layer lives while it is proved.
+ * Threads: experts and slots run on many workers, each with its own buffers;
+ *   all else is the caller's thread.
+ * Errors: what is not proved is a finding. Errors: IO, NOMEM, FORMAT,
+ *   CANCELLED.
+ */
+
+#include <pthread.h>
+
+#include <moec/kernels.h>
+#include <moec/validate.h>
+
+#include "activations.h"
+#include "conversion.h"
+#include "execute.h"
+#include "forward.h"
+#include "io.h"
+#include "mutate.h"
+#include "report.h"
+
+#define MOEC_LEVEL3_SOURCE 0
+#define MOEC_LEVEL3_SERVED 1
+/* Slot tensors of a layer: weights, scales, zeros, biases of w13 and w2. */
+#define MOEC_L3_TENSORS_MAX 32u
+/* Source ranks that are tried in a job of more. */
+#define MOEC_L3_HOMES_MAX 64u
+
+typedef struct moec_l3_worker {
+    struct moec_level3 *v;
+    moec_io_buf io;
+    moec_plain plain;
+    moec_scratch scratch;
+    moec_room slot, work;
+    moec_room x; /* rows that the experts see */
+} moec_l3_worker;
+
+/* One side of the proof: a checkpoint that can be read, and its model. */
+typedef struct moec_level3 {
+    moec_report *r;
+    const moec_validate_opts *opts;
+    const char *dir;           /* of the conversion; NULL: slots in memory */
+    moec_conversion *c;        /* of `dir` */
+    const moec_layout *layout; /* the conversion's, or the caller's */
+    const moec_plan *plan;
+    const moec_model *model[2]; /* the source's own, the plan's */
+    moec_model *own_model;
+    const moec_ckpt *source;
+    moec_io_file *source_io; /* by file of `source` */
+    moec_io_file *out_io;    /* by file of `layout`; fd -1: cannot be read */
+    int dirfd;
+    moec_patches *patches;
+    moec_mutation mutation; /* MOEC_MUTATION_COUNT: none */
+    moec_kernels *k[2];
+    moec_activations act;
+    size_t dropped;           /* source tensor that reads as zeros */
+    uint32_t n_homes;         /* source ranks that are tried */
+    moec_replicas **replicas; /* [n_homes] */
+    uint32_t n_workers;
+    moec_l3_worker *workers;
+    pthread_mutex_t lock; /* of the progress */
+    uint64_t done, total;
+    bool cancelled;
+} moec_level3;
+
+/* What one side made of a layer's rows. C columns: K routed, S shared. */
+typedef struct moec_l3_side {
+    moec_moe_facts facts;
+    moec_router *router;
+    uint32_t cols;
+    float *logits;  /* [tokens][n_logits] */
+    float *bias;    /* [E + Z], or NULL */
+    float *scales;  /* [E], or NULL */
+    float *gate;    /* [rows] logits of the shared gate, or NULL */
+    int32_t *table; /* [vocab][K], or NULL */
+    uint32_t vocab;
+    float global_scale;
+    int32_t *ids;    /* [rows][C] */
+    float *weights;  /* [rows][C] */
+    float *identity; /* [rows]: sum of the weights of zero experts; or NULL */
+    float *y;        /* [rows * C][H] */
+    float *routed, *shared, *whole; /* [rows][H]; shared may be NULL */
+} moec_l3_side;
+
+/* One local row of one rank. */
+typedef struct moec_l3_slot {
+    bool read;          /* its bytes were read and digested */
+    bool served;        /* its expert ran for some row */
+    bool differs;       /* and not to the source's numbers */
+    bool reached;       /* some choice sent some row to it */
+    bool told;          /* its bytes have a finding */
+    moec_xxh128 digest; /* of its rows of all slot tensors */
+} moec_l3_slot;
+
+typedef struct moec_l3_layer {
+    moec_level3 *v;
+    size_t layer; /* planned */
+    size_t model_layer[2];
+    const moec_layer_slices *slices[2];
+    moec_layer_result *result;
+    moec_batch batch;
+    uint32_t tokens; /* rows of the batch: routed by the router */
+    uint32_t rows;   /* and rows that are sent to experts nobody chose */
+    uint32_t rows_max;
+    uint32_t experts, zero, top_k, shared;
+    uint32_t width, hidden; /* of the model, and of what experts see */
+    uint32_t n_logits;
+    moec_topology topo;
+    float *x;           /* [rows][hidden] */
+    int32_t *token_ids; /* [rows]: hash routing */
+    moec_l3_side side[2];
+    /* the converted side */
+    int32_t *slots;  /* [rows][C] dispatch slots */
+    uint32_t *home;  /* [rows] source rank */
+    uint32_t n_rows; /* local rows of a rank: L + S */
+    uint64_t slot_bytes;
+    moec_l3_slot *slot;    /* [ranks][n_rows] */
+    uint32_t *run;         /* columns by slot, rank after rank */
+    uint64_t *run_first;   /* [ranks * n_rows + 1] */
+    uint32_t *expert_slot; /* [experts + shared]: a slot known to be right */
+    bool weights_ok;   /* of both sides, within what a back end is allowed */
+    bool *shared_bad;  /* [tokens] */
+    float *effective;  /* [tokens][K] weights as they count */
+    bool shared_apart; /* the shared expert is no slot, but a tensor */
+} moec_l3_layer;
+
+/* Read from the source: a moec_read_fn whose ctx is a worker. */
+moec_status moec_l3_read_source(void *worker, uint32_t tensor, uint64_t off,
+                                void *buf, size_t n, moec_error *err);
+/* Read a tensor that the conversion kept as it was: the same, but of the
+ * conversion's own files. */
+moec_status moec_l3_read_common(void *worker, uint32_t tensor, uint64_t off,
+                                void *buf, size_t n, moec_error *err);
+moec_status moec_l3_read_file(moec_l3_worker *w, size_t file, uint64_t off,
+                              void *buf, size_t n, moec_error *err);
+moec_status moec_l3_progress(moec_level3 *v, uint64_t bytes, moec_error *err);
+
+/* A finding about the layer. */
+moec_finding moec_l3_finding(const moec_l3_layer *l, moec_rule rule,
+                             moec_severity severity);
+/* The same about a slot of it: file and tensor too. */
+moec_finding moec_l3_slot_finding(const moec_l3_layer *l, moec_rule rule,
+                                  uint32_t rank, uint32_t row);
+
+/* Router of one side: tensors, logits, ids and weights of the tokens. Both
+ * sides take this road, each with its own kernels, model and reader. */
+moec_status moec_l3_route(moec_l3_layer *l, int side, moec_error *err);
+
+moec_route_in moec_l3_route_in(const moec_l3_layer *l, int side);
+moec_status moec_l3_run_router(const moec_router *router,
+                               const moec_route_in *in, int32_t *ids,
+                               float *weights, moec_ec_stats *ec,
+                               moec_error *err);
+/* `n` numbers of one side's tensor as float32; *out is the caller's. */
+moec_status moec_l3_load_floats(moec_l3_layer *l, int side, uint32_t tensor,
+                                uint64_t n, float **out, moec_error *err);
+/* out[n][n_out] = one side's matrix [n_out][n_in] times x [n][n_in], plus its
+ * bias where that is a tensor. */
+moec_status moec_l3_project(moec_l3_layer *l, int side, uint32_t tensor,
+                            uint32_t bias, const float *x, uint32_t n,
+                            uint64_t n_out, uint64_t n_in, float *out,
+                            moec_error *err);
+
+/* What the two sides share that is no mapping: rooms for outputs, the rows
+ * that experts see, weighted sums, the shared expert as one MLP. forward.c */
+moec_status moec_l3_room(moec_l3_layer *l, int side, moec_error *err);
+moec_status moec_l3_expert_input(moec_l3_layer *l, int side, float **owned,
+                                 const float **x, moec_error *err);
+moec_status moec_l3_sum(moec_l3_layer *l, int side, const moec_combine_in *in,
+                        float *out, moec_error *err);
+moec_status moec_l3_shared_apart(moec_l3_layer *l, int side, moec_error *err);
+void moec_l3_add_shared(const moec_l3_layer *l, moec_l3_side *s);
+
+/* Experts, shared expert and sums of the source's side. forward.c */
+moec_status moec_l3_forward(moec_l3_layer *l, moec_error *err);
+
+/* Rank and local row of dispatch slot `q` of a row at home on `home`. */
+void moec_l3_place(const moec_l3_layer *l, uint32_t q, uint32_t home,
+                   uint32_t *rank, uint32_t *row);
+/* Slots, experts and sums of the converted side. serve.c */
+moec_status moec_l3_serve(moec_l3_layer *l, moec_error *err);
+/* The map of source rank number `home` of v->replicas. */
+void moec_l3_map(const moec_l3_layer *l, moec_replica_rule rule, uint32_t home,
+                 uint32_t row0, moec_dispatch_map *out);
+/* moec_dispatch with workspace of its own. */
+moec_status moec_l3_dispatch(const moec_l3_layer *l,
+                             const moec_dispatch_map *map,
+                             const moec_waterfill *waterfill,
+                             const int32_t *ids, const float *weights,
+                             uint32_t n, uint32_t n_valid, uint32_t top_k,
+                             const moec_dispatch_out *out, moec_error *err);
+
+/* All other choices of slots, against the digests. serve_choice.c */
+moec_status moec_l3_choices(moec_l3_layer *l, moec_error *err);
+/* Expert Choice of both sides. serve_choice.c */
+moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err);
+
+/* Rows of ids [tokens][C of each side] that differ; a finding for all. */
+uint32_t moec_l3_compare_ids(moec_l3_layer *l, const int32_t *a,
+                             const int32_t *b, const char *what,
+                             moec_rule rule);
+/* moec_validate with a mutation: `patches` (may be NULL) change what is read of
+ * the conversion's files. */
+moec_status moec_validate_patched(moec_validation **out, const char *dir,
+                                  const moec_validate_opts *opts,
+                                  moec_mutation mutation, moec_patches *patches,
+                                  moec_error *err);
+
+/* Compare the two sides, then with the reference. kernels_compare.c */
+moec_status moec_l3_compare_routing(moec_l3_layer *l, moec_error *err);
+moec_status moec_l3_compare(moec_l3_layer *l, moec_error *err);
+moec_status moec_l3_compare_reference(moec_l3_layer *l, moec_error *err);
+
+#endif
