@@ -46,7 +46,7 @@ typedef struct moec_selftest_opts {
     const char *dir; /* NULL: `builtin` */
     const moec_vector_file *builtin;
     size_t n_builtin;
-    /* Back ends, opened by the caller: one at least (ARG). */
+    /* Back ends, opened by the caller. */
     moec_kernels *const *backends;
     size_t n_backends;
     moec_case_fn fn; /* told of every case; may be NULL */

@@ -61,6 +61,7 @@ extern const moec_cli_command moec_cmd_finalize;
 extern const moec_cli_command moec_cmd_inspect;
 extern const moec_cli_command moec_cmd_plan;
 extern const moec_cli_command moec_cmd_convert;
+extern const moec_cli_command moec_cmd_validate;
 extern const moec_cli_command moec_cmd_verify;
 extern const moec_cli_command moec_cmd_unconvert;
 extern const moec_cli_command moec_cmd_explain;

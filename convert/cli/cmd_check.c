@@ -4,22 +4,26 @@
  * options give is proved from headers alone; for a conversion its files are,
  * from headers or from every byte. With --mutate the checks are checked: a
  * layout is made wrong in memory, and the rule that must name it is awaited.
- * Refuses what this version cannot prove (level kernels) as usage, like a
- * command that does not exist yet: on no other machine would it work.
+ * Level kernels runs the experts: of a source over slots made in memory, of a
+ * conversion against the source it came from, which must be named.
  */
 #include <string.h>
 
 #include "cli.h"
 #include "print.h"
 #include "progress.h"
+#include "results.h"
 #include "session.h"
 #include "verdict.h"
 
 static const moec_cli_opt own_opts[] = {
     {"level", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, level),
      "headers|digests|kernels",
-     "how far to prove: names and offsets, or every byte too", NULL,
-     "headers for SRC, digests for OUT", 0},
+     "how far to prove: names and offsets, every byte, or what the experts "
+     "compute",
+     NULL, "headers for SRC, digests for OUT", 0},
+    {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
+     "of a conversion at level kernels: what was converted", NULL, NULL, 0},
     {"mutate", 0, MOEC_KIND_LIST, offsetof(moec_cli_args, mutate), "KIND,...",
      "make the layout wrong in memory and expect the rule that names it; "
      "list: the kinds; all: those that can be made; may be repeated",
@@ -27,7 +31,7 @@ static const moec_cli_opt own_opts[] = {
     {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, format),
      "text|json", "form of the report; json is --json", "text", NULL, 0},
 };
-static const moec_cli_group own = {"Check", own_opts, 3};
+static const moec_cli_group own = {"Check", own_opts, 4};
 static const moec_cli_group *const groups[] = {&own, &moec_group_topology,
                                                &moec_group_common, NULL};
 
@@ -38,6 +42,7 @@ typedef struct subject {
     bool converted;
     moec_cli_session s; /* of a source; of a conversion its families */
     moec_conversion *c; /* of a conversion, once something needs it */
+    moec_ckpt *source;  /* --source */
     moec_cli_json *j;   /* NULL: text */
     bool selected[MOEC_MUTATION_COUNT];
     bool all;
@@ -47,6 +52,7 @@ typedef struct subject {
 static void close_subject(subject *x)
 {
     moec_conversion_close(x->c);
+    moec_ckpt_close(x->source);
     moec_cli_session_close(&x->s);
 }
 
@@ -89,11 +95,13 @@ static int list_kinds(const moec_cli *cli)
             moec_cli_json_str(&j, "level", level_name(k->level));
             moec_cli_json_str(&j, "headers_rule", headers);
             moec_cli_json_str(&j, "digests_rule", digests);
+            moec_cli_json_str(&j, "kernels_rule", rule_id(k->kernels_rule));
             moec_cli_json_end(&j);
         } else {
-            moec_cli_line(stdout, "%-26s  %-7s  %-7s %-7s %s", k->name,
+            moec_cli_line(stdout, "%-26s  %-7s  %-7s %-7s %-7s %s", k->name,
                           level_name(k->level), headers != NULL ? headers : "-",
-                          digests != NULL ? digests : "-", k->what);
+                          digests != NULL ? digests : "-",
+                          rule_id(k->kernels_rule), k->what);
         }
     }
     if (cli->args.json)
@@ -130,11 +138,12 @@ static int take_kind(subject *x, const char *word)
     }
     if (kind == MOEC_MUTATION_COUNT)
         return unknown_kind(x->cli, word);
-    if (moec_mutation_describe(kind)->level == MOEC_LEVEL_KERNELS)
+    if (moec_mutation_describe(kind)->level == MOEC_LEVEL_KERNELS &&
+        x->converted && x->cli->args.source == NULL)
         return moec_cli_usage(x->cli,
-                              "--mutate %s needs level kernels, which this "
-                              "version does not have",
-                              word);
+                              "--mutate %s needs --source SRC: what %s was "
+                              "converted from",
+                              word, x->path);
     x->selected[kind] = true;
     return MOEC_EXIT_OK;
 }
@@ -229,39 +238,104 @@ static moec_status read_files(subject *x, moec_level level, moec_mutation kind,
     return interrupted(st, err);
 }
 
+/* moec_validate, or moec_validate_mutation where `found` is not NULL. */
+static moec_status run_kernels(subject *x, moec_mutation kind, int *found,
+                               moec_validation **out, moec_error *err)
+{
+    moec_validate_opts opts = moec_cli_validate_opts(x->cli);
+    const char *dir = x->converted ? x->path : NULL;
+    moec_cli_progress progress;
+    moec_status st = MOEC_OK;
+    if (x->s.families == NULL)
+        st = moec_cli_open_families(&x->s, x->cli, err);
+    if (st == MOEC_OK && x->converted && x->source == NULL)
+        st = moec_cli_open_source(&x->source, x->cli, x->cli->args.source, err);
+    if (st == MOEC_OK && !x->converted)
+        st = open_layout(x, &opts.layout, err);
+    if (st != MOEC_OK)
+        return st;
+    opts.source = x->source;
+    opts.families = x->s.families;
+    opts.progress = moec_cli_progress_step;
+    opts.progress_ctx = &progress;
+    moec_cli_progress_begin(&progress, x->cli);
+    if (moec_cli_progress_step(&progress, 0, 0) != 0)
+        st = MOEC_E_CANCELLED;
+    else if (found == NULL)
+        st = moec_validate(out, dir, &opts, err);
+    else
+        st = moec_validate_mutation(out, found, dir, kind, &opts, err);
+    moec_cli_progress_end(&progress);
+    return interrupted(st, err);
+}
+
 /* ------------------------------------------------------ the plain check */
 
-static int prove(subject *x, moec_level level)
+/* The level and those before it; *v_out stays NULL below level kernels. */
+static moec_status prove_levels(subject *x, moec_level level,
+                                moec_report **report_out,
+                                moec_validation **v_out, moec_error *err)
 {
-    moec_error err = MOEC_ERROR_INIT;
+    bool kernels = level == MOEC_LEVEL_KERNELS;
     const moec_layout *layout = NULL;
-    moec_report *report = NULL;
     moec_status st;
     if (x->converted) {
-        st = read_files(x, level, MOEC_MUTATION_COUNT, NULL, &report, &err);
+        st = read_files(x, kernels ? MOEC_LEVEL_DIGESTS : level,
+                        MOEC_MUTATION_COUNT, NULL, report_out, err);
     } else {
-        st = open_layout(x, &layout, &err);
+        st = open_layout(x, &layout, err);
         if (st == MOEC_OK)
-            st = moec_layout_prove(&report, layout, &err);
+            st = moec_layout_prove(report_out, layout, err);
     }
-    if (st != MOEC_OK)
-        return moec_cli_fail(x->cli, st, &err);
-    bool ok = moec_cli_proof_passed(x->cli, report);
-    /* The plan's warnings are findings of the report; the source's are not. */
-    if (x->cli->args.strict && moec_cli_n_warnings(x->s.ckpt, NULL) != 0)
-        ok = false;
+    if (st == MOEC_OK && kernels)
+        st = run_kernels(x, MOEC_MUTATION_COUNT, NULL, v_out, err);
+    return st;
+}
+
+static void print_proofs(subject *x, moec_level level,
+                         const moec_report *report, const moec_validation *v,
+                         bool ok)
+{
     if (x->cli->args.json) {
         moec_cli_json j;
         moec_cli_json_begin(&j, x->cli, ok);
         moec_cli_json_str(&j, "path", x->path);
         moec_cli_json_str(&j, "level", level_name(level));
         moec_cli_json_proof(&j, report);
+        if (v != NULL) {
+            moec_cli_json_object(&j, "kernels");
+            moec_cli_json_results(&j, v);
+            moec_cli_json_end(&j);
+        }
         moec_cli_json_problems(&j, x->s.ckpt, NULL);
         moec_cli_json_finish(&j);
-    } else {
-        moec_cli_print_proof(x->cli, report, ok);
+        return;
     }
+    moec_cli_print_proof(
+        x->cli, report, v != NULL ? moec_cli_proof_passed(x->cli, report) : ok);
+    if (v != NULL)
+        moec_cli_print_results(x->cli, v, ok);
+}
+
+static int prove(subject *x, moec_level level)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_report *report = NULL;
+    moec_validation *v = NULL;
+    moec_status st = prove_levels(x, level, &report, &v, &err);
+    bool ok;
+    if (st != MOEC_OK) {
+        moec_report_destroy(report);
+        return moec_cli_fail(x->cli, st, &err);
+    }
+    ok = moec_cli_proof_passed(x->cli, report) &&
+         (v == NULL || moec_cli_results_passed(x->cli, v));
+    /* The plan's warnings are findings of the report; the source's are not. */
+    if (x->cli->args.strict && moec_cli_n_warnings(x->s.ckpt, NULL) != 0)
+        ok = false;
+    print_proofs(x, level, report, v, ok);
     moec_cli_print_problems(x->cli, x->s.ckpt, NULL);
+    moec_validation_destroy(v);
     moec_report_destroy(report);
     return ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
 }
@@ -329,23 +403,40 @@ static int print_failure(subject *x, moec_status st, const moec_error *err)
     return moec_cli_exit_of(st, err);
 }
 
+/* The level that a kind is made at: the one asked for, else the lowest that
+ * sees it, over every byte where there is a conversion. */
+static moec_level level_of(const subject *x, const moec_mutation_info *info)
+{
+    if (x->cli->args.level != 0)
+        return (moec_level)x->cli->args.level;
+    if (x->converted || info->level == MOEC_LEVEL_KERNELS)
+        return info->level;
+    return MOEC_LEVEL_HEADERS;
+}
+
 /* Make one mutation. Returns MOEC_EXIT_OK to go on. */
 static int mutate(subject *x, const moec_layout *layout, moec_mutation kind)
 {
     const moec_mutation_info *info = moec_mutation_describe(kind);
-    moec_level level = x->converted ? info->level : MOEC_LEVEL_HEADERS;
+    moec_level level = level_of(x, info);
     moec_error err = MOEC_ERROR_INIT;
-    moec_report *report = NULL;
+    moec_report *made = NULL;
+    moec_validation *v = NULL;
+    const moec_report *report = NULL;
     int found = 0, code = MOEC_EXIT_OK;
     moec_rule rule = info->headers_rule;
     moec_status st;
-    if (x->cli->args.level != 0)
-        level = (moec_level)x->cli->args.level;
-    if (level == MOEC_LEVEL_DIGESTS) {
+    if (level == MOEC_LEVEL_KERNELS) {
+        rule = info->kernels_rule;
+        st = run_kernels(x, kind, &found, &v, &err);
+        report = v != NULL ? moec_validation_report(v) : NULL;
+    } else if (level == MOEC_LEVEL_DIGESTS) {
         rule = info->digests_rule;
-        st = read_files(x, level, kind, &found, &report, &err);
+        st = read_files(x, level, kind, &found, &made, &err);
+        report = made;
     } else {
-        st = moec_check_mutation(&report, &found, layout, kind, &err);
+        st = moec_check_mutation(&made, &found, layout, kind, &err);
+        report = made;
     }
     if (x->j != NULL) {
         moec_cli_json_object(x->j, NULL);
@@ -364,7 +455,8 @@ static int mutate(subject *x, const moec_layout *layout, moec_mutation kind)
     }
     if (x->j != NULL)
         moec_cli_json_end(x->j);
-    moec_report_destroy(report);
+    moec_validation_destroy(v);
+    moec_report_destroy(made);
     return code;
 }
 
@@ -399,7 +491,9 @@ static int run_mutations(subject *x)
     }
     for (int i = 0; code == MOEC_EXIT_OK && i < MOEC_MUTATION_COUNT; i++) {
         const moec_mutation_info *k = moec_mutation_describe((moec_mutation)i);
-        if (x->selected[i] || (x->all && k->level != MOEC_LEVEL_KERNELS))
+        bool here = k->level != MOEC_LEVEL_KERNELS || !x->converted ||
+                    x->cli->args.source != NULL;
+        if (x->selected[i] || (x->all && here))
             code = mutate(x, layout, (moec_mutation)i);
     }
     if (x->j != NULL)
@@ -413,8 +507,12 @@ static int run_mutations(subject *x)
 static const char *wrong_level(const subject *x)
 {
     uint32_t level = x->cli->args.level;
-    if (level == MOEC_CHOICE_KERNELS)
-        return "--level kernels is not in this version";
+    if (level == MOEC_CHOICE_KERNELS && x->converted &&
+        x->cli->args.source == NULL)
+        return "--level kernels needs --source SRC: what the conversion was "
+               "made from";
+    if (x->cli->args.source != NULL && !x->converted)
+        return "--source is for a conversion";
     if (level == MOEC_CHOICE_DIGESTS && !x->converted)
         return "--level digests needs a conversion: a source has only headers "
                "to prove";
@@ -457,11 +555,13 @@ const moec_cli_command moec_cmd_check = {
     .name = "check",
     .fn = check,
     .line = "the checks of a CI run in one; --mutate checks the checks",
-    .usage = "check SRC [--ep W] [TOPOLOGY] [--mutate KIND]\n"
+    .usage = "check SRC [--ep W] [TOPOLOGY] [--level kernels] [--mutate KIND]\n"
              "check OUT [--level headers|digests] [--mutate KIND]\n"
+             "check OUT --level kernels --source SRC [--mutate KIND]\n"
              "check --mutate list",
     .about = "Proves the layout of a source from headers alone, or a "
-             "conversion from its headers and every byte. Exit 1 where "
+             "conversion from its headers and every byte; with --level kernels "
+             "also what the experts compute, as validate does. Exit 1 where "
              "something is found. With --mutate a layout is made wrong in one "
              "known way, in memory: exit 1 and the finding where the rule "
              "names it, 3 where the kind cannot be made of this layout, 70 "

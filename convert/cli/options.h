@@ -58,6 +58,8 @@ typedef struct moec_cli_args {
     /* one command's own */
     bool list_families, list_rules;
     const char *source, *layer, *expert;
+    const char *golden, *inputs;
+    uint32_t tokens, seed;
     uint32_t format, level, device, cpu;
     const char *vectors;
     moec_cli_list mutate;

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-moe-convert check fx/mixtral --ep 2 --level kernels
+moe-convert check fx/mixtral --level kernels --quiet

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * moe-convert validate: level 3. The same hidden states through the source's
+ * experts and through the converted slots; what differs is data (stdout, exit
+ * 1). A layer whose router is not implemented is a warning: exit 0, and 1 under
+ * --strict.
+ */
+#include <inttypes.h>
+#include <string.h>
+
+#include "cli.h"
+#include "print.h"
+#include "progress.h"
+#include "results.h"
+#include "session.h"
+
+static const moec_cli_opt own_opts[] = {
+    {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
+     "what was converted", NULL, "required", 0},
+    {"golden", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, golden), "FILE",
+     "compare with an independent reference too: its inputs, logits, ids, "
+     "weights and outputs; fixture.json beside it has the tolerance",
+     NULL, NULL, 0},
+    {"inputs", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, inputs), "FILE",
+     "recorded hidden states: safetensors with layers.N.input [T, H]", NULL,
+     "seeded normal numbers", 0},
+    {"tokens", 0, MOEC_KIND_U32, offsetof(moec_cli_args, tokens), "T",
+     "seeded tokens a layer", "64", NULL, 4096},
+    {"seed", 0, MOEC_KIND_U32, offsetof(moec_cli_args, seed), "N",
+     "of the inputs; 0: the usual one", "0", NULL, 0},
+    {"cpu", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, cpu),
+     "scalar|avx2|avx512", "back end of the converted side", NULL,
+     "the widest that this CPU does well", 0},
+    {"family", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, family), "FILE",
+     "a family description beside the built-in ones", NULL, NULL, 0},
+    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, format),
+     "text|json", "form of the report; json is --json", "text", NULL, 0},
+};
+static const moec_cli_group own = {"Validate", own_opts, 8};
+static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
+
+static moec_status run(const moec_cli *cli, moec_cli_session *s,
+                       const moec_ckpt *source, moec_validation **out,
+                       moec_error *err)
+{
+    moec_validate_opts opts = moec_cli_validate_opts(cli);
+    moec_cli_progress progress;
+    moec_status st;
+    opts.source = source;
+    opts.families = s->families;
+    opts.progress = moec_cli_progress_step;
+    opts.progress_ctx = &progress;
+    moec_cli_progress_begin(&progress, cli);
+    st = moec_cli_progress_step(&progress, 0, 0) != 0
+             ? MOEC_E_CANCELLED
+             : moec_validate(out, moec_cli_path(cli, 0), &opts, err);
+    moec_cli_progress_end(&progress);
+    if (st == MOEC_OK || moec_cli_signal == 0)
+        return st;
+    memset(err, 0, sizeof(*err));
+    return moec_cli_error(err, MOEC_E_CANCELLED, MOEC_RULE_NONE,
+                          "interrupted; nothing is proved");
+}
+
+static void print_json(const moec_cli *cli, const moec_validation *v, bool ok)
+{
+    moec_cli_json j;
+    moec_cli_json_begin(&j, cli, ok);
+    moec_cli_json_str(&j, "out", moec_cli_path(cli, 0));
+    moec_cli_json_str(&j, "source", cli->args.source);
+    moec_cli_json_str(&j, "golden", cli->args.golden);
+    moec_cli_json_str(&j, "inputs", cli->args.inputs);
+    moec_cli_json_results(&j, v);
+    moec_cli_json_finish(&j);
+}
+
+static int validate(moec_cli *cli)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_cli_session s = {0};
+    moec_validation *v = NULL;
+    moec_ckpt *source = NULL;
+    moec_status st;
+    int code;
+    if (cli->args.format == MOEC_CHOICE_JSON)
+        cli->args.json = true;
+    if (cli->args.source == NULL)
+        return moec_cli_usage(cli, "--source SRC is missing: what OUT was "
+                                   "converted from");
+    st = moec_cli_open_families(&s, cli, &err);
+    if (st == MOEC_OK)
+        st = moec_cli_open_source(&source, cli, cli->args.source, &err);
+    if (st == MOEC_OK)
+        st = run(cli, &s, source, &v, &err);
+    if (st != MOEC_OK) {
+        code = moec_cli_fail(cli, st, &err);
+    } else {
+        bool ok = moec_cli_results_passed(cli, v);
+        if (cli->args.json)
+            print_json(cli, v, ok);
+        else
+            moec_cli_print_results(cli, v, ok);
+        code = ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
+    }
+    moec_validation_destroy(v);
+    moec_ckpt_close(source);
+    moec_cli_session_close(&s);
+    return code;
+}
+
+const moec_cli_command moec_cmd_validate = {
+    .name = "validate",
+    .fn = validate,
+    .line = "routing kernels end to end, converted against source",
+    .usage = "validate OUT --source SRC [--golden FILE] [--inputs FILE]",
+    .about =
+        "Sends the same hidden states through the source's experts, one by "
+        "one, and through the converted slots of all ranks: choice, dispatch, "
+        "alignment, expert FFN, combine. Ids and routed outputs must be equal "
+        "bit for bit, the shared expert within rounding; then every replica "
+        "rule, every source rank, padding, waterfill and Expert Choice must "
+        "come to the same slots. Exit 1 where something is found; a router "
+        "that is not implemented is a warning.",
+    .examples =
+        "validate ./V3-ep32 --source ./DeepSeek-V3\n"
+        "validate ./V3-ep32 --source ./DeepSeek-V3 --inputs hidden.safetensors "
+        "--json\n"
+        "validate ./out --source ./fixture --golden "
+        "./fixture/golden.safetensors",
+    .groups = groups,
+    .min_paths = 1,
+    .max_paths = 1,
+};
