@@ -160,6 +160,8 @@ static void fill(moec_router *r)
 {
     moec_route_fill_scalar(r);
 #if defined(__x86_64__)
+    if (r->k->isa == MOEC_ISA_AVX2)
+        moec_route_fill_avx2(r);
     if (r->k->isa == MOEC_ISA_AVX512)
         moec_route_fill_avx512(r);
 #endif

@@ -24,6 +24,9 @@ static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 static inline vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+/* 1/a to 2^-14 */
+static inline vf vf_rcp(vf a) { return _mm512_rcp14_ps(a); }
 static inline vm vf_ge(vf a, vf b)
 { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 static inline vm vf_gt(vf a, vf b)
