@@ -47,7 +47,8 @@ struct block {
     uint32_t width;    /* columns of a group; without groups, of the row */
     uint32_t n_chunks; /* vectors of a group */
     uint32_t tail;     /* columns of its last vector, 1 .. 16 */
-    bool grouped, has_m, has_sum;
+    bool grouped, has_m, has_sum, screened;
+    const float *bias;        /* in->bias made fit for sums, or NULL */
     const float *value[ROWS]; /* what ranks: logits or scratch */
     uint32_t kept[ROWS];      /* bits of groups */
     uint32_t n_cand[ROWS];
@@ -61,6 +62,7 @@ struct block {
     _Alignas(64) float cand[ROWS][CAND_MAX + 16];
     _Alignas(64) uint32_t cand_id[ROWS][CAND_MAX + 16];
     _Alignas(64) float scratch[SCRATCH];
+    _Alignas(64) float bias_of[MOEC_ROUTE_E_MAX];
 };
 
 /* ---------------------------------------------------------------- math
@@ -304,42 +306,53 @@ static void find_sum(struct block *b, const float *bias, bool keep)
 
 /* ---------------------------------------------- the values that rank */
 
-/* score + bias into scratch, -inf where a column is not selectable. */
+/* The bias with -inf for NaN: sums with it need no look at it any more.
+ * Padded with -inf to whole vectors. */
+static void take_bias(struct block *b)
+{
+    uint32_t n = b->r->n_choice;
+    vf none = vf_set(-INFINITY);
+
+    b->bias = NULL;
+    if (!b->in->bias)
+        return;
+    b->bias = b->bias_of;
+    for (uint32_t at = 0; at < n; at += 16) {
+        vf v = load_values(b->in->bias + at, n - at);
+
+        vf_store(b->bias_of + at, vf_sel(vf_gt(v, none), v, none));
+    }
+}
+
+/* score + bias of row i into its scratch, -inf where a column is not
+ * selectable. For softmax, e^(x - m) is there already. */
 static inline __attribute__((always_inline)) void
-biased_rows(struct block *b, moec_score score, moec_dtype dtype, bool cap)
+biased_row(struct block *b, uint32_t i, moec_score score, moec_dtype dtype,
+           bool cap)
 {
     uint32_t n = b->r->n_choice, stride = (n + 15) / 16 * 16;
     vf none = vf_set(-INFINITY), top = vf_set(FLT_MAX);
-    const float *bias = b->in->bias;
+    const void *row = moec_route_row(b->r, b->in, b->row + i);
+    float *out = b->scratch + i * stride;
+    vf sum = vf_set(b->sum[i]);
 
-    if (score == MOEC_SCORE_SOFTMAX) {
-        find_m(b, bias);
-        find_sum(b, bias, true);
-    }
-    for (uint32_t i = 0; i < b->n; i++) {
-        const void *row = moec_route_row(b->r, b->in, b->row + i);
-        float *out = b->scratch + i * stride;
-        vf sum = vf_set(b->sum[i]);
+    b->value[i] = out;
+    for (uint32_t at = 0; at < n; at += 16) {
+        vf add = vf_load(b->bias + at), s;
+        vm ok;
 
-        b->value[i] = out;
-        for (uint32_t at = 0; at < n; at += 16) {
-            vf add = load_values(bias + at, n - at), s;
-            vm ok;
+        if (score == MOEC_SCORE_SOFTMAX) {
+            s = vf_load(out + at);
+            ok = vf_gt(s, none);
+            s = vf_div(s, sum);
+        } else {
+            vf x = canonical(load_logits(row, dtype, at, n - at));
 
-            if (score == MOEC_SCORE_SOFTMAX) {
-                s = vf_load(out + at);
-                ok = vf_gt(s, none);
-                s = vf_div(s, sum);
-            } else {
-                vf x = canonical(load_logits(row, dtype, at, n - at));
-
-                ok = vf_gt(x, none);
-                s = score_v(score, cap ? capped(b, x) : x);
-            }
-            s = vf_min(vf_add(s, add), top); /* NaN of the bias: below */
-            ok = vm_and(ok, vf_gt(add, none));
-            vf_store(out + at, vf_sel(ok, s, none));
+            ok = vf_gt(x, none);
+            s = score_v(score, cap ? capped(b, x) : x);
         }
+        s = vf_min(vf_add(s, add), top);
+        vf_store(out + at, vf_sel(ok, s, none));
     }
 }
 
@@ -347,15 +360,21 @@ static void make_biased(struct block *b)
 {
     moec_score score = b->r->config.score;
     moec_dtype dtype = b->in->logits_dtype;
+    bool cap = b->r->config.softcap != 0.0f;
 
-    if (score == MOEC_SCORE_SIGMOID && dtype == MOEC_DTYPE_F32 &&
-        b->r->config.softcap == 0.0f)
-        biased_rows(b, MOEC_SCORE_SIGMOID, MOEC_DTYPE_F32, false);
-    else if (score == MOEC_SCORE_SIGMOID && dtype == MOEC_DTYPE_BF16 &&
-             b->r->config.softcap == 0.0f)
-        biased_rows(b, MOEC_SCORE_SIGMOID, MOEC_DTYPE_BF16, false);
-    else
-        biased_rows(b, score, dtype, true);
+    if (score == MOEC_SCORE_SOFTMAX) {
+        find_m(b, b->bias);
+        find_sum(b, b->bias, true);
+    }
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (score == MOEC_SCORE_SIGMOID && dtype == MOEC_DTYPE_F32 && !cap)
+            biased_row(b, i, MOEC_SCORE_SIGMOID, MOEC_DTYPE_F32, false);
+        else if (score == MOEC_SCORE_SIGMOID && dtype == MOEC_DTYPE_BF16 &&
+                 !cap)
+            biased_row(b, i, MOEC_SCORE_SIGMOID, MOEC_DTYPE_BF16, false);
+        else
+            biased_row(b, i, score, dtype, true);
+    }
 }
 
 /* Point b->value at what ranks. */
@@ -365,7 +384,7 @@ static void make_values(struct block *b)
 
     b->has_m = false;
     b->has_sum = false;
-    if (b->in->bias) {
+    if (b->bias) {
         make_biased(b);
         return;
     }
@@ -544,6 +563,26 @@ static inline vf lane_max_grouped(const struct block *b, uint32_t i,
     return acc;
 }
 
+/* The rank-th largest of each row's 16 lanes in b->lanes, a row per lane. */
+static inline vf bound_of_lanes(struct block *b, uint32_t rank)
+{
+    vf v[16];
+
+    load_lanes(b, v);
+    vf_transpose(v);
+#define CX(x, y)                                                               \
+  {                                                                            \
+    vf high_ = vf_max(v[x], v[y]);                                             \
+    v[y] = vf_min(v[x], v[y]);                                                 \
+    v[x] = high_;                                                              \
+  }
+    MOEC_SORT_16(CX)
+#undef CX
+    for (int j = 0; j < 16; j++)
+        vf_store(b->lanes[j], v[j]);
+    return vf_load(b->lanes[rank - 1]);
+}
+
 /* b->bound: a number that at least K columns of the row reach, or -FLT_MAX.
  * `parts` sets of lanes: K is well below 16 times that. */
 static void find_bounds(struct block *b, uint32_t parts)
@@ -552,27 +591,68 @@ static void find_bounds(struct block *b, uint32_t parts)
     vf bound = vf_set(FLT_MAX);
 
     for (uint32_t part = 0; part < parts; part++) {
-        vf v[16];
-
         for (uint32_t i = 0; i < b->n; i++)
             vf_store(b->lanes[i], b->grouped
                                       ? lane_max_grouped(b, i, part, parts)
                                       : lane_max(b, i, part, parts));
-        load_lanes(b, v);
-        vf_transpose(v);
-#define CX(x, y)                                                               \
-  {                                                                            \
-    vf high_ = vf_max(v[x], v[y]);                                             \
-    v[y] = vf_min(v[x], v[y]);                                                 \
-    v[x] = high_;                                                              \
-  }
-        MOEC_SORT_16(CX)
-#undef CX
-        for (int j = 0; j < 16; j++)
-            vf_store(b->lanes[j], v[j]);
-        bound = vf_min(bound, vf_load(b->lanes[rank - 1]));
+        bound = vf_min(bound, bound_of_lanes(b, rank));
     }
     vf_store(b->bound, vf_max(bound, vf_set(-FLT_MAX)));
+}
+
+/* ----------------------------------------------------------- screening
+ * sigmoid + bias, without the sigmoid of all columns. An estimate of it, by a
+ * parabola for 2^f and the processor's rough reciprocal, is wrong by less than
+ * SCREEN of itself, or 1e-30; that gives each column a lower and an upper end.
+ * The K-th largest lower end bounds the K-th best, and only columns whose
+ * upper end reaches it are computed exactly: one or two more than without. */
+
+#define SCREEN 4e-3f /* the parabola 1.8e-3, rcpps 0.4e-3 */
+
+static inline __attribute__((always_inline)) void
+screen_row(struct block *b, uint32_t i, moec_dtype dtype)
+{
+    uint32_t n = b->r->n_choice, stride = (n + 15) / 16 * 16;
+    const void *row = moec_route_row(b->r, b->in, b->row + i);
+    float *out = b->scratch + i * stride;
+    vf acc = vf_set(-INFINITY), shift = vf_set(MOEC_EXP_SHIFT);
+    vf scale = vf_set(-MOEC_EXP_LOG2E), one = vf_set(1.0f);
+
+    b->value[i] = out;
+    for (uint32_t at = 0; at < n; at += 16) {
+        vf x = load_logits(row, dtype, at, n - at), add = vf_load(b->bias + at);
+        vf t = vf_min(vf_max(x, vf_set(-80.0f)), vf_set(80.0f)), k, f, p, s;
+
+        k = vf_fma(t, scale, shift);
+        f = vf_fma(t, scale, vf_sub(shift, k));
+        p = vf_fma(vf_set(0.2384256f), f, vf_set(0.7034462f));
+        p = vf_fma(p, f, vf_set(1.0004432f));
+        p = vi_as_f(vi_add(vf_as_i(p), vi_sll(vf_as_i(k), 23)));
+        s = vf_rcp(vf_add(one, p));
+        vf_store(out + at, vf_fma(s, vf_set(1.0f + SCREEN), add));
+        s = vf_fma(s, vf_set(1.0f - SCREEN), add);
+        acc = vf_sel(vf_gt(x, vf_set(-INFINITY)), vf_max(s, acc), acc);
+    }
+    vf_store(b->lanes[i], acc);
+}
+
+/* b->value and b->bound of the upper ends. */
+static void screen_rows(struct block *b)
+{
+    vf bound, slack;
+
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (b->in->logits_dtype == MOEC_DTYPE_F32)
+            screen_row(b, i, MOEC_DTYPE_F32);
+        else
+            screen_row(b, i, b->in->logits_dtype);
+    }
+    bound = bound_of_lanes(b, b->r->config.top_k);
+    /* The sums above and the exact ones are rounded. */
+    slack = vf_add(vf_mul(vi_as_f(vi_and(vf_as_i(bound), vi_set(0x7fffffffu))),
+                          vf_set(0x1p-21f)),
+                   vf_set(1e-30f));
+    vf_store(b->bound, vf_max(vf_sub(bound, slack), vf_set(-FLT_MAX)));
 }
 
 /* ---------------------------------------------------------- candidates */
@@ -607,39 +687,94 @@ static uint32_t best_of_many(struct block *b, uint32_t i)
 }
 
 static inline uint32_t take(struct block *b, uint32_t i, uint32_t n, vf v,
-                            vf bound, uint32_t first)
+                            vf bound, uint32_t first, bool values)
 {
     uint32_t at = n < CAND_MAX ? n : CAND_MAX;
     vm m = vf_ge(v, bound);
 
-    vf_compress(b->cand[i] + at, m, v);
+    if (values)
+        vf_compress(b->cand[i] + at, m, v);
     vi_compress(b->cand_id[i] + at, m, vi_add(vi_iota(), vi_set(first)));
     return n + vm_count(m);
 }
 
-static void find_candidates(struct block *b, uint32_t i)
+static inline __attribute__((always_inline)) void
+find_candidates(struct block *b, uint32_t i, bool values)
 {
     const float *p = b->value[i];
     uint32_t n = 0, full = b->width / 16;
     vf bound = vf_set(b->bound[i]);
 
-    if (!b->grouped) {
-        for (uint32_t j = 0; j < full; j++)
-            n = take(b, i, n, vf_load(p + 16 * j), bound, 16 * j);
-        if (full < b->n_chunks)
-            n = take(b, i, n, vf_load_part(p + 16 * full, b->tail, -INFINITY),
-                     bound, 16 * full);
-    }
-    for (uint32_t left = b->grouped ? b->kept[i] : 0; left; left &= left - 1) {
+    for (uint32_t j = 0; j < full; j++)
+        n = take(b, i, n, vf_load(p + 16 * j), bound, 16 * j, values);
+    if (full < b->n_chunks)
+        n = take(b, i, n, vf_load_part(p + 16 * full, b->tail, -INFINITY),
+                 bound, 16 * full, values);
+    b->n_cand[i] = n;
+}
+
+static void find_candidates_grouped(struct block *b, uint32_t i)
+{
+    const float *p = b->value[i];
+    vf bound = vf_set(b->bound[i]);
+    uint32_t n = 0;
+
+    for (uint32_t left = b->kept[i]; left; left &= left - 1) {
         uint32_t first = (uint32_t)__builtin_ctz(left) * b->width;
 
         for (uint32_t c = 0; c < b->n_chunks; c++)
             n = take(b, i, n,
                      load_values(p + first + 16 * c,
                                  c + 1 == b->n_chunks ? b->tail : 16),
-                     bound, first + 16 * c);
+                     bound, first + 16 * c, true);
     }
-    b->n_cand[i] = n <= CAND_MAX ? n : best_of_many(b, i);
+    b->n_cand[i] = n;
+}
+
+/* The exact values of a screened row's candidates. */
+static void refine(struct block *b, uint32_t i)
+{
+    const void *row = moec_route_row(b->r, b->in, b->row + i);
+    uint32_t n = b->n_cand[i];
+    float *x = b->cand[i], add[CAND_MAX];
+
+    if (b->in->logits_dtype == MOEC_DTYPE_F32) {
+        for (uint32_t j = 0; j < n; j++)
+            x[j] = ((const float *)row)[b->cand_id[i][j]];
+    } else {
+        for (uint32_t j = 0; j < n; j++)
+            x[j] = vf_one(((const uint16_t *)row)[b->cand_id[i][j]],
+                          b->in->logits_dtype);
+    }
+    for (uint32_t j = 0; j < n; j++)
+        add[j] = b->bias[b->cand_id[i][j]];
+    for (uint32_t at = 0; at < n; at += 16) { /* the last lanes are idle */
+        vf v = canonical(vf_load(x + at));
+        vf c = vf_min(vf_add(sigmoid_v(v), vf_load(add + at)), vf_set(FLT_MAX));
+
+        vf_store(x + at,
+                 vf_sel(vf_gt(v, vf_set(-INFINITY)), c, vf_set(-INFINITY)));
+    }
+}
+
+static void all_candidates(struct block *b)
+{
+    for (uint32_t i = 0; i < b->n; i++) {
+        if (b->grouped)
+            find_candidates_grouped(b, i);
+        else if (b->screened)
+            find_candidates(b, i, false);
+        else
+            find_candidates(b, i, true);
+        if (b->n_cand[i] > CAND_MAX) {
+            if (b->screened)
+                biased_row(b, i, MOEC_SCORE_SIGMOID, b->in->logits_dtype,
+                           false);
+            b->n_cand[i] = best_of_many(b, i);
+        } else if (b->screened) {
+            refine(b, i);
+        }
+    }
 }
 
 /* ------------------------------------------------------------- ranking */
@@ -663,7 +798,9 @@ load_ranks(const struct block *b, uint32_t first, uint32_t at, vq lo[8],
 
         have = have > 16 * at ? have - 16 * at : 0;
         key = key_v(vf_add(vf_min(v, vf_set(FLT_MAX)), vf_set(0.0f)));
-        key = vi_maskz(vi_lt(vi_iota(), vi_set(have)), key);
+        key = vi_maskz(
+            vm_and(vi_lt(vi_iota(), vi_set(have)), vf_gt(v, vf_set(-INFINITY))),
+            key);
         vq_pack(key, id, &lo[j], &hi[j]);
     }
     vq_transpose(lo);
@@ -850,14 +987,13 @@ static vf divisor(struct block *b)
 {
     const moec_route_config *c = &b->r->config;
     bool softmax = c->score == MOEC_SCORE_SOFTMAX;
-    const float *bias = b->in->bias;
     vf sum = vf_set(0.0f), all = vf_set(1.0f);
 
     if (c->norm == MOEC_NORM_NONE) {
         if (!softmax)
             return all;
         if (!b->has_sum)
-            find_sum(b, bias, false);
+            find_sum(b, b->bias, false);
         return vf_load(b->sum);
     }
     for (uint32_t j = 0; j < c->top_k; j++) {
@@ -875,7 +1011,7 @@ static vf divisor(struct block *b)
 
         if (softmax && vm_count(small) != 0) {
             if (!b->has_sum)
-                find_sum(b, bias, false);
+                find_sum(b, b->bias, false);
             all = vf_sel(small, vf_load(b->sum), all);
         }
         all = vf_add(sum, vf_mul(vf_set(1e-20f), all));
@@ -883,7 +1019,7 @@ static vf divisor(struct block *b)
     }
     if (c->norm == MOEC_NORM_FLOOR) {
         if (softmax && !b->has_sum)
-            find_sum(b, bias, false);
+            find_sum(b, b->bias, false);
         if (softmax)
             all = vf_load(b->sum);
         return vf_max(sum, vf_mul(vf_set(c->norm_arg), all));
@@ -1004,15 +1140,22 @@ static void choose_block(struct block *b)
 
     while (parts * 10 < k)
         parts *= 2;
-    make_values(b);
-    if (b->grouped)
-        make_groups(b);
-    if (b->width * c->topk_group <= 16 * parts)
-        vf_store(b->bound, vf_set(-FLT_MAX));
-    else
-        find_bounds(b, parts);
-    for (uint32_t i = 0; i < b->n; i++)
-        find_candidates(b, i);
+    b->screened = b->bias && c->score == MOEC_SCORE_SIGMOID && !b->grouped &&
+                  c->softcap == 0.0f && parts == 1 && b->width > 32;
+    if (b->screened) {
+        b->has_m = false;
+        b->has_sum = false;
+        screen_rows(b);
+    } else {
+        make_values(b);
+        if (b->grouped)
+            make_groups(b);
+        if (b->width * c->topk_group <= 16 * parts)
+            vf_store(b->bound, vf_set(-FLT_MAX));
+        else
+            find_bounds(b, parts);
+    }
+    all_candidates(b);
     rank_candidates(b);
 }
 
@@ -1056,6 +1199,7 @@ static void rows_vec(const moec_router *r, const moec_route_in *in,
         return;
     }
     block_init(&b, r, in);
+    take_bias(&b);
     for (uint32_t at = 0; at < n; at += step) {
         int32_t *to = ids + (uint64_t)at * r->n_columns;
         float *w = weights + (uint64_t)at * r->n_columns;
@@ -1091,6 +1235,7 @@ static void keys_vec(const moec_router *r, const moec_route_in *in,
         return;
     }
     block_init(&b, r, in);
+    take_bias(&b);
     for (uint32_t at = 0; at < n; at += step) {
         b.row = row + at;
         b.n = n - at < step ? n - at : step;
@@ -1132,6 +1277,7 @@ static void weights_vec(const moec_router *r, const moec_route_in *in,
     b.row = row;
     b.n = 1;
     b.has_sum = false;
+    take_bias(&b);
     for (uint32_t j = 0; j < r->config.top_k; j++)
         b.id[j][0] = ids[j];
     gather_x(&b);
@@ -1140,7 +1286,7 @@ static void weights_vec(const moec_router *r, const moec_route_in *in,
             b.s[j][0] = -INFINITY;
     if (r->config.score == MOEC_SCORE_SOFTMAX &&
         r->config.norm != MOEC_NORM_SOFTMAX)
-        find_m(&b, in->bias);
+        find_m(&b, b.bias);
     weigh(&b);
     for (uint32_t j = 0; j < r->config.top_k; j++)
         weights[j] = b.s[j][0];
