@@ -118,30 +118,6 @@ void *moec_ec_take(moec_ec_space *space, uint64_t bytes)
     return space->base ? space->base + at : NULL;
 }
 
-const uint32_t *moec_ec_keys(const moec_ec_job *job, uint32_t row, uint32_t n,
-                             uint32_t *keys, uint32_t *cols,
-                             moec_ec_scale *scales)
-{
-    const struct moec_route_fns *fns = &job->r->fns;
-
-    fns->keys(job->r, job->in, row, n, keys, job->stride);
-    if (!moec_ec_has_cols(job))
-        return keys;
-    if (!moec_ec_has_scale(job)) {
-        fns->cols(job->r, job->in, row, n, cols, job->stride);
-        return cols;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        size_t at = (size_t)i * job->stride;
-        moec_ec_scale scale =
-            job->fns->softmax(keys + at, cols + at, job->stride);
-
-        if (scales)
-            scales[i] = scale;
-    }
-    return cols;
-}
-
 uint32_t moec_ec_block_rows(uint32_t stride)
 {
     return stride <= 256 ? 16 : stride <= 1024 ? 4 : 1;

@@ -41,19 +41,9 @@ uint64_t moec_ec_workspace_bytes(const moec_router *r, uint32_t n_tokens);
  * multiples of it. */
 #define MOEC_EC_LANES 16u
 
-/* The softmax of x in one row is e^(x - max) * inverse. */
-typedef struct moec_ec_scale {
-    float max, inverse;
-} moec_ec_scale;
-
 /* The scans, by instruction set. Row lengths are `stride`s: multiples of 16,
  * padded with keys of 0. Integer compares only: equal on every back end. */
 struct moec_ec_fns {
-    /* Column keys of softmax from the row keys of one row whose x are the raw
-     * logits (neither groups nor softcap): what route.h's `cols` gives. NULL:
-     * use that. */
-    moec_ec_scale (*softmax)(const uint32_t *keys, uint32_t *cols,
-                             uint32_t stride);
     /* Write the ids of the keys above their floor, ascending, and return how
      * many. `ids` has room for stride + 16. */
     uint32_t (*above)(const uint32_t *cols, const uint32_t *floors,
@@ -127,19 +117,30 @@ static inline bool moec_ec_has_cols(const moec_ec_job *job)
     return job->r->fns.cols && !job->in->bias;
 }
 
-/* Column keys that are not row keys follow from these and the row's scale. */
-static inline bool moec_ec_has_scale(const moec_ec_job *job)
+/* Column keys of `n` rows from `row`, which are the row keys where it has no
+ * others. The padding is left as it is. `scales` [n] is written where it has. */
+static inline void moec_ec_cols(const moec_ec_job *job, uint32_t row,
+                                uint32_t n, uint32_t *cols,
+                                moec_row_scale *scales)
 {
-    return job->fns->softmax && job->r->config.n_group == 1 &&
-           job->r->config.softcap == 0.0f;
+    const struct moec_route_fns *fns = &job->r->fns;
+
+    if (moec_ec_has_cols(job))
+        fns->cols(job->r, job->in, row, n, cols, job->stride, scales);
+    else
+        fns->keys(job->r, job->in, row, n, cols, job->stride);
 }
 
-/* Row and column keys of `n` rows from `row`; returns the column keys: `cols`,
- * or `keys` where they are the same. The padding is left as it is. `scales`
- * [n] is written where both of the above are; NULL: not wanted. */
-const uint32_t *moec_ec_keys(const moec_ec_job *job, uint32_t row, uint32_t n,
-                             uint32_t *keys, uint32_t *cols,
-                             moec_ec_scale *scales);
+/* Shared ids behind the K; -1 all along where the first is. */
+static inline void moec_ec_finish_ids(const moec_router *r, int32_t *ids)
+{
+    if (ids[0] >= 0)
+        moec_route_shared_ids(r, ids);
+    else
+        for (uint32_t i = r->config.top_k; i < r->n_columns; i++)
+            ids[i] = -1;
+}
+
 /* Rows of one block whose keys fit a first-level cache. */
 uint32_t moec_ec_block_rows(uint32_t stride);
 uint32_t moec_ec_chunk_end(const moec_ec_job *job, size_t chunk);

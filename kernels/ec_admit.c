@@ -34,28 +34,30 @@
 
 /* One chunk of rows. */
 struct lane {
-    uint32_t *rows, *cols; /* [block][stride] keys */
-    uint32_t *floors;      /* [stride] */
-    uint32_t *len;         /* [E] */
-    uint64_t *pairs;       /* [E][pitch] column key, tokens ascending */
-    uint32_t *open;        /* [stride] all ones */
-    uint16_t *ids;         /* [stride + 16] */
-    uint32_t *first;       /* [rows + 1] of the pairs below */
+    uint32_t *rows;   /* [stride] row keys of one token */
+    uint32_t *cols;   /* [block][stride] column keys */
+    uint32_t *floors; /* [stride] */
+    uint32_t *len;    /* [E] */
+    uint64_t *pairs;  /* [E][pitch] column key, tokens ascending */
+    uint32_t *open;   /* [stride] all ones */
+    uint16_t *ids;    /* [stride + 16] */
+    uint32_t *first;  /* [rows + 1] of the pairs below */
     uint64_t n_admitted;
 };
 
 struct admit {
     const moec_ec_job *job;
-    uint32_t block;     /* rows whose keys are made at once */
-    uint32_t room;      /* of a list */
-    uint32_t pitch;     /* of the lists: room + 8, see keep() */
-    uint32_t n_misses;  /* experts to be streamed again */
-    uint32_t sample;    /* rows, 0: none */
-    uint32_t rank;      /* of the floor in the sample */
-    uint32_t *sampled;  /* [stride / 16][sample][16] */
-    uint32_t *floors;   /* [stride] */
-    uint32_t *missed;   /* [E] */
-    uint64_t *by_token; /* [E * C] key, ~expert */
+    uint32_t block;         /* rows whose keys are made at once */
+    uint32_t room;          /* of a list */
+    uint32_t pitch;         /* of the lists: room + 8, see keep() */
+    uint32_t n_misses;      /* experts to be streamed again */
+    uint32_t sample;        /* rows, 0: none */
+    uint32_t rank;          /* of the floor in the sample */
+    uint32_t *sampled;      /* [stride / 16][sample][16] */
+    uint32_t *floors;       /* [stride] */
+    uint32_t *missed;       /* [E] */
+    uint64_t *by_token;     /* [E * C] key, ~expert */
+    moec_row_scale *scales; /* [n], where the job has column keys */
     struct lane *lanes;
 };
 
@@ -68,8 +70,8 @@ static void take_lane(const struct admit *a, struct lane *l,
     uint64_t e = job->r->config.n_experts, row = (uint64_t)job->stride * 4;
     struct lane lane = {0};
 
-    lane.rows = moec_ec_take(space, row * a->block);
-    lane.cols = moec_ec_take(space, job->r->fns.cols ? row * a->block : 0);
+    lane.rows = moec_ec_take(space, row);
+    lane.cols = moec_ec_take(space, row * a->block);
     lane.floors = moec_ec_take(space, row);
     lane.len = moec_ec_take(space, row);
     lane.open = moec_ec_take(space, row);
@@ -110,6 +112,8 @@ static struct admit take_all(const moec_ec_job *job, moec_ec_space *space)
     a.pitch = a.room + 8;
     a.floors = moec_ec_take(space, (uint64_t)job->stride * 4);
     a.missed = moec_ec_take(space, n_experts * 4);
+    a.scales =
+        moec_ec_take(space, job->r->fns.cols ? job->n * sizeof(*a.scales) : 0);
     a.lanes = moec_ec_take(space, job->chunks.n * sizeof(*a.lanes));
     a.by_token = moec_ec_take(space, n_experts * job->capacity * 8);
     for (uint32_t c = 0; c < job->chunks.n; c++)
@@ -142,13 +146,10 @@ static void sample_chunk(void *ctx, size_t chunk, uint32_t worker)
 
     (void)worker;
     for (uint32_t i = (uint32_t)chunk; i < a->sample; i += n_chunks) {
-        uint32_t row = sample_row(a, i);
-        const uint32_t *cols =
-            moec_ec_keys(job, row, 1, l->rows, l->cols, NULL);
-
+        moec_ec_cols(job, sample_row(a, i), 1, l->cols, NULL);
         for (uint32_t e = 0; e < job->stride; e += 16)
-            memcpy(a->sampled + ((uint64_t)e * a->sample + i * 16), cols + e,
-                   16 * sizeof(*cols));
+            memcpy(a->sampled + ((uint64_t)e * a->sample + i * 16), l->cols + e,
+                   16 * sizeof(*l->cols));
     }
 }
 
@@ -251,6 +252,11 @@ static void offer_row(const struct admit *a, struct lane *l, uint32_t token,
     }
 }
 
+static moec_row_scale *scales_of(const struct admit *a, uint32_t row)
+{
+    return moec_ec_has_cols(a->job) ? a->scales + row : NULL;
+}
+
 static void stream_chunk(void *ctx, size_t chunk, uint32_t worker)
 {
     const struct admit *a = ctx;
@@ -265,12 +271,10 @@ static void stream_chunk(void *ctx, size_t chunk, uint32_t worker)
         if (a->floors[e] != NO_KEY_IS_ABOVE)
             l->len[e] = 0;
     for (; row < end; row += n) {
-        const uint32_t *cols;
-
         n = (uint32_t)moec_min_u64(a->block, end - row);
-        cols = moec_ec_keys(job, row, n, l->rows, l->cols, NULL);
+        moec_ec_cols(job, row, n, l->cols, scales_of(a, row));
         for (uint32_t i = 0; i < n; i++)
-            offer_row(a, l, row + i, cols + (size_t)i * job->stride);
+            offer_row(a, l, row + i, l->cols + (size_t)i * job->stride);
     }
 }
 
@@ -424,15 +428,15 @@ static uint32_t fill_missing(const struct admit *a, const struct lane *l,
     return n;
 }
 
-/* A token that m < K experts took. True where its weights are written too. */
-static bool finish_short(const struct admit *a, const struct lane *l,
+/* A token that m < K experts took. */
+static void finish_short(const struct admit *a, const struct lane *l,
                          moec_ec_counts *counts, uint32_t row, uint32_t m)
 {
     const moec_router *r = a->job->r;
-    int32_t *ids = a->job->out->ids + (uint64_t)row * r->n_columns;
-    float *weights = a->job->out->weights + (uint64_t)row * r->n_columns;
+    uint64_t at = (uint64_t)row * r->n_columns;
+    int32_t *ids = a->job->out->ids + at;
+    float *weights = a->job->out->weights + at;
     uint32_t n = m, k = r->config.top_k;
-    bool done = false;
 
     counts->short_tokens++;
     switch (r->config.ec.fill) {
@@ -440,7 +444,6 @@ static bool finish_short(const struct admit *a, const struct lane *l,
         r->fns.rows(r, a->job->in, row, 1, ids, weights);
         for (n = k; n > 0 && ids[n - 1] < 0;)
             n--;
-        done = true;
         break;
     case MOEC_EC_FILL_MISSING:
         n = fill_missing(a, l, row, m, ids);
@@ -451,13 +454,26 @@ static bool finish_short(const struct admit *a, const struct lane *l,
     }
     counts->fallback_tokens += n > m;
     counts->dropped += k - n;
-    if (n == 0) {
-        moec_route_no_rows(r, 1, ids, weights);
-        return true;
-    }
     for (; n < k; n++)
         ids[n] = -1;
-    return done;
+}
+
+/* Ids of the n rows from `row`; those of chunk row t begin at to[first[t]]. */
+static void choose_rows(const struct admit *a, const struct lane *l,
+                        moec_ec_counts *counts, uint32_t row, uint32_t n,
+                        uint64_t *to, const uint32_t *first)
+{
+    const moec_router *r = a->job->r;
+    int32_t *ids = a->job->out->ids + (uint64_t)row * r->n_columns;
+
+    for (uint32_t t = 0; t < n; t++, ids += r->n_columns) {
+        uint32_t m =
+            choose(a, l, row + t, to + first[t], first[t + 1] - first[t], ids);
+
+        if (m < r->config.top_k)
+            finish_short(a, l, counts, row + t, m);
+        moec_ec_finish_ids(r, ids);
+    }
 }
 
 static void gather_chunk(void *ctx, size_t chunk, uint32_t worker)
@@ -466,24 +482,21 @@ static void gather_chunk(void *ctx, size_t chunk, uint32_t worker)
     struct lane *l = &a->lanes[chunk];
     const moec_ec_job *job = a->job;
     const moec_router *r = job->r;
-    uint32_t row = (uint32_t)chunk * job->chunks.rows, k = r->config.top_k;
-    uint32_t n = moec_ec_chunk_end(job, chunk) - row;
+    uint32_t row = (uint32_t)chunk * job->chunks.rows, n;
+    uint32_t n_rows = moec_ec_chunk_end(job, chunk) - row;
     uint64_t *to = a->by_token;
 
     (void)worker;
     for (size_t c = 0; c < chunk; c++)
         to += a->lanes[c].n_admitted;
-    sort_by_token(a, l, row, n, to);
-    for (uint32_t t = 0; t < n; t++) {
-        int32_t *ids = job->out->ids + (uint64_t)(row + t) * r->n_columns;
-        uint32_t m = choose(a, l, row + t, to + l->first[t],
-                            l->first[t + 1] - l->first[t], ids);
+    sort_by_token(a, l, row, n_rows, to);
+    for (uint32_t t = 0; t < n_rows; t += n) {
+        uint64_t at = (uint64_t)(row + t) * r->n_columns;
 
-        if (m < k && finish_short(a, l, &job->counts[chunk], row + t, m))
-            continue;
-        moec_route_shared_ids(r, ids);
-        r->fns.weights(r, job->in, row + t, ids,
-                       job->out->weights + (uint64_t)(row + t) * r->n_columns);
+        n = (uint32_t)moec_min_u64(MOEC_ROUTE_BLOCK, n_rows - t);
+        choose_rows(a, l, &job->counts[chunk], row + t, n, to, l->first + t);
+        r->fns.weights(r, job->in, row + t, n, job->out->ids + at,
+                       scales_of(a, row + t), job->out->weights + at);
     }
 }
 
@@ -498,9 +511,8 @@ void moec_ec_admit(const moec_ec_job *job, moec_ec_space *space)
         struct lane *l = &a.lanes[c];
         size_t block = (size_t)a.block * job->stride * 4;
 
-        memset(l->rows, 0, block); /* the padding */
-        if (moec_ec_has_cols(job))
-            memset(l->cols, 0, block);
+        memset(l->rows, 0, (size_t)job->stride * 4); /* the padding */
+        memset(l->cols, 0, block);
         memset(l->open, 0xff, (size_t)job->stride * 4);
     }
     set_floors(&a);

@@ -41,14 +41,13 @@ struct token {
     uint8_t n_refused;  /* of these */
     uint8_t n_replaced; /* refused columns that have another expert */
     uint8_t waits;      /* in the heap; then last_id is not yet tried */
-    moec_ec_scale scale;
 };
 
 struct balance {
     const moec_ec_job *job;
     uint32_t *rows;           /* [n][stride] */
-    uint32_t *cols;           /* [n][stride], or of one block for each chunk
-                               where a scale tells them again */
+    uint32_t *cols;           /* [chunks][BLOCK][stride] column keys at start */
+    moec_row_scale *scales;   /* [n]: these tell them again */
     uint64_t *sorted, *spare; /* [n * K] */
     uint32_t *digits;         /* [3][DIGITS] */
     struct token *tokens;     /* [n] */
@@ -63,14 +62,13 @@ static struct balance take_all(const moec_ec_job *job, moec_ec_space *space)
 {
     struct balance b = {.job = job};
     uint64_t n = job->n, row = (uint64_t)job->stride * 4;
-    uint64_t pairs = n * job->r->config.top_k * 8, cols = 0;
+    uint64_t pairs = n * job->r->config.top_k * 8;
+    bool has_cols = job->r->fns.cols != NULL;
 
-    if (job->r->fns.cols)
-        cols = moec_ec_has_scale(job)
-                   ? (uint64_t)job->chunks.n * MOEC_ROUTE_BLOCK
-                   : n;
     b.rows = moec_ec_take(space, n * row);
-    b.cols = moec_ec_take(space, cols * row);
+    b.cols = moec_ec_take(
+        space, has_cols ? job->chunks.n * MOEC_ROUTE_BLOCK * row : 0);
+    b.scales = moec_ec_take(space, has_cols ? n * sizeof(*b.scales) : 0);
     b.sorted = moec_ec_take(space, pairs);
     b.spare = moec_ec_take(space, pairs);
     b.digits = moec_ec_take(space, 3 * DIGITS * 4);
@@ -117,41 +115,26 @@ static void start_token(struct balance *b, uint32_t t, const uint32_t *cols)
     tok->last_col = col;
 }
 
-/* Where the column keys of the block at `row` are made. */
-static uint32_t *cols_of(const struct balance *b, size_t chunk, uint32_t row)
-{
-    uint64_t at = row;
-
-    if (!moec_ec_has_cols(b->job))
-        return b->rows + at * b->job->stride;
-    if (moec_ec_has_scale(b->job))
-        at = chunk * MOEC_ROUTE_BLOCK;
-    return b->cols + at * b->job->stride;
-}
-
 static void start_block(struct balance *b, size_t chunk, uint32_t row,
                         uint32_t n)
 {
     const moec_ec_job *job = b->job;
     const moec_router *r = job->r;
     uint32_t e = r->config.n_experts, stride = job->stride;
-    uint32_t *keys = b->rows + (uint64_t)row * stride;
-    uint32_t *cols = cols_of(b, chunk, row);
-    moec_ec_scale scales[MOEC_ROUTE_BLOCK];
+    uint32_t *keys = b->rows + (uint64_t)row * stride, *cols = keys;
 
     r->fns.rows(r, job->in, row, n, ids_of(b, row),
                 job->out->weights + (uint64_t)row * r->n_columns);
-    for (uint32_t i = 0; i < n && e < stride; i++) { /* the padding */
+    r->fns.keys(r, job->in, row, n, keys, stride);
+    for (uint32_t i = 0; i < n && e < stride; i++) /* the padding */
         memset(keys + (size_t)i * stride + e, 0, (stride - e) * sizeof(*keys));
-        memset(cols + (size_t)i * stride + e, 0, (stride - e) * sizeof(*cols));
+    if (moec_ec_has_cols(job)) {
+        cols = b->cols + chunk * MOEC_ROUTE_BLOCK * stride;
+        r->fns.cols(r, job->in, row, n, cols, stride, b->scales + row);
     }
-    memset(scales, 0, sizeof(scales));
     memset(b->tokens + row, 0, n * sizeof(*b->tokens));
-    (void)moec_ec_keys(job, row, n, keys, cols, scales);
-    for (uint32_t i = 0; i < n; i++) {
-        b->tokens[row + i].scale = scales[i];
+    for (uint32_t i = 0; i < n; i++)
         start_token(b, row + i, cols + (size_t)i * stride);
-    }
 }
 
 static void start_chunk(void *ctx, size_t chunk, uint32_t worker)
@@ -241,18 +224,18 @@ static bool take_expert(struct balance *b, uint32_t e)
     return true;
 }
 
-/* The column key of a pair whose row key is `key`. */
-static uint32_t column_key(const struct balance *b, uint32_t t, uint32_t e,
-                           uint32_t key)
+/* The column key of a pair, from its row key: the same operations as in
+ * route_scalar.c. */
+static uint32_t column_key(const struct balance *b, uint32_t t, uint32_t key)
 {
-    const moec_ec_scale *scale = &b->tokens[t].scale;
+    float cap = b->job->r->config.softcap, x = moec_f32_unkey(key);
 
     if (!moec_ec_has_cols(b->job))
         return key;
-    if (!moec_ec_has_scale(b->job))
-        return b->cols[(uint64_t)t * b->job->stride + e];
-    return moec_f32_key(moec_f32_exp(moec_f32_unkey(key) - scale->max) *
-                        scale->inverse);
+    if (cap != 0.0f)
+        x = cap * moec_f32_tanh(x / cap);
+    return moec_f32_key(moec_f32_exp(x - b->scales[t].max) *
+                        b->scales[t].inverse);
 }
 
 /* Let a token that lacks an expert wait for its next one with room. */
@@ -268,7 +251,7 @@ static void go_on(struct balance *b, uint32_t t)
     tok->last_id = e;
     tok->last_key = rows[e];
     tok->last_col =
-        (uint32_t)moec_min_u64(tok->last_col, column_key(b, t, e, rows[e]));
+        (uint32_t)moec_min_u64(tok->last_col, column_key(b, t, rows[e]));
     tok->waits = 1;
     heap_push(b, (uint64_t)~tok->last_col << 32 | t);
 }
@@ -375,22 +358,29 @@ static void finish_chunk(void *ctx, size_t chunk, uint32_t worker)
     const struct balance *b = ctx;
     const moec_ec_job *job = b->job;
     const moec_router *r = job->r;
-    uint32_t row = (uint32_t)chunk * job->chunks.rows, k = r->config.top_k;
+    uint32_t row = (uint32_t)chunk * job->chunks.rows, k = r->config.top_k, n;
     uint32_t end = moec_ec_chunk_end(job, chunk);
     moec_ec_counts *counts = &job->counts[chunk];
 
     (void)worker;
-    for (; row < end; row++) {
-        int32_t *ids = ids_of(b, row);
-        float *weights = job->out->weights + (uint64_t)row * r->n_columns;
-        uint32_t n = order_columns(&b->tokens[row], k, ids);
+    for (; row < end; row += n) {
+        uint64_t refused = 0;
 
-        counts->short_tokens += n < k;
-        counts->dropped += k - n;
-        if (n == 0)
-            moec_route_no_rows(r, 1, ids, weights);
-        else if (b->tokens[row].refused)
-            r->fns.weights(r, job->in, row, ids, weights);
+        n = (uint32_t)moec_min_u64(MOEC_ROUTE_BLOCK, end - row);
+        for (uint32_t i = 0; i < n; i++) {
+            const struct token *tok = &b->tokens[row + i];
+            int32_t *ids = ids_of(b, row + i);
+            uint32_t held = order_columns(tok, k, ids);
+
+            refused |= tok->refused;
+            counts->short_tokens += held < k;
+            counts->dropped += k - held;
+            moec_ec_finish_ids(r, ids);
+        }
+        if (refused)
+            r->fns.weights(r, job->in, row, n, ids_of(b, row),
+                           moec_ec_has_cols(job) ? b->scales + row : NULL,
+                           job->out->weights + (uint64_t)row * r->n_columns);
     }
 }
 

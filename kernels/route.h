@@ -54,11 +54,22 @@ typedef void (*moec_keys_fn)(const moec_router *r, const moec_route_in *in,
 typedef void (*moec_rows_fn)(const moec_router *r, const moec_route_in *in,
                              uint32_t row, uint32_t n, int32_t *ids,
                              float *weights);
-/* Weights of K + S columns of one row whose K ids are given in rank order,
- * -1 last; the ids of shared columns are not read. */
+/* The softmax of x in a row is e^(x - max) * inverse. */
+typedef struct moec_row_scale {
+    float max, inverse;
+} moec_row_scale;
+
+/* Column keys: see cols below. `scales` [n] may be NULL. */
+typedef void (*moec_cols_fn)(const moec_router *r, const moec_route_in *in,
+                             uint32_t row, uint32_t n, uint32_t *cols,
+                             uint64_t stride, moec_row_scale *scales);
+/* Weights of K + S columns of rows [row, row + n), without a gap, whose K ids
+ * are given in rank order, -1 last; the ids of shared columns are not read.
+ * `scales` are what `cols` wrote for these rows, or NULL: they save looking
+ * for the maxima. */
 typedef void (*moec_weights_fn)(const moec_router *r, const moec_route_in *in,
-                                uint32_t row, const int32_t *ids,
-                                float *weights);
+                                uint32_t row, uint32_t n, const int32_t *ids,
+                                const moec_row_scale *scales, float *weights);
 
 struct moec_route_fns {
     moec_rows_fn rows;
@@ -68,7 +79,7 @@ struct moec_route_fns {
      * softmax without a bias, e * (1 / sum of all e); groups that a row does
      * not keep are 0 here too. A logit means nothing beside another row's.
      * NULL but for softmax; with in->bias `keys` compare across rows. */
-    moec_keys_fn cols;
+    moec_cols_fn cols;
     moec_weights_fn weights;
 };
 
@@ -96,11 +107,11 @@ void moec_route_keys_scalar(const moec_router *r, const moec_route_in *in,
                             uint32_t row, uint32_t n, uint32_t *keys,
                             uint64_t stride);
 void moec_route_cols_scalar(const moec_router *r, const moec_route_in *in,
-                            uint32_t row, uint32_t n, uint32_t *keys,
-                            uint64_t stride);
+                            uint32_t row, uint32_t n, uint32_t *cols,
+                            uint64_t stride, moec_row_scale *scales);
 void moec_route_weights_scalar(const moec_router *r, const moec_route_in *in,
-                               uint32_t row, const int32_t *ids,
-                               float *weights);
+                               uint32_t row, uint32_t n, const int32_t *ids,
+                               const moec_row_scale *scales, float *weights);
 
 /* What moec_route refuses of its input; all pointers that it needs are there
  * and every token, table entry and forced id is in range. */

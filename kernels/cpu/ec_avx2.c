@@ -6,7 +6,6 @@
 #include <immintrin.h>
 
 #include "ec.h"
-#include "route_math.h"
 
 static inline __m256i load(const uint32_t *p)
 {
@@ -34,55 +33,6 @@ static inline uint32_t mask_of(__m256i v)
     return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(v));
 }
 
-/* moec_f32_exp, lane by lane. */
-static inline __m256 exp8(__m256 x)
-{
-    const __m256 shift = _mm256_set1_ps(MOEC_EXP_SHIFT);
-    __m256 in_range =
-        _mm256_cmp_ps(x, _mm256_set1_ps(MOEC_EXP_LOW), _CMP_GE_OQ);
-    __m256 n, k, r, p;
-    __m256i scale;
-
-    x = _mm256_min_ps(x, _mm256_set1_ps(MOEC_EXP_HIGH));
-    n = _mm256_add_ps(_mm256_mul_ps(x, _mm256_set1_ps(MOEC_EXP_LOG2E)), shift);
-    k = _mm256_sub_ps(n, shift);
-    r = _mm256_sub_ps(x, _mm256_mul_ps(k, _mm256_set1_ps(MOEC_EXP_LN2_A)));
-    r = _mm256_sub_ps(r, _mm256_mul_ps(k, _mm256_set1_ps(MOEC_EXP_LN2_B)));
-    p = _mm256_set1_ps(MOEC_EXP_P0);
-    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P1));
-    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P2));
-    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P3));
-    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P4));
-    p = _mm256_add_ps(_mm256_mul_ps(p, r), _mm256_set1_ps(MOEC_EXP_P5));
-    p = _mm256_add_ps(_mm256_mul_ps(p, _mm256_mul_ps(r, r)), r);
-    p = _mm256_add_ps(p, _mm256_set1_ps(1.0f));
-    scale = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(n), 23),
-                             splat(0x3f800000));
-    return _mm256_and_ps(in_range,
-                         _mm256_mul_ps(p, _mm256_castsi256_ps(scale)));
-}
-
-/* moec_f32_unkey: keys of 0 become a NaN, whose exp is 0. */
-static inline __m256 unkey(__m256i keys)
-{
-    __m256i flips = _mm256_castps_si256(_mm256_blendv_ps(
-        _mm256_castsi256_ps(splat(UINT32_MAX)),
-        _mm256_castsi256_ps(splat(0x80000000u)), _mm256_castsi256_ps(keys)));
-
-    return _mm256_castsi256_ps(_mm256_xor_si256(keys, flips));
-}
-
-/* Lanes j + 8, + 4, + 2, + 1. */
-static float sum_lanes(__m256 low, __m256 high)
-{
-    __m256 a = _mm256_add_ps(low, high);
-    __m128 b =
-        _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
-}
-
 static uint32_t reduce_max(__m256i v)
 {
     __m128i m = _mm_max_epu32(_mm256_castsi256_si128(v),
@@ -91,43 +41,6 @@ static uint32_t reduce_max(__m256i v)
     m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
     m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
     return (uint32_t)_mm_cvtsi128_si32(m);
-}
-
-static inline void column_keys(const uint32_t *keys, uint32_t *cols,
-                               __m256 inverse)
-{
-    __m256 p = _mm256_mul_ps(_mm256_castsi256_ps(load(cols)), inverse);
-    __m256i key = _mm256_or_si256(_mm256_castps_si256(p), splat(0x80000000u));
-    __m256i none = _mm256_cmpeq_epi32(load(keys), _mm256_setzero_si256());
-
-    _mm256_storeu_si256((void *)cols, _mm256_andnot_si256(none, key));
-}
-
-static moec_ec_scale softmax(const uint32_t *keys, uint32_t *cols,
-                             uint32_t stride)
-{
-    __m256i best = _mm256_setzero_si256();
-    __m256 low = _mm256_setzero_ps(), high = low, m, inverse;
-    moec_ec_scale scale;
-
-    for (uint32_t e = 0; e < stride; e += 8)
-        best = _mm256_max_epu32(best, load(keys + e));
-    m = unkey(splat(reduce_max(best)));
-    for (uint32_t e = 0; e < stride; e += 16) {
-        __m256 a = exp8(_mm256_sub_ps(unkey(load(keys + e)), m));
-        __m256 b = exp8(_mm256_sub_ps(unkey(load(keys + e + 8)), m));
-
-        low = _mm256_add_ps(low, a);
-        high = _mm256_add_ps(high, b);
-        _mm256_storeu_si256((void *)(cols + e), _mm256_castps_si256(a));
-        _mm256_storeu_si256((void *)(cols + e + 8), _mm256_castps_si256(b));
-    }
-    scale.max = _mm256_cvtss_f32(m);
-    scale.inverse = 1.0f / sum_lanes(low, high);
-    inverse = _mm256_set1_ps(scale.inverse);
-    for (uint32_t e = 0; e < stride; e += 8)
-        column_keys(keys + e, cols + e, inverse);
-    return scale;
 }
 
 static uint32_t above(const uint32_t *cols, const uint32_t *floors,
@@ -245,7 +158,6 @@ static uint32_t next(const uint32_t *keys, const uint32_t *open,
 }
 
 const struct moec_ec_fns moec_ec_avx2 = {
-    .softmax = softmax,
     .above = above,
     .reach = reach,
     .largest = largest,

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "ec.h"
-#include "route_math.h"
 
 #define BEST_MAX 64u /* pairs that are ranked by counting */
 
@@ -24,88 +23,6 @@ static inline __m512i splat(uint32_t v)
 static inline uint32_t bits(uint32_t mask)
 {
     return (uint32_t)__builtin_popcount(mask);
-}
-
-/* moec_f32_exp, lane by lane. */
-static inline __m512 exp16(__m512 x)
-{
-    const __m512 shift = _mm512_set1_ps(MOEC_EXP_SHIFT);
-    __mmask16 in_range =
-        _mm512_cmp_ps_mask(x, _mm512_set1_ps(MOEC_EXP_LOW), _CMP_GE_OQ);
-    __m512 n, k, r, p;
-    __m512i scale;
-
-    x = _mm512_min_ps(x, _mm512_set1_ps(MOEC_EXP_HIGH));
-    n = _mm512_add_ps(_mm512_mul_ps(x, _mm512_set1_ps(MOEC_EXP_LOG2E)), shift);
-    k = _mm512_sub_ps(n, shift);
-    r = _mm512_sub_ps(x, _mm512_mul_ps(k, _mm512_set1_ps(MOEC_EXP_LN2_A)));
-    r = _mm512_sub_ps(r, _mm512_mul_ps(k, _mm512_set1_ps(MOEC_EXP_LN2_B)));
-    p = _mm512_set1_ps(MOEC_EXP_P0);
-    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P1));
-    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P2));
-    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P3));
-    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P4));
-    p = _mm512_add_ps(_mm512_mul_ps(p, r), _mm512_set1_ps(MOEC_EXP_P5));
-    p = _mm512_add_ps(_mm512_mul_ps(p, _mm512_mul_ps(r, r)), r);
-    p = _mm512_add_ps(p, _mm512_set1_ps(1.0f));
-    scale = _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(n), 23),
-                             splat(0x3f800000));
-    return _mm512_maskz_mul_ps(in_range, p, _mm512_castsi512_ps(scale));
-}
-
-/* moec_f32_unkey: keys of 0 become a NaN, whose exp is 0. By a blend, because
- * gcc makes an xor with ones a vpternlog that waits for its old target: each
- * round of a loop for the one before. */
-static inline __m512 unkey(__m512i keys)
-{
-    const __m512i sign = splat(0x80000000u);
-    __mmask16 positive = _mm512_test_epi32_mask(keys, sign);
-    __m512i flips = _mm512_mask_blend_epi32(positive, splat(UINT32_MAX), sign);
-
-    return _mm512_castsi512_ps(_mm512_xor_si512(keys, flips));
-}
-
-/* Lanes j + 8, + 4, + 2, + 1. */
-static float sum_lanes(__m512 v)
-{
-    __m256 a =
-        _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 b =
-        _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
-}
-
-static moec_ec_scale softmax(const uint32_t *keys, uint32_t *cols,
-                             uint32_t stride)
-{
-    __m512i best = _mm512_setzero_si512();
-    __m512 sum = _mm512_setzero_ps(), m, inverse;
-    moec_ec_scale scale;
-
-    for (uint32_t e = 0; e < stride; e += 16)
-        best = _mm512_max_epu32(best, load(keys + e));
-    m = unkey(splat(_mm512_reduce_max_epu32(best)));
-    for (uint32_t e = 0; e < stride; e += 16) {
-        __m512 v = exp16(_mm512_sub_ps(unkey(load(keys + e)), m));
-
-        sum = _mm512_add_ps(sum, v);
-        _mm512_storeu_ps(cols + e, v);
-    }
-    scale.max = _mm512_cvtss_f32(m);
-    scale.inverse = 1.0f / sum_lanes(sum);
-    inverse = _mm512_set1_ps(scale.inverse);
-    for (uint32_t e = 0; e < stride; e += 16) {
-        __m512i k = load(keys + e);
-        __m512 p = _mm512_mul_ps(_mm512_loadu_ps(cols + e), inverse);
-        __m512i key =
-            _mm512_or_si512(_mm512_castps_si512(p), splat(0x80000000u));
-
-        _mm512_storeu_si512(cols + e, _mm512_maskz_mov_epi32(
-                                          _mm512_test_epi32_mask(k, k), key));
-    }
-    return scale;
 }
 
 static uint32_t above(const uint32_t *cols, const uint32_t *floors,
@@ -271,7 +188,6 @@ static uint32_t next(const uint32_t *keys, const uint32_t *open,
 }
 
 const struct moec_ec_fns moec_ec_avx512 = {
-    .softmax = softmax,
     .above = above,
     .reach = reach,
     .largest = largest,

@@ -636,5 +636,7 @@ void moec_route_fill_avx2(moec_router *r)
 {
     r->fns.rows = rows_vec;
     r->fns.keys = keys_vec;
+    if (r->fns.cols)
+        r->fns.cols = cols_vec;
     r->fns.weights = weights_vec;
 }

@@ -399,8 +399,8 @@ static void shared_weights(const struct row *w, uint32_t row, float d,
     }
 }
 
-void moec_route_weights_scalar(const moec_router *r, const moec_route_in *in,
-                               uint32_t row, const int32_t *ids, float *weights)
+static void row_weights(const moec_router *r, const moec_route_in *in,
+                        uint32_t row, const int32_t *ids, float *weights)
 {
     const moec_route_config *c = &r->config;
     struct row w = row_of(r, in, row);
@@ -425,6 +425,18 @@ void moec_route_weights_scalar(const moec_router *r, const moec_route_in *in,
         weights[k] = v;
     }
     shared_weights(&w, row, d, weights + c->top_k);
+}
+
+void moec_route_weights_scalar(const moec_router *r, const moec_route_in *in,
+                               uint32_t row, uint32_t n, const int32_t *ids,
+                               const moec_row_scale *scales, float *weights)
+{
+    (void)scales;
+    for (uint32_t i = 0; i < n; i++) {
+        row_weights(r, in, row + i, ids, weights);
+        ids += r->n_columns;
+        weights += r->n_columns;
+    }
 }
 
 /* ---------------------------------------------------------------- rows */
@@ -473,7 +485,7 @@ void moec_route_rows_scalar(const moec_router *r, const moec_route_in *in,
             moec_route_no_rows(r, 1, ids, weights);
         } else {
             moec_route_shared_ids(r, ids);
-            moec_route_weights_scalar(r, in, row + i, ids, weights);
+            row_weights(r, in, row + i, ids, weights);
         }
         ids += r->n_columns;
         weights += r->n_columns;
@@ -492,17 +504,19 @@ void moec_route_keys_scalar(const moec_router *r, const moec_route_in *in,
 }
 
 void moec_route_cols_scalar(const moec_router *r, const moec_route_in *in,
-                            uint32_t row, uint32_t n, uint32_t *keys,
-                            uint64_t stride)
+                            uint32_t row, uint32_t n, uint32_t *cols,
+                            uint64_t stride, moec_row_scale *scales)
 {
-    moec_route_keys_scalar(r, in, row, n, keys, stride);
-    for (uint32_t i = 0; i < n; i++, keys += stride) {
+    moec_route_keys_scalar(r, in, row, n, cols, stride);
+    for (uint32_t i = 0; i < n; i++, cols += stride) {
         struct row w = row_of(r, in, row + i);
         float m = row_max(&w), inverse = 1.0f / row_sum(&w, m);
 
         for (uint32_t e = 0; e < r->n_choice; e++)
-            if (keys[e] != 0)
-                keys[e] = moec_f32_key(moec_f32_exp(x_of(&w, e) - m) * inverse);
+            if (cols[e] != 0)
+                cols[e] = moec_f32_key(moec_f32_exp(x_of(&w, e) - m) * inverse);
+        if (scales)
+            scales[i] = (moec_row_scale){m, inverse};
     }
 }
 

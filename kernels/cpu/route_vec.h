@@ -1218,9 +1218,8 @@ static void rows_vec(const moec_router *r, const moec_route_in *in,
         }
         write_rows(&b, to, w, true);
         write_shared(&b, to, w, true);
-        for (uint32_t i = 0; !weighs(r) && i < b.n; i++)
-            moec_route_weights_scalar(r, in, b.row + i, to + i * r->n_columns,
-                                      w + i * r->n_columns);
+        if (!weighs(r))
+            moec_route_weights_scalar(r, in, b.row, b.n, to, NULL, w);
     }
 }
 
@@ -1264,33 +1263,110 @@ static void keys_vec(const moec_router *r, const moec_route_in *in,
     }
 }
 
-static void weights_vec(const moec_router *r, const moec_route_in *in,
-                        uint32_t row, const int32_t *ids, float *weights)
+/* No bias here: see route.h. */
+static void cols_vec(const moec_router *r, const moec_route_in *in,
+                     uint32_t row, uint32_t n, uint32_t *cols, uint64_t stride,
+                     moec_row_scale *scales)
 {
+    uint32_t step = block_rows(r), width = (r->n_choice + 15) / 16 * 16;
+    vf none = vf_set(-INFINITY);
     struct block b;
 
-    if (!weighs(r) || ids[0] < 0) {
-        moec_route_weights_scalar(r, in, row, ids, weights);
+    if (!chooses(r, in)) {
+        moec_route_cols_scalar(r, in, row, n, cols, stride, scales);
         return;
     }
     block_init(&b, r, in);
-    b.row = row;
-    b.n = 1;
-    b.has_sum = false;
     take_bias(&b);
-    for (uint32_t j = 0; j < r->config.top_k; j++)
-        b.id[j][0] = ids[j];
-    gather_x(&b);
-    for (uint32_t j = 0; in->bias && j < r->config.top_k; j++)
-        if (ids[j] >= 0 && !(in->bias[ids[j]] > -INFINITY))
-            b.s[j][0] = -INFINITY;
-    if (r->config.score == MOEC_SCORE_SOFTMAX &&
-        r->config.norm != MOEC_NORM_SOFTMAX)
-        find_m(&b, b.bias);
-    weigh(&b);
-    for (uint32_t j = 0; j < r->config.top_k; j++)
-        weights[j] = b.s[j][0];
-    write_shared(&b, NULL, weights, false);
+    for (uint32_t at = 0; at < n; at += step) {
+        b.row = row + at;
+        b.n = n - at < step ? n - at : step;
+        if (b.grouped) {
+            make_values(&b);
+            make_groups(&b);
+        }
+        find_m(&b, NULL);
+        find_sum(&b, NULL, true);
+        for (uint32_t i = 0; i < b.n; i++) {
+            uint32_t *to = cols + (at + i) * stride;
+            const float *e = b.scratch + i * width;
+            float inverse = 1.0f / b.sum[i];
+
+            for (uint32_t c = 0; c < width; c += 16) {
+                uint32_t len = r->n_choice - c;
+                vf v = vf_load(e + c);
+                vi key = key_v(vf_mul(v, vf_set(inverse)));
+
+                key = vi_maskz(vf_gt(v, none), key);
+                if (len >= 16)
+                    vi_store(to + c, key);
+                else
+                    vi_store_part(to + c, key, len);
+            }
+            for (uint32_t g = 0; b.grouped && g < r->config.n_group; g++)
+                if ((b.kept[i] >> g & 1u) == 0)
+                    memset(to + g * b.width, 0, b.width * sizeof(*to));
+            if (scales)
+                scales[at + i] = (moec_row_scale){b.m[i], inverse};
+        }
+    }
+}
+
+/* The given ids of a block, row by row, into its lanes. */
+static void take_ids(struct block *b, const int32_t *ids)
+{
+    uint32_t k = b->r->config.top_k;
+
+    for (uint32_t j = 0; b->n < ROWS && j < k; j++)
+        vi_store(b->id[j], vi_set(UINT32_MAX));
+    for (uint32_t i = 0; i < b->n; i++, ids += b->r->n_columns)
+        for (uint32_t j = 0; j < k; j++)
+            b->id[j][i] = ids[j];
+}
+
+/* x of given ids, -inf where the bias forbids them. */
+static void gather_given_x(struct block *b)
+{
+    const float *bias = b->in->bias;
+
+    gather_x(b);
+    for (uint32_t j = 0; bias && j < b->r->config.top_k; j++)
+        for (uint32_t i = 0; i < b->n; i++)
+            if (b->id[j][i] >= 0 && !(bias[b->id[j][i]] > -INFINITY))
+                b->s[j][i] = -INFINITY;
+}
+
+static void weights_vec(const moec_router *r, const moec_route_in *in,
+                        uint32_t row, uint32_t n, const int32_t *ids,
+                        const moec_row_scale *scales, float *weights)
+{
+    bool needs_m = r->config.score == MOEC_SCORE_SOFTMAX &&
+                   r->config.norm != MOEC_NORM_SOFTMAX;
+    struct block b;
+
+    if (!weighs(r)) {
+        moec_route_weights_scalar(r, in, row, n, ids, scales, weights);
+        return;
+    }
+    block_init(&b, r, in);
+    take_bias(&b);
+    for (uint32_t at = 0; at < n; at += ROWS) {
+        uint64_t to = (uint64_t)at * r->n_columns;
+
+        b.row = row + at;
+        b.n = n - at < ROWS ? n - at : ROWS;
+        b.has_sum = false;
+        take_ids(&b, ids + to);
+        gather_given_x(&b);
+        if (needs_m && scales)
+            for (uint32_t i = 0; i < b.n; i++)
+                b.m[i] = scales[at + i].max;
+        else if (needs_m)
+            find_m(&b, b.bias);
+        weigh(&b);
+        write_rows(&b, NULL, weights + to, false);
+        write_shared(&b, NULL, weights + to, false);
+    }
 }
 
 #endif

@@ -342,7 +342,7 @@ static struct model model_of(const moec_route_config *c,
     m.cols = aligned(bytes);
     r->fns.keys(r, in, 0, m.n, m.rows, m.e);
     if (r->fns.cols && !in->bias)
-        r->fns.cols(r, in, 0, m.n, m.cols, m.e);
+        r->fns.cols(r, in, 0, m.n, m.cols, m.e, NULL);
     else
         memcpy(m.cols, m.rows, bytes);
     moec_router_destroy(r);

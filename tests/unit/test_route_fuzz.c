@@ -377,28 +377,49 @@ static void inner_functions_agree(const struct trial *t, const moec_router *s,
     uint32_t rows = t->in.n_valid, k = t->c.top_k, cols = s->n_columns;
     struct guarded a = guard((size_t)rows * t->n * 4);
     struct guarded b = guard((size_t)rows * t->n * 4);
-    int32_t ids[MOEC_ROUTE_K_MAX];
-    float v[MOEC_ROUTE_K_MAX + 16], w[MOEC_ROUTE_K_MAX + 16];
+    struct guarded ids = guard((size_t)rows * cols * 4);
+    struct guarded v = guard((size_t)rows * cols * 4);
+    struct guarded w = guard((size_t)rows * cols * 4);
+    moec_row_scale *scales = calloc(2 * (size_t)rows + 2, sizeof(*scales));
 
+    assert_non_null(scales);
     s->fns.keys(s, &t->in, 0, rows, a.p, t->n);
     r->fns.keys(r, &t->in, 0, rows, b.p, t->n);
     if (memcmp(a.p, b.p, (size_t)rows * t->n * 4) != 0)
         fail_msg("trial %u: keys differ", number);
+    assert_int_equal(s->fns.cols != NULL, r->fns.cols != NULL);
+    if (s->fns.cols && !t->in.bias) {
+        s->fns.cols(s, &t->in, 0, rows, a.p, t->n, scales);
+        r->fns.cols(r, &t->in, 0, rows, b.p, t->n, scales + rows);
+        if (memcmp(a.p, b.p, (size_t)rows * t->n * 4) != 0)
+            fail_msg("trial %u: column keys differ", number);
+        if (memcmp(scales, scales + rows, rows * sizeof(*scales)) != 0)
+            fail_msg("trial %u: scales differ", number);
+    }
     for (uint32_t row = 0; row < rows; row++) {
-        uint32_t n = 1 + draw(k);
+        uint32_t n = draw(k + 1);
 
         for (uint32_t i = 0; i < k; i++)
-            ids[i] = i < n ? (int32_t)draw(t->n) : -1;
-        s->fns.weights(s, &t->in, row, ids, v);
-        r->fns.weights(r, &t->in, row, ids, w);
-        for (uint32_t i = 0; i < cols; i++)
-            if (memcmp(v + i, w + i, 4) != 0)
-                fail_msg("trial %u: weight %u of row %u is %.9g, scalar %.9g "
-                         "(score %u norm %u bias %u)",
-                         number, i, row, (double)w[i], (double)v[i],
-                         (unsigned)t->c.score, (unsigned)t->c.norm,
-                         t->in.bias ? 1u : 0u);
+            ((int32_t *)ids.p)[row * cols + i] =
+                i < n ? (int32_t)draw(t->n) : -1;
     }
+    s->fns.weights(s, &t->in, 0, rows, ids.p, NULL, v.p);
+    r->fns.weights(r, &t->in, 0, rows, ids.p,
+                   s->fns.cols && !t->in.bias ? scales + rows : NULL, w.p);
+    for (uint32_t i = 0; i < rows * cols; i++) {
+        const float *x = v.p, *y = w.p;
+
+        if (memcmp(x + i, y + i, 4) != 0)
+            fail_msg("trial %u: weight %u of row %u is %.9g, scalar %.9g "
+                     "(score %u norm %u bias %u)",
+                     number, i % cols, i / cols, (double)y[i], (double)x[i],
+                     (unsigned)t->c.score, (unsigned)t->c.norm,
+                     t->in.bias ? 1u : 0u);
+    }
+    free(scales);
+    unguard(&ids);
+    unguard(&v);
+    unguard(&w);
     unguard(&a);
     unguard(&b);
 }
