@@ -875,7 +875,7 @@ static void sort_many(vq *V, uint32_t n)
         for (uint32_t k = p; k >= 1; k /= 2)
             for (uint32_t j = k % p; j + k < n; j += 2 * k)
                 for (uint32_t i = 0; i < k && i + j + k < n; i++)
-                    if ((i + j) / (2 * p) == (i + j + k) / (2 * p))
+                    if (((i + j) ^ (i + j + k)) < 2 * p)
                         CX(i + j, i + j + k)
 }
 

@@ -41,7 +41,7 @@ static const uint32_t row_counts[] = {1, 16, 128, 1024, 8192};
 
 #define N_VARIANTS (sizeof(variants) / sizeof(variants[0]))
 #define N_ROWS     (sizeof(row_counts) / sizeof(row_counts[0]))
-#define BLOCKS     9
+#define BLOCKS     61
 
 struct options {
     bool table;
