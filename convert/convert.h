@@ -65,6 +65,10 @@ typedef struct moec_convert_stats {
     uint32_t n_threads;
     uint32_t n_files;
     bool durability_uncertain;
+    bool requantised; /* and what it lost, by projection: gate, up, down */
+    struct {
+        double max_abs, relative_rms;
+    } lossy[3];
 } moec_convert_stats;
 
 /* Buffer memory that a conversion takes, for `plan --json` and --memory. */

@@ -205,6 +205,20 @@ static moec_status write_digested(moec_finish *f, const char *name,
     return write_file(f, name, b, err);
 }
 
+static void put_lossy(moec_buf *b, const moec_convert_stats *s)
+{
+    static const char *const names[] = {"gate", "up", "down"};
+
+    moec_buf_puts(b, ",\n  \"requantised\": {");
+    for (size_t i = 0; i < 3; i++)
+        moec_buf_printf(b,
+                        "%s\"%s\": {\"max_abs\": %.9g, "
+                        "\"relative_rms\": %.9g}",
+                        i > 0 ? ", " : "", names[i], s->lossy[i].max_abs,
+                        s->lossy[i].relative_rms);
+    moec_buf_puts(b, "}");
+}
+
 static moec_status write_provenance(moec_finish *f,
                                     const moec_convert_stats *stats,
                                     moec_error *err)
@@ -230,9 +244,12 @@ static moec_status write_provenance(moec_finish *f,
                          strlen(moec_ckpt_dir(f->ckpt)));
     moec_buf_printf(&b,
                     ",\n  \"version\": \"%s\",\n  \"finished\": \"%s\",\n"
-                    "  \"threads\": %u,\n  \"bytes_read\": %llu\n}\n",
+                    "  \"threads\": %u,\n  \"bytes_read\": %llu",
                     moec_version(), when, stats->n_threads,
                     (unsigned long long)stats->bytes_read);
+    if (stats->requantised)
+        put_lossy(&b, stats);
+    moec_buf_puts(&b, "\n}\n");
     moec_status st = b.oom ? moec_fail_nomem(err, "provenance.json")
                            : write_file(f, MOEC_PROVENANCE_NAME, &b, err);
     moec_buf_fini(&b);
@@ -297,9 +314,9 @@ static moec_finish finish_of(const moec_layout *layout, moec_output *out)
     return f;
 }
 
-moec_status moec_finish_write(const moec_input *in, const moec_digests *d,
+moec_status moec_finish_write(moec_input *in, const moec_digests *d,
                               const moec_sha256 *header_sha256,
-                              moec_output *out, const moec_convert_stats *stats,
+                              moec_output *out, moec_convert_stats *stats,
                               moec_error *err)
 {
     moec_finish f = finish_of(in->layout, out);
@@ -308,15 +325,17 @@ moec_status moec_finish_write(const moec_input *in, const moec_digests *d,
     f.opts = in->opts;
     f.d = d;
     f.headers = header_sha256;
-    moec_status st = write_source(&f, stats, err);
+    moec_status st = moec_finish_lossy(&f, in, stats, err);
+    if (st == MOEC_OK)
+        st = write_source(&f, stats, err);
     if (st == MOEC_OK)
         st = write_digests(&f, err);
     moec_arena_fini(&f.arena);
     return st;
 }
 
-moec_status moec_finish_begin(const moec_input *in, moec_output *out,
-                              const moec_convert_stats *stats, moec_error *err)
+moec_status moec_finish_begin(moec_input *in, moec_output *out,
+                              moec_convert_stats *stats, moec_error *err)
 {
     moec_finish f = finish_of(in->layout, out);
 
@@ -324,7 +343,9 @@ moec_status moec_finish_begin(const moec_input *in, moec_output *out,
     f.opts = in->opts;
     f.replace = true;
     f.mf.slots_file.name = MOEC_SLOTS_NAME;
-    moec_status st = write_source(&f, stats, err);
+    moec_status st = moec_finish_lossy(&f, in, stats, err);
+    if (st == MOEC_OK)
+        st = write_source(&f, stats, err);
     if (st == MOEC_OK)
         st = write_manifest(&f, MOEC_OUTPUT_BEGUN, err);
     moec_arena_fini(&f.arena);

@@ -6,7 +6,8 @@
  * What this is: everything of an output besides the data files: the index of
  *   the common files, copies of the source's small files, slots.bin,
  *   sources.bin, provenance.json, and manifest.json LAST: without it the
- *   directory is no checkpoint. finish.c, finish_slots.c, finish_source.c.
+ *   directory is no checkpoint. finish.c, finish_slots.c, finish_source.c,
+ *   finish_lossy.c.
  * Threads: one.
  * Errors: IO, NOMEM, FORMAT (I04), INTEGRITY (M08).
  */
@@ -21,15 +22,15 @@
 #define MOEC_OUTPUT_BEGUN ".moec-manifest"
 
 /* All of it. `header_sha256` are those of the data files. */
-moec_status moec_finish_write(const moec_input *in, const moec_digests *d,
+moec_status moec_finish_write(moec_input *in, const moec_digests *d,
                               const moec_sha256 *header_sha256,
-                              moec_output *out, const moec_convert_stats *stats,
+                              moec_output *out, moec_convert_stats *stats,
                               moec_error *err);
 
 /* What needs the source, and MOEC_OUTPUT_BEGUN last. Files that an interrupted
  * call left are replaced. */
-moec_status moec_finish_begin(const moec_input *in, moec_output *out,
-                              const moec_convert_stats *stats, moec_error *err);
+moec_status moec_finish_begin(moec_input *in, moec_output *out,
+                              moec_convert_stats *stats, moec_error *err);
 
 /* What needs all digests, and manifest.json last: `begun` with them. Replaces
  * what an interrupted call left. */
@@ -68,6 +69,8 @@ moec_status moec_finish_room(const moec_finish *f, const char *name,
 moec_status moec_finish_slots(moec_finish *f, moec_error *err);
 moec_status moec_finish_index(moec_finish *f, moec_error *err);
 moec_status moec_finish_sources(moec_finish *f, moec_error *err);
+moec_status moec_finish_lossy(moec_finish *f, moec_input *in,
+                              moec_convert_stats *stats, moec_error *err);
 moec_status moec_finish_extras(moec_finish *f, moec_error *err);
 
 #endif

@@ -78,6 +78,8 @@ static void put_options(const identity *id)
     moec_buf_printf(b, "option --no-mtp: %s\n", o->no_mtp ? "yes" : "no");
     moec_buf_printf(b, "option --allow-empty: %s\n",
                     o->allow_empty ? "yes" : "no");
+    if (moec_plan_requantises(id->plan))
+        moec_buf_puts(b, "option --requantize-shared: yes\n");
     moec_buf_printf(b, "option --max-part-bytes %llu\n",
                     (unsigned long long)moec_layout_max_part_bytes(id->layout));
 }

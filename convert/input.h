@@ -18,6 +18,7 @@
 
 #include "convert.h"
 #include "crew.h"
+#include "requant.h"
 
 /* Who reads: worker `index` of the crew. */
 typedef struct moec_hand {
@@ -90,6 +91,8 @@ struct moec_input {
     const char *index_name; /* of the source, or NULL */
     size_t n_extra;
     const char *const *extra; /* names, sorted bytewise */
+    moec_requant *requant;    /* NULL: nothing is requantised */
+    uint32_t n_hands;         /* that were hired */
 };
 
 /* The kind that opts->source asks for. */
@@ -97,6 +100,14 @@ moec_status moec_input_create(moec_input **out, const moec_layout *layout,
                               const moec_convert_opts *opts, moec_error *err);
 /* NULL is fine. */
 void moec_input_destroy(moec_input *in);
+
+/* The kind's hire, noted. */
+moec_status moec_input_hire(moec_input *in, uint32_t n, moec_error *err);
+
+/* The kind's read_block; blocks that are requantised are made here. */
+moec_status moec_input_block(moec_input *in, moec_hand h, moec_block_id b,
+                             uint64_t from, uint64_t to, void *dst,
+                             moec_error *err);
 
 /* A moec_read_fn over read_tensor. */
 typedef struct moec_input_call {

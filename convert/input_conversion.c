@@ -121,7 +121,8 @@ static bool join(const moec_move *want, size_t n, const moec_move *have,
         size_t k = 0;
         while (k < n_have && !same_region(&want[i], &have[k]))
             k++;
-        if (k == n_have || want[i].op == MOEC_OP_FILL)
+        if (k == n_have || want[i].op == MOEC_OP_FILL ||
+            want[i].op == MOEC_OP_REQUANTISE)
             return false;
         same = same && want[i].dst_off == have[k].dst_off;
         out->from[i] = slot;

@@ -332,8 +332,8 @@ static moec_status do_block(hand *k, const item *it, moec_error *err)
     moec_block_id b = {it->p.layer, it->p.t, it->p.unit};
     moec_digests *d = r->work->d;
 
-    MOEC_TRY(r->in->kind->read_block(r->in, hand_of(k), b, it->from, it->to,
-                                     k->worker->buf, err));
+    MOEC_TRY(moec_input_block(r->in, hand_of(k), b, it->from, it->to,
+                              k->worker->buf, err));
     MOEC_TRY(moec_digests_leaves(d, moec_digests_block(d, b.layer, b.t, b.unit),
                                  it->from, k->worker->buf,
                                  (size_t)(it->to - it->from), err));
@@ -390,7 +390,7 @@ static moec_status prepare(run *r, moec_error *err)
     MOEC_TRY(
         moec_crew_choose(&r->crew, moec_crew_range(r->plan), r->opts, err));
     MOEC_TRY(make_items(r, err));
-    MOEC_TRY(r->in->kind->hire(r->in, r->crew.n, err));
+    MOEC_TRY(moec_input_hire(r->in, r->crew.n, err));
     return moec_crew_hire(&r->crew, err);
 }
 

@@ -269,8 +269,7 @@ static moec_status begin(ranks *r, moec_error *err)
 }
 
 /* All cells of our ranks are written: say so for any machine to read. */
-static moec_status end(ranks *r, const moec_convert_stats *stats,
-                       moec_error *err)
+static moec_status end(ranks *r, moec_convert_stats *stats, moec_error *err)
 {
     struct stat st;
     int dir = moec_output_dirfd(&r->out);

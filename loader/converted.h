@@ -168,6 +168,14 @@ typedef struct moec_mf_layer {
     uint32_t source_number;
 } moec_mf_layer;
 
+/* What requantising the shared expert lost, in one projection of a layer. */
+typedef struct moec_mf_lossy {
+    moec_layer_key key;
+    const char *projection; /* "gate", "up", "down" */
+    double max_abs;         /* largest difference */
+    double relative_rms;    /* root mean square of it by that of the values */
+} moec_mf_lossy;
+
 /* Options that change bytes, and no others. */
 typedef struct moec_manifest {
     uint32_t format_version;
@@ -190,6 +198,7 @@ typedef struct moec_manifest {
     const char *w13_order; /* "gate-up", "up-gate" */
     bool mtp, allow_empty;
     uint64_t max_part_bytes;
+    const char *requantize; /* "shared", or NULL */
     /* placement: rows [n_mf_layers][n_physical], or NULL where trivial */
     moec_sha256 placement_sha256;
     const int32_t *p2l;
@@ -206,6 +215,8 @@ typedef struct moec_manifest {
      * "model.layers.0.mlp.experts.w13_weight: transpose" */
     size_t n_transforms;
     const char *const *transforms;
+    size_t n_lossy;
+    const moec_mf_lossy *lossy; /* NULL without requantize */
     moec_arena arena; /* decoded; unused when encoding */
 } moec_manifest;
 

@@ -40,6 +40,17 @@ static const moec_mf_field mf_layer_fields[] = {
 };
 static const moec_mf_table mf_layer = TABLE(mf_layer_fields);
 
+static const char *const projections[] = {"gate", "up", "down", NULL};
+static const moec_mf_field mf_lossy_fields[] = {
+    PLAIN("space", MOEC_MF_SPACE, moec_mf_lossy, key.space),
+    PLAIN("number", MOEC_MF_U32, moec_mf_lossy, key.number),
+    {"projection", MOEC_MF_WORD, 0, offsetof(moec_mf_lossy, projection), 0,
+     projections, NULL, 0, 0},
+    PLAIN("max_abs", MOEC_MF_REAL, moec_mf_lossy, max_abs),
+    PLAIN("relative_rms", MOEC_MF_REAL, moec_mf_lossy, relative_rms),
+};
+static const moec_mf_table mf_lossy = TABLE(mf_lossy_fields);
+
 static const moec_mf_field mf_file_fields[] = {
     PLAIN("name", MOEC_MF_NAME, moec_mf_file, name),
     PLAIN("bytes", MOEC_MF_U64, moec_mf_file, bytes),
@@ -117,11 +128,14 @@ static const moec_mf_field placement_fields[] = {
 static const moec_mf_table placement = TABLE(placement_fields);
 
 static const char *const w13_orders[] = {"gate-up", "up-gate", NULL};
+static const char *const requantizes[] = {"shared", NULL};
 static const moec_mf_field options_fields[] = {
     WORD("w13_order", w13_orders, w13_order),
     PLAIN("mtp", MOEC_MF_BOOL, M, mtp),
     PLAIN("allow_empty", MOEC_MF_BOOL, M, allow_empty),
     PLAIN("max_part_bytes", MOEC_MF_U64, M, max_part_bytes),
+    {"requantize", MOEC_MF_WORD, MOEC_MF_ABSENT_OK, offsetof(M, requantize), 0,
+     requantizes, NULL, 0, 0},
 };
 static const moec_mf_table options = TABLE(options_fields);
 
@@ -140,6 +154,8 @@ static const moec_mf_field manifest_fields[] = {
     OBJECT("sources", own_file, offsetof(M, sources_file)),
     {"transforms", MOEC_MF_TEXTS, 0, offsetof(M, transforms), 0, NULL, NULL,
      offsetof(M, n_transforms), sizeof(char *)},
+    {"requantised", MOEC_MF_OBJECTS, MOEC_MF_ABSENT_OK, offsetof(M, lossy), 0,
+     NULL, &mf_lossy, offsetof(M, n_lossy), sizeof(moec_mf_lossy)},
 };
 const moec_mf_table moec_mf_manifest = TABLE(manifest_fields);
 

@@ -202,6 +202,13 @@ static moec_status compare_clamps(const moec_build *b,
     return MOEC_OK;
 }
 
+/* Shared slices stand last. */
+static bool is_stacked_shared(const moec_layer_slices *l)
+{
+    const moec_slice *last = &l->slices[l->n_slices - 1];
+    return last->stacked && last->role == MOEC_ROLE_SHARED;
+}
+
 moec_status moec_decide_fusion(const moec_build *b,
                                const moec_layer_slices *layers, size_t n,
                                moec_facts *facts, moec_error *err)
@@ -212,14 +219,17 @@ moec_status moec_decide_fusion(const moec_build *b,
     compare_sizes(b, &why);
     moec_status st = compare_clamps(b, layers, n, &why, err);
     uint64_t m = facts->shared_width / facts->inter;
+    if (why.len == 0)
+        facts->split_slots = (uint32_t)m;
     for (size_t i = 0; i < n && why.len == 0; i++) {
-        const moec_slice *last = &layers[i].slices[layers[i].n_slices - 1];
-        if (last->stacked && last->role == MOEC_ROLE_SHARED)
+        if (is_stacked_shared(&layers[i]))
             moec_buf_puts(&why, "the shared experts are stacked in one "
                                 "tensor");
         else
             compare_layer(b->config, &layers[i], m, &why);
     }
+    if (n > 0 && is_stacked_shared(&layers[0]))
+        facts->split_slots = 0;
     if (st != MOEC_OK) {
         /* said */
     } else if (why.oom) {

@@ -566,6 +566,12 @@ static bool counted_before(const moec_layout *l, size_t layer, size_t t,
     return false;
 }
 
+static uint64_t source_bytes(const moec_layout *l, uint32_t tensor)
+{
+    return moec_ckpt_tensor(moec_model_ckpt(moec_plan_model(l->plan)), tensor)
+        ->bytes;
+}
+
 static unit_cost cost_of_unit(const moec_layout *l, size_t layer,
                               uint32_t n_experts, uint32_t unit, bool all_slots)
 {
@@ -581,13 +587,16 @@ static unit_cost cost_of_unit(const moec_layout *l, size_t layer,
         cost.n_moves += n;
         for (size_t i = 0; i < n; i++) {
             bool again = moves[i].op == MOEC_OP_FILL;
+            bool made = moves[i].op == MOEC_OP_REQUANTISE;
 
             for (size_t j = 0; j < i && !again; j++)
                 again = same_source(&moves[j], &moves[i]);
             if (!again && unit > n_experts)
                 again = counted_before(l, layer, t, n_experts, unit, &moves[i]);
             /* Moves lie within tensors: their sizes cannot overflow. */
-            if (!again)
+            if (!again && made) /* its scales are little beside it */
+                cost.bytes += source_bytes(l, moves[i].tensor);
+            else if (!again)
                 cost.bytes +=
                     moves[i].n_rows * moves[i].n_cols * moves[i].elem_bytes;
         }

@@ -17,6 +17,7 @@
 #include "base/base.h"
 #include "model.h"
 #include "placement.h"
+#include "requant.h"
 
 /* A slot tensor and where its rows come from. Halves of w13 are gate (0) and
  * up (1); both point to one slice where the source holds both. */
@@ -41,6 +42,7 @@ struct moec_plan {
     moec_topology topo;
     uint32_t n_experts;
     uint32_t shared_rows;
+    bool requantises;
     size_t n_layers;
     plan_layer *layers;
     uint8_t *fates; /* moec_fate by source tensor */
@@ -244,6 +246,22 @@ static bool shared_fits(const slot_spec *sp, uint32_t h, uint32_t m)
            (sm.in == m * rm.in || (rm.in == 1 && sm.in == 1));
 }
 
+/* The weights of which a requantised slot is made. That they can be is asked
+ * for all layers at once, at the end (requant.c). */
+static moec_status find_lossy(slot_spec *sp, const moec_layer_slices *l,
+                              moec_error *err)
+{
+    uint32_t n =
+        find_halves(l, MOEC_ROLE_SHARED, "weight", sp->pub.is_w2, sp->shared);
+
+    if (n == sp->n_halves)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P10,
+                     "%s: the shared expert has no plain weights to "
+                     "requantise",
+                     sp->pub.name);
+}
+
 static moec_status find_shared(slot_spec *sp, const moec_layer_slices *l,
                                const char *component, uint32_t m,
                                moec_error *err)
@@ -317,6 +335,8 @@ static moec_status make_spec(moec_plan *p, const moec_layer_slices *l,
     slot_shape(sp,
                t->all_slots ? table_rows(p) : p->topo.n_local + p->shared_rows);
     t->slot_bytes = slot_bytes(sp);
+    if (p->shared_rows > 0 && p->requantises)
+        return find_lossy(sp, l, err);
     if (p->shared_rows > 0)
         return find_shared(sp, l, component, p->topo.n_shared_slots, err);
     return MOEC_OK;
@@ -397,6 +417,26 @@ static moec_status add_note(moec_plan *p, moec_rule rule, const char *text,
     return MOEC_OK;
 }
 
+/* The shared expert stands in slots and, as it was, in a common file. */
+static moec_status choose_lossy(moec_plan *p, moec_error *err)
+{
+    const moec_facts *f = moec_model_facts(p->model);
+    char text[MOEC_ERROR_TEXT_BYTES];
+
+    if (p->opts.shared_store_common)
+        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P10,
+                         "--shared-store common keeps the shared expert as it "
+                         "is, --requantize-shared does not: give one of them");
+    p->requantises = true;
+    p->topo.n_shared_slots = p->shared_rows = f->split_slots;
+    p->topo.shared_global = p->opts.shared == MOEC_SHARED_SLOTS_GLOBAL;
+    snprintf(text, sizeof(text),
+             "the shared expert is requantised, which loses precision (%s); "
+             "its own tensors stay common tensors",
+             f->no_fuse_why ? f->no_fuse_why : "it is of another format");
+    return add_note(p, MOEC_RULE_P10, text, err);
+}
+
 static moec_status choose_shared(moec_plan *p, moec_error *err)
 {
     const moec_facts *f = moec_model_facts(p->model);
@@ -404,9 +444,14 @@ static moec_status choose_shared(moec_plan *p, moec_error *err)
     char text[MOEC_ERROR_TEXT_BYTES];
 
     if (f->shared_width == 0 || mode == MOEC_SHARED_SLOTS_OFF) {
+        p->opts.requantise_shared = 0;
         p->opts.shared_store_common = 0;
         return MOEC_OK;
     }
+    if (f->shared_slots == 0 && f->split_slots != 0 &&
+        p->opts.requantise_shared)
+        return choose_lossy(p, err);
+    p->opts.requantise_shared = 0; /* there is no need */
     if (f->shared_slots == 0) {
         const char *why = f->no_fuse_why ? f->no_fuse_why : "unknown reason";
         if (mode != MOEC_SHARED_SLOTS_AUTO || p->opts.shared_store_common)
@@ -527,7 +572,8 @@ static moec_fate fate_of(const moec_plan *p, size_t i)
         return MOEC_FATE_SKIPPED;
     if (u.role == MOEC_ROLE_ROUTED)
         return MOEC_FATE_MOVED;
-    if (u.role != MOEC_ROLE_SHARED || p->topo.n_shared_slots == 0)
+    if (u.role != MOEC_ROLE_SHARED || p->topo.n_shared_slots == 0 ||
+        p->requantises)
         return MOEC_FATE_COMMON;
     return p->opts.shared_store_common ? MOEC_FATE_SHARED : MOEC_FATE_MOVED;
 }
@@ -576,7 +622,11 @@ static moec_status decide(moec_plan *p, moec_error *err)
     MOEC_TRY(choose_topology(p, err));
     MOEC_TRY(choose_shared(p, err));
     MOEC_TRY(plan_layers(p, err));
-    return choose_fates(p, err);
+    MOEC_TRY(choose_fates(p, err));
+    moec_requant *q = NULL;
+    moec_status st = moec_requant_create(&q, p, err);
+    moec_requant_destroy(q);
+    return st;
 }
 
 moec_status moec_plan_create(moec_plan **out, const moec_model *model,
@@ -638,6 +688,11 @@ moec_topology moec_plan_topology(const moec_plan *p)
 uint32_t moec_plan_shared_rows(const moec_plan *p)
 {
     return p->shared_rows;
+}
+
+int moec_plan_requantises(const moec_plan *p)
+{
+    return p->requantises;
 }
 
 size_t moec_plan_n_notes(const moec_plan *p)
@@ -842,6 +897,25 @@ static bool join_moves(moec_move *a, const moec_move *b)
     return true;
 }
 
+/* One move for each half: where it stands, and the weights it is made of. */
+static size_t lossy_moves(const slot_spec *sp, bool swap, moec_move *out)
+{
+    uint64_t bytes = sp->pub.slot_bytes / sp->n_halves;
+
+    for (uint32_t i = 0; i < sp->n_halves; i++) {
+        moec_move v = {.tensor = sp->shared[swap ? 1 - i : i]->tensors[0],
+                       .op = MOEC_OP_REQUANTISE,
+                       .elem_bytes = 1,
+                       .n_rows = 1,
+                       .n_cols = bytes,
+                       .dst_row = bytes,
+                       .dst_col = 1,
+                       .dst_off = i * bytes};
+        out[i] = v;
+    }
+    return sp->n_halves;
+}
+
 size_t moec_plan_block_moves(const moec_plan *p, size_t layer, size_t t,
                              uint32_t unit, moec_move *out)
 {
@@ -864,6 +938,8 @@ size_t moec_plan_block_moves(const moec_plan *p, size_t layer, size_t t,
         out[0] = fill;
         return 1;
     }
+    if (shared && p->requantises)
+        return lossy_moves(sp, swap, out);
     for (uint32_t i = 0; i < sp->n_halves; i++) {
         uint32_t h = swap ? 1 - i : i; /* i-th half of the slot */
         const moec_slice *s = shared ? sp->shared[h] : sp->routed[h];

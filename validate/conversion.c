@@ -206,6 +206,7 @@ static moec_status make_plan(moec_conversion *c, moec_error *err)
     opts.allow_empty = m->allow_empty;
     opts.shared_store_common = strcmp(m->shared_store, "common") == 0;
     opts.no_mtp = !m->mtp;
+    opts.requantise_shared = m->requantize != NULL;
     opts.by_expert = strcmp(m->shard_by, "expert") == 0;
     opts.placement = c->placement;
     MOEC_TRY(moec_plan_create(&c->plan, c->model, &opts, err));
@@ -293,6 +294,8 @@ static moec_status check_topology(const moec_conversion *c, moec_error *err)
                         err));
     MOEC_TRY(check_word("topology.shared_store", m->shared_store,
                         o->shared_store_common ? "common" : "rank", err));
+    MOEC_TRY(check_number("options.requantize", m->requantize != NULL,
+                          (uint64_t)moec_plan_requantises(c->plan), err));
     MOEC_TRY(
         moec_placement_digest(moec_plan_placement(c->plan), digest.b, err));
     if (memcmp(digest.b, m->placement_sha256.b, sizeof(digest.b)) != 0)

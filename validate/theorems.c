@@ -419,10 +419,56 @@ static bool like_the_last(const prover *v)
     return true;
 }
 
+/* Gate where up belongs, or the other way round? */
+static bool is_other_half(const prover *v, const moec_move *m,
+                          const moec_slice *w)
+{
+    bool second = m->dst_off != 0;
+    bool up_first = v->p->w13_order == MOEC_W13_UP_GATE;
+
+    if (v->n_moves != 2 || w->part == MOEC_PART_GATE_UP)
+        return false;
+    return (w->part == MOEC_PART_UP) != (second != up_first);
+}
+
+/* A requantised half: declared, where it may be, of the right weights. That its
+ * bytes are what the quantiser makes of them is asked where bytes are read. */
+static bool prove_made(const prover *v, const moec_move *m)
+{
+    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    bool shared = v->unit >= v->p->n_experts && v->unit < v->l->n_units;
+    bool declared = v->p->requantises && m->op == MOEC_OP_REQUANTISE;
+    const moec_proof_source *s =
+        m->tensor < v->p->n_sources ? &v->p->sources[m->tensor] : NULL;
+    const moec_slice *w = s != NULL ? s->slice : NULL;
+    moec_finding f = block_finding(v, MOEC_RULE_T5);
+    const char *why = NULL;
+
+    if (!shared || !declared)
+        why = shared ? "a requantised slot is filled by another operation"
+                     : "a slot is requantised that must be copied";
+    else if (w == NULL || w->role != MOEC_ROLE_SHARED ||
+             w < v->l->slices->slices ||
+             w >= v->l->slices->slices + v->l->slices->n_slices ||
+             (w->part == MOEC_PART_DOWN) != (t->is_w2 != 0))
+        why = "a slot is requantised from what is not this layer's shared "
+              "expert";
+    else if (is_other_half(v, m, w))
+        why = "gate and up of a requantised slot are swapped";
+    else if (s->fate != MOEC_FATE_COMMON)
+        why = "the source of a requantised slot is not kept: it could not be "
+              "given back";
+    if (why == NULL)
+        return true;
+    moec_report_add(v->r, &f, "%s", why);
+    return false;
+}
+
 static bool prove_move(const prover *v, const moec_move *m, bool known)
 {
     moec_finding f = block_finding(v, MOEC_RULE_T5);
     bool fill = m->op == MOEC_OP_FILL;
+    bool shared = v->unit >= v->p->n_experts;
 
     if (fill != (v->unit == v->l->n_units)) {
         f.rule = MOEC_RULE_T3;
@@ -433,6 +479,8 @@ static bool prove_move(const prover *v, const moec_move *m, bool known)
     }
     if (fill)
         return true;
+    if (m->op == MOEC_OP_REQUANTISE || (shared && v->p->requantises))
+        return prove_made(v, m);
     if (!moec_source_fits(v->p, m)) {
         moec_report_add(v->r, &f, "a move reads outside source tensor %u",
                         m->tensor);
@@ -490,7 +538,7 @@ static bool prepare_origins(prover *v)
 
         if ((s->part == MOEC_PART_DOWN) != (t->is_w2 != 0) ||
             strcmp(s->component, component) != 0 ||
-            (shared && v->p->shared_rows == 0))
+            (shared && (v->p->shared_rows == 0 || v->p->requantises)))
             continue;
         if (!t->is_w2)
             halves = count_halves(v, s->role, component);

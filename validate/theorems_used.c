@@ -146,7 +146,8 @@ static size_t gather(const moec_proof *p, const moec_proof_layer *l,
             const moec_move *m = &l->moves[block->first + i];
             extent *e = &out[n];
 
-            if (m->op == MOEC_OP_FILL || !moec_source_fits(p, m))
+            if (m->op == MOEC_OP_FILL || m->op == MOEC_OP_REQUANTISE ||
+                !moec_source_fits(p, m))
                 continue;
             e->lo = m->src_off;
             e->m = m;
@@ -208,7 +209,8 @@ static const char *fate_error(const moec_proof *p, const moec_proof_source *s)
             return "is moved into slots and kept as a common tensor too";
         if (s->use.role == MOEC_ROLE_ROUTED)
             return "is a routed expert's and is not moved into slots";
-        if (s->use.role == MOEC_ROLE_SHARED && p->topo.n_shared_slots != 0)
+        if (s->use.role == MOEC_ROLE_SHARED && p->topo.n_shared_slots != 0 &&
+            !p->requantises)
             return "is the shared expert's, which has slots, and is not moved";
         return NULL;
     case MOEC_FATE_SHARED:

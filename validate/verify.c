@@ -426,6 +426,8 @@ static moec_status run_passes(moec_verifier *v, moec_error *err)
     if (v->table_ok && v->source_ok)
         MOEC_TRY(moec_verify_source(v, err));
     if (v->table_ok)
+        MOEC_TRY(moec_verify_requantised(v, err));
+    if (v->table_ok)
         MOEC_TRY(moec_verify_inverse(v, err));
     else
         moec_report_note(v->r, MOEC_RULE_T6,

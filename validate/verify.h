@@ -96,6 +96,9 @@ moec_status moec_verify_source(moec_verifier *v, moec_error *err);
 /* The way back: T6. verify_inverse.c */
 moec_status moec_verify_inverse(moec_verifier *v, moec_error *err);
 
+/* Requantised slots, made once more: T3. verify_requant.c */
+moec_status moec_verify_requantised(moec_verifier *v, moec_error *err);
+
 /* Read bytes of data file `file`: every data byte that a pass looks at comes
  * through here. */
 moec_status moec_verify_read(const moec_verifier *v, moec_verify_worker *w,
@@ -135,6 +138,9 @@ const moec_ct_slot *moec_verify_first(const moec_verifier *v, size_t layer,
                                       size_t t, uint32_t unit,
                                       const moec_ct_tensor **tensor_out,
                                       uint32_t *row_out);
+
+/* Is the unit a shared part that was requantised? No move brings its bytes. */
+bool moec_verify_is_made(const moec_verifier *v, uint32_t unit);
 
 /* A piece of work: blocks [first, first + n) of (layer, t), or of a source
  * tensor where `layer` is SIZE_MAX. */

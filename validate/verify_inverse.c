@@ -398,6 +398,8 @@ static moec_status run_circle(void *ctx, size_t i, uint32_t worker,
 
     for (uint64_t u = 0; u < k->n; u++) {
         uint32_t unit = (uint32_t)(k->first + u);
+        if (moec_verify_is_made(p->v, unit)) /* its sources are common */
+            continue;
         if (p->all || !is_plain_unit(p->v, k->layer, k->t, unit, &room))
             MOEC_TRY(close_circle(p->v, &p->v->workers[worker], k->layer, k->t,
                                   unit, err));

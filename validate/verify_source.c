@@ -123,6 +123,8 @@ static moec_status compare_unit(moec_verifier *v, moec_verify_worker *w,
 
     if (slot == NULL)
         return MOEC_OK;
+    if (moec_verify_is_made(v, unit)) /* verify_requant.c */
+        return MOEC_OK;
     n_moves = moec_plan_block_moves(v->plan, layer, t, unit, moves);
     for (uint64_t at = 0; bad == SIZE_MAX && at < bytes;
          at += MOEC_VERIFY_RANGE_BYTES) {

@@ -39,6 +39,10 @@ static const moec_cli_opt topology_opts[] = {
      "per-rank|global|none",
      "fused shared slots, numbered per rank or once, or kept out of the slots",
      NULL, "per-rank where the family allows", 0},
+    {"requantize-shared", 0, MOEC_KIND_FLAG, FIELD(requantize_shared), NULL,
+     "requantise a shared expert of another format into the routed one, so "
+     "that it takes slots: lossy, the error is reported, its tensors are kept",
+     NULL, NULL, 0},
     {"allow-empty", 0, MOEC_KIND_FLAG, FIELD(allow_empty), NULL,
      "pad with empty slots where the slots do not divide by the ranks", NULL,
      NULL, 0},

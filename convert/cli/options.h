@@ -48,7 +48,7 @@ typedef struct moec_cli_args {
     const char *placement, *family, *ranks;
     uint32_t shared_store, shared_slots, w13_order, shard_by;
     uint64_t max_part_bytes;
-    bool no_mtp, allow_empty;
+    bool no_mtp, allow_empty, requantize_shared;
     /* common */
     bool json, quiet, strict, help;
     uint32_t verbose, threads, progress;

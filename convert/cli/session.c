@@ -231,6 +231,7 @@ static moec_plan_opts plan_opts(const moec_cli_session *s, const moec_cli *cli)
     o.placement = s->placement;
     o.allow_empty = a->allow_empty;
     o.no_mtp = a->no_mtp;
+    o.requantise_shared = a->requantize_shared;
     o.shared_store_common = a->shared_store == MOEC_CHOICE_STORE_COMMON;
     o.by_expert = a->shard_by == MOEC_CHOICE_BY_EXPERT;
     if (a->w13_order == MOEC_CHOICE_UP_GATE)

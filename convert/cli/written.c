@@ -98,6 +98,30 @@ static void json_ranks(moec_cli_json *j, const moec_cli_ranks *ranks)
     moec_cli_json_end(j);
 }
 
+static const char *const projections[3] = {"gate", "up", "down"};
+
+static void json_lossy(moec_cli_json *j, const moec_convert_stats *stats)
+{
+    moec_cli_json_object(j, "requantised");
+    for (size_t i = 0; i < 3; i++) {
+        moec_cli_json_object_row(j, projections[i]);
+        moec_cli_json_f64(j, "max_abs", stats->lossy[i].max_abs);
+        moec_cli_json_f64(j, "relative_rms", stats->lossy[i].relative_rms);
+        moec_cli_json_end(j);
+    }
+    moec_cli_json_end(j);
+}
+
+static void print_lossy(const moec_convert_stats *stats)
+{
+    for (size_t i = 0; i < 3 && stats->requantised; i++)
+        moec_cli_line(stdout,
+                      "requantised shared %-4s: max abs error %.3g, relative "
+                      "rms %.3g",
+                      projections[i], stats->lossy[i].max_abs,
+                      stats->lossy[i].relative_rms);
+}
+
 static void json_stats(const moec_cli *cli, const char *out,
                        const moec_convert_stats *stats,
                        const moec_cli_ranks *ranks, moec_status status,
@@ -120,6 +144,8 @@ static void json_stats(const moec_cli *cli, const char *out,
     moec_cli_json_u64(&j, "n_files", stats->n_files);
     moec_cli_json_u64(&j, "n_threads", stats->n_threads);
     moec_cli_json_str(&j, "durability", certain ? "certain" : "uncertain");
+    if (stats->requantised)
+        json_lossy(&j, stats);
     if (status != MOEC_OK)
         moec_cli_json_error(&j, status, err);
     moec_cli_json_finish(&j);
@@ -169,6 +195,8 @@ int moec_cli_report_written(const moec_cli *cli, const char *out,
         if (status != MOEC_OK)
             moec_cli_line(stderr, "moe-convert %s: %s", cli->cmd->name,
                           err->text);
+        if (!cli->args.json && !cli->args.quiet)
+            print_lossy(stats);
         if (cli->args.json)
             json_stats(cli, out, stats, ranks, status, err);
         else if (!cli->args.quiet && is_part(ranks))

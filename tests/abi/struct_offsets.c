@@ -104,7 +104,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_ckpt_opts, n_threads, 4),
     FIELD(moec_ckpt_opts, hf_cache, 8),
 
-    SIZE(moec_facts, 120),
+    SIZE(moec_facts, 128),
     FIELD(moec_facts, family, 0),
     FIELD(moec_facts, model_type, 8),
     FIELD(moec_facts, activation, 16),
@@ -125,6 +125,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_facts, expert_dtype, 104),
     FIELD(moec_facts, gated, 108),
     FIELD(moec_facts, no_fuse_why, 112),
+    FIELD(moec_facts, split_slots, 120),
 
     SIZE(moec_moe_layer, 24),
     FIELD(moec_moe_layer, key, 0),
@@ -157,7 +158,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_moe_facts, norm_eps, 256),
     FIELD(moec_moe_facts, why_not, 264),
 
-    SIZE(moec_plan_opts, 32),
+    SIZE(moec_plan_opts, 40),
     FIELD(moec_plan_opts, struct_bytes, 0),
     FIELD(moec_plan_opts, n_ranks, 4),
     FIELD(moec_plan_opts, n_redundant, 8),
@@ -168,6 +169,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_plan_opts, no_mtp, 22),
     FIELD(moec_plan_opts, by_expert, 23),
     FIELD(moec_plan_opts, placement, 24),
+    FIELD(moec_plan_opts, requantise_shared, 32),
 
     SIZE(moec_eplb_opts, 32),
     FIELD(moec_eplb_opts, struct_bytes, 0),

@@ -77,6 +77,8 @@ typedef struct moec_facts {
     moec_dtype expert_dtype; /* of the routed weights (first MoE layer) */
     uint8_t gated;           /* experts have a gate projection */
     const char *no_fuse_why; /* NULL where shared experts fuse or are absent */
+    uint32_t split_slots; /* slots that the shared expert would take whatever
+                             its format, by its sizes alone; 0: none */
 } moec_facts;
 
 /* What a source tensor is. */
@@ -355,11 +357,14 @@ typedef struct moec_plan_opts {
     uint8_t no_mtp;              /* leave MTP layers out */
     uint8_t by_expert;           /* expert store: rows are logical experts */
     const moec_placement *placement; /* NULL: trivial with n_redundant */
+    uint8_t requantise_shared; /* a shared expert of another format takes
+                                  slots in the routed one: lossy. Its source
+                                  tensors stay common ones as well */
 } moec_plan_opts;
 #define MOEC_PLAN_OPTS_INIT                                                    \
   {                                                                            \
     sizeof(moec_plan_opts), 1, 0, MOEC_SHARED_SLOTS_AUTO, MOEC_W13_GATE_UP, 0, \
-        0, 0, 0, NULL                                                          \
+        0, 0, 0, NULL, 0                                                       \
   }
 
 /* One stacked tensor of a layer, of the same shape on every rank. Row j of it
@@ -406,6 +411,9 @@ MOEC_API const moec_placement *moec_plan_placement(const moec_plan *plan);
 MOEC_API moec_topology moec_plan_topology(const moec_plan *plan);
 /* Shared rows that every rank's tensors have: S, or 0 with a common store. */
 MOEC_API uint32_t moec_plan_shared_rows(const moec_plan *plan);
+/* 1 where shared slots hold a requantised shared expert: all their bytes are
+ * then made by MOEC_OP_REQUANTISE. */
+MOEC_API int moec_plan_requantises(const moec_plan *plan);
 /* Warnings (P09, ...). */
 MOEC_API size_t moec_plan_n_notes(const moec_plan *plan);
 MOEC_API const moec_note *moec_plan_note(const moec_plan *plan, size_t i);

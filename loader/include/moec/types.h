@@ -193,7 +193,11 @@ typedef enum moec_op {
     MOEC_OP_COPY = 0,         /* both sides row by row, elements adjacent */
     MOEC_OP_TRANSPOSE = 1,    /* source [in,out], destination [out,in] */
     MOEC_OP_DEINTERLEAVE = 2, /* every second row or element of the source */
-    MOEC_OP_FILL = 3          /* zero bytes: an empty slot */
+    MOEC_OP_FILL = 3,         /* zero bytes: an empty slot */
+    MOEC_OP_REQUANTISE = 4    /* the source's values in another format: the
+                                 destination is what the strides say, the
+                                 source is `tensor` and its scales; no byte
+                                 of it is copied (moec_plan_requantises) */
 } moec_op;
 
 typedef struct moec_move {
