@@ -95,8 +95,7 @@ moec_status moec_finish_lossy(moec_finish *f, moec_input *in,
     if (in->requant == NULL)
         return MOEC_OK;
     l.workers = moec_calloc(in->n_hands, sizeof(*l.workers));
-    l.errors =
-        moec_finish_take(f, n_layers * N_PROJECTIONS, sizeof(*l.errors));
+    l.errors = moec_finish_take(f, n_layers * N_PROJECTIONS, sizeof(*l.errors));
     if (l.workers == NULL || l.errors == NULL)
         st = moec_fail_nomem(err, "errors of the shared experts");
     if (st == MOEC_OK)

@@ -217,7 +217,7 @@ typedef struct moec_manifest {
     const char *const *transforms;
     size_t n_lossy;
     const moec_mf_lossy *lossy; /* NULL without requantize */
-    moec_arena arena; /* decoded; unused when encoding */
+    moec_arena arena;           /* decoded; unused when encoding */
 } moec_manifest;
 
 /* Write manifest.json as text: schema "moec.manifest/1", keys in one fixed

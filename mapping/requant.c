@@ -104,8 +104,8 @@ static moec_status check_components(const moec_plan *plan, size_t i, bool w2,
                                     moec_error *err)
 {
     static const char *const known[] = {
-        "weight", "weight_packed", "blocks", "weight_scale_inv",
-        "weight_scale", "scale", "scales"};
+        "weight",       "weight_packed", "blocks", "weight_scale_inv",
+        "weight_scale", "scale",         "scales"};
     const moec_layer_slices *l = slices_of(plan, i);
 
     for (size_t t = 0; t < moec_plan_n_slot_tensors(plan, i); t++) {
@@ -163,9 +163,8 @@ static moec_status measure_target(const moec_plan *plan, size_t i, target *to,
     to->half_out = m->part_rows ? m->part_rows : m->n_out;
     to->n_halves = (uint32_t)(m->n_out / to->half_out);
     to->data_row = data->slot_bytes / m->n_out;
-    to->scale_row =
-        scale->slot_bytes /
-        (to->n_halves * moec_ceil_div(to->half_out, m->block_out));
+    to->scale_row = scale->slot_bytes /
+                    (to->n_halves * moec_ceil_div(to->half_out, m->block_out));
     if ((uint64_t)m->block_out * m->n_in > CHUNK_VALUES_MAX)
         return refuse(slices_of(plan, i), "one scale covers too many values",
                       err);
@@ -242,8 +241,8 @@ static bool take_format(source *s, moec_dtype dtype)
 
 static bool is_scale(moec_dtype d)
 {
-    return d == MOEC_DTYPE_F32 || d == MOEC_DTYPE_BF16 ||
-           d == MOEC_DTYPE_F16 || d == MOEC_DTYPE_F8_E8M0 || d == MOEC_DTYPE_U8;
+    return d == MOEC_DTYPE_F32 || d == MOEC_DTYPE_BF16 || d == MOEC_DTYPE_F16 ||
+           d == MOEC_DTYPE_F8_E8M0 || d == MOEC_DTYPE_U8;
 }
 
 static moec_status take_scale(const moec_layer_slices *l, source *s,
@@ -304,8 +303,8 @@ static moec_status find_sources(const moec_layer_slices *l, layer *q,
     source *gate = &q->from[MOEC_PROJECTION_GATE];
     source *up = &q->from[MOEC_PROJECTION_UP];
 
-    MOEC_TRY(find_source(l, MOEC_PART_DOWN, &q->from[MOEC_PROJECTION_DOWN],
-                         err));
+    MOEC_TRY(
+        find_source(l, MOEC_PART_DOWN, &q->from[MOEC_PROJECTION_DOWN], err));
     q->has_up = q->to[0].n_halves == 2;
     q->both = find_slice(l, MOEC_PART_GATE_UP, weights) != NULL;
     if (!q->both && q->has_up) {
@@ -505,15 +504,14 @@ static moec_status make_chunk(chunk *c, moec_quant_error *lost, moec_error *err)
     if (st == MOEC_OK)
         return MOEC_OK;
     /* what was prepared above fits: only the weights can be at fault */
-    return moec_fail(err, st == MOEC_E_ARG ? MOEC_E_FORMAT : st,
-                     st == MOEC_E_ARG ? MOEC_RULE_P10 : MOEC_RULE_NONE,
-                     "tensor '%s' cannot be requantised, from row %" PRIu64
-                     " on: %s",
-                     moec_ckpt_tensor(
-                         moec_model_ckpt(moec_plan_model(c->q->plan)),
+    return moec_fail(
+        err, st == MOEC_E_ARG ? MOEC_E_FORMAT : st,
+        st == MOEC_E_ARG ? MOEC_RULE_P10 : MOEC_RULE_NONE,
+        "tensor '%s' cannot be requantised, from row %" PRIu64 " on: %s",
+        moec_ckpt_tensor(moec_model_ckpt(moec_plan_model(c->q->plan)),
                          s->weight)
-                         ->name,
-                     s->first_row + c->row, why.text);
+            ->name,
+        s->first_row + c->row, why.text);
 }
 
 /* Which projection is half `half` of the slot? */

@@ -37,7 +37,7 @@ typedef struct moec_proof {
     uint32_t shared_rows; /* rows behind the routed ones in every tensor */
     bool allow_empty, no_mtp, shared_store_common;
     bool requantises; /* shared slots are made, not moved */
-    size_t n_layers; /* planned */
+    size_t n_layers;  /* planned */
     size_t n_sources;
     moec_proof_source *sources; /* by index of the checkpoint's tensor */
     size_t n_notes;

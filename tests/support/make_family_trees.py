@@ -565,6 +565,8 @@ MISTRAL4 = {"router_weight": "mlp\\.gate\\.weight$",
 # (tree, family, spec)
 TREES = [
     ("deepseek_v2", "deepseek_v2", dict(V2, model_type="deepseek_v2")),
+    ("deepseek_v2-fp8bf16", "deepseek_v2", dict(V2, model_type="deepseek_v2", fmt="fp8_block", shared_fmt="BF16",
+                                                **FP8, slots=0)),
     ("deepseek_v3", "deepseek_v3", mtp_after(dict(deepseek(), model_type="deepseek_v3"))),
     ("deepseek_v3-fp8", "deepseek_v3", mtp_after(dict(deepseek(config=ONE_GROUP, fmt="fp8_block", **FP8, **ONE_GROUP),
                                                       model_type="deepseek_v3"))),

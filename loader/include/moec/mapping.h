@@ -77,7 +77,7 @@ typedef struct moec_facts {
     moec_dtype expert_dtype; /* of the routed weights (first MoE layer) */
     uint8_t gated;           /* experts have a gate projection */
     const char *no_fuse_why; /* NULL where shared experts fuse or are absent */
-    uint32_t split_slots; /* slots that the shared expert would take whatever
+    uint32_t split_slots;    /* slots that the shared expert would take whatever
                              its format, by its sizes alone; 0: none */
 } moec_facts;
 
@@ -357,7 +357,7 @@ typedef struct moec_plan_opts {
     uint8_t no_mtp;              /* leave MTP layers out */
     uint8_t by_expert;           /* expert store: rows are logical experts */
     const moec_placement *placement; /* NULL: trivial with n_redundant */
-    uint8_t requantise_shared; /* a shared expert of another format takes
+    uint8_t requantise_shared;       /* a shared expert of another format takes
                                   slots in the routed one: lossy. Its source
                                   tensors stay common ones as well */
 } moec_plan_opts;
