@@ -9,13 +9,11 @@
 
 #include <string.h>
 
+#include "align.h"
 #include "backend.h"
 
 #define COLUMNS_A_STRETCH 16384u /* fewer are not worth another thread */
 #define SLOTS_MAX         (UINT32_C(1) << 20)
-/* Columns that are looked at, then counted: most may belong to other ranks,
- * and a branch that takes one in eight is mispredicted. */
-#define BATCH 1024u
 
 typedef struct sorter {
     const int32_t *slots;
@@ -24,6 +22,7 @@ typedef struct sorter {
     uint32_t n_stretches;
     uint32_t *at; /* [stretch][n_slots]: counts, then next place */
     uint32_t *sorted;
+    moec_align_pick_fn pick;
 } sorter;
 
 static uint32_t stretches_of(const moec_kernels *k, uint64_t n)
@@ -40,80 +39,115 @@ uint64_t moec_align_workspace_bytes(const moec_kernels *k, uint64_t n,
 
 static void bounds(const sorter *s, size_t stretch, uint64_t *lo, uint64_t *hi)
 {
-    uint64_t each = s->n / s->n_stretches / BATCH * BATCH;
+    uint64_t each = s->n / s->n_stretches / MOEC_ALIGN_BATCH * MOEC_ALIGN_BATCH;
 
     *lo = stretch * each;
     *hi = stretch + 1 == s->n_stretches ? s->n : *lo + each;
 }
 
-/* Positions from lo on, below hi, whose slot is ours, into `found`. */
-static uint32_t find_ours(const sorter *s, uint64_t lo, uint64_t hi,
-                          uint32_t *found)
+/* Most columns may belong to other ranks, and a branch that takes one in eight
+ * is mispredicted: they are picked out first, then looked at. */
+uint32_t moec_align_pick_scalar(const int32_t *slots, uint32_t n,
+                                uint32_t first, uint32_t range, uint32_t base,
+                                uint32_t *own, uint32_t *found)
 {
-    uint32_t n = 0;
+    uint32_t k = 0;
 
-    for (uint64_t i = lo; i < hi; i++) {
-        found[n] = (uint32_t)i;
-        n += (uint32_t)s->slots[i] - s->first_slot < s->n_slots;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t s = (uint32_t)slots[i] - first;
+
+        own[k] = s;
+        if (found)
+            found[k] = base + i;
+        k += s < range;
     }
-    return n;
+    return k;
+}
+
+static moec_align_pick_fn pick_of(moec_isa isa)
+{
+#if defined(__x86_64__)
+    if (isa == MOEC_ISA_AVX512)
+        return moec_align_pick_avx512;
+#endif
+    (void)isa;
+    return moec_align_pick_scalar;
+}
+
+/* Of columns [lo, lo + BATCH) below hi. */
+static uint32_t pick(const sorter *s, uint64_t lo, uint64_t hi, uint32_t *own,
+                     uint32_t *found)
+{
+    return s->pick(s->slots + lo,
+                   (uint32_t)moec_min_u64(hi - lo, MOEC_ALIGN_BATCH),
+                   s->first_slot, s->n_slots, (uint32_t)lo, own, found);
 }
 
 static void count_stretch(void *ctx, size_t item, uint32_t worker)
 {
     const sorter *s = ctx;
-    uint32_t *at = s->at + item * s->n_slots, found[BATCH];
+    uint32_t *at = s->at + item * s->n_slots, own[MOEC_ALIGN_ROOM];
     uint64_t lo, hi;
 
     (void)worker;
     memset(at, 0, s->n_slots * sizeof(at[0]));
     bounds(s, item, &lo, &hi);
-    for (; lo < hi; lo += BATCH) {
-        uint32_t n = find_ours(s, lo, moec_min_u64(lo + BATCH, hi), found);
+    for (; lo < hi; lo += MOEC_ALIGN_BATCH) {
+        uint32_t n = pick(s, lo, hi, own, NULL);
 
         for (uint32_t i = 0; i < n; i++)
-            at[(uint32_t)s->slots[found[i]] - s->first_slot]++;
+            at[own[i]]++;
     }
 }
 
 static void place_stretch(void *ctx, size_t item, uint32_t worker)
 {
     const sorter *s = ctx;
-    uint32_t *at = s->at + item * s->n_slots, found[BATCH];
+    uint32_t *at = s->at + item * s->n_slots;
+    uint32_t own[MOEC_ALIGN_ROOM], found[MOEC_ALIGN_ROOM];
     uint64_t lo, hi;
 
     (void)worker;
     bounds(s, item, &lo, &hi);
-    for (; lo < hi; lo += BATCH) {
-        uint32_t n = find_ours(s, lo, moec_min_u64(lo + BATCH, hi), found);
+    for (; lo < hi; lo += MOEC_ALIGN_BATCH) {
+        uint32_t n = pick(s, lo, hi, own, found);
 
         for (uint32_t i = 0; i < n; i++)
-            s->sorted[at[(uint32_t)s->slots[found[i]] - s->first_slot]++] =
-                found[i];
+            s->sorted[at[own[i]]++] = found[i];
     }
 }
 
-/* Turn counts into places, and write the padding and who owns each block. */
+/* Turn a slot's counts into places from `next` on, one stretch after the
+ * other. Returns their end. */
+static uint64_t place_slot(const sorter *s, uint32_t q, uint64_t next)
+{
+    for (uint32_t i = 0; i < s->n_stretches; i++) {
+        uint32_t *at = &s->at[(size_t)i * s->n_slots + q], n = *at;
+
+        *at = (uint32_t)next;
+        next += n;
+    }
+    return next;
+}
+
+/* Places of all slots, the padding, and who owns each block. */
 static uint64_t lay_out(const sorter *s, uint32_t block, uint32_t *expert_ids,
                         uint64_t *slot_first)
 {
-    uint64_t next = 0;
+    uint64_t next = 0, n_blocks = 0;
 
     for (uint32_t q = 0; q < s->n_slots; q++) {
-        uint64_t begin = next;
+        uint64_t end = place_slot(s, q, next);
 
-        for (uint32_t i = 0; i < s->n_stretches; i++) {
-            uint32_t *at = &s->at[(size_t)i * s->n_slots + q], n = *at;
-
-            *at = (uint32_t)next;
-            next += n;
-        }
         if (slot_first)
-            slot_first[q] = begin;
-        while (next % block != 0)
-            s->sorted[next++] = (uint32_t)s->n;
-        for (; expert_ids && begin < next; begin += block)
-            expert_ids[begin / block] = q;
+            slot_first[q] = next;
+        for (; next < end; next += block) {
+            if (expert_ids)
+                expert_ids[n_blocks] = q;
+            n_blocks++;
+        }
+        for (; end < next; end++)
+            s->sorted[end] = (uint32_t)s->n;
     }
     if (slot_first)
         slot_first[s->n_slots] = next;
@@ -172,6 +206,7 @@ moec_status moec_align(const moec_kernels *k, const int32_t *slots, uint64_t n,
                          (unsigned long long)need);
     s.at = workspace;
     s.n_stretches = stretches_of(k, n);
+    s.pick = pick_of(k->isa);
     moec_pool_run(k->pool, s.n_stretches, count_stretch, &s);
     *n_padded_out = lay_out(&s, block, expert_ids, slot_first);
     moec_pool_run(k->pool, s.n_stretches, place_stretch, &s);

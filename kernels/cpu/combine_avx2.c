@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * moec_combine_scalar in 8 lanes, 64 elements at a time: two cache lines of
- * each of C rows keep as many streams open as the prefetchers follow. */
+ * moec_combine_scalar in 8 lanes, 64 elements at a time. */
 
 #include <immintrin.h>
 
