@@ -59,7 +59,8 @@ typedef struct moec_row_scale {
     float max, inverse;
 } moec_row_scale;
 
-/* Column keys: see cols below. `scales` [n] may be NULL. */
+/* Column keys: see cols below. Rows are `stride` apart, at least n_choice
+ * rounded up to 16, and are written 0 up to there. `scales` [n] may be NULL. */
 typedef void (*moec_cols_fn)(const moec_router *r, const moec_route_in *in,
                              uint32_t row, uint32_t n, uint32_t *cols,
                              uint64_t stride, moec_row_scale *scales);

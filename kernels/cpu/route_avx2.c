@@ -630,6 +630,7 @@ static inline __attribute__((always_inline)) void vq_transpose(vq v[8])
     }
 }
 
+#include "cpu/route_cols.h"
 #include "cpu/route_vec.h"
 
 void moec_route_fill_avx2(moec_router *r)

@@ -232,6 +232,7 @@ static inline __attribute__((always_inline)) void vq_transpose(vq v[8])
     }
 }
 
+#include "cpu/route_cols.h"
 #include "cpu/route_vec.h"
 
 void moec_route_fill_avx512(moec_router *r)

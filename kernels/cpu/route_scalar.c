@@ -515,6 +515,8 @@ void moec_route_cols_scalar(const moec_router *r, const moec_route_in *in,
         for (uint32_t e = 0; e < r->n_choice; e++)
             if (cols[e] != 0)
                 cols[e] = moec_f32_key(moec_f32_exp(x_of(&w, e) - m) * inverse);
+        for (uint32_t e = r->n_choice; e % LANES != 0; e++)
+            cols[e] = 0;
         if (scales)
             scales[i] = (moec_row_scale){m, inverse};
     }

@@ -151,14 +151,17 @@ static inline vf canonical(vf x)
     return vf_sel(vf_gt(x, none), v, none);
 }
 
-static inline vf capped(const struct block *b, vf x)
+static inline vf capped_by(float cap, vf x)
 {
-    float cap = b->r->config.softcap;
-
     if (cap == 0.0f)
         return x;
     return vf_sel(vf_gt(x, vf_set(-INFINITY)),
                   vf_mul(vf_set(cap), tanh_v(vf_div(x, vf_set(cap)))), x);
+}
+
+static inline vf capped(const struct block *b, vf x)
+{
+    return capped_by(b->r->config.softcap, x);
 }
 
 /* Score of a finite x, but for softmax. */
@@ -1223,16 +1226,14 @@ static void rows_vec(const moec_router *r, const moec_route_in *in,
     }
 }
 
-static void keys_vec(const moec_router *r, const moec_route_in *in,
-                     uint32_t row, uint32_t n, uint32_t *keys, uint64_t stride)
+/* With a bias, or groups. */
+static __attribute__((noinline)) void
+keys_of_blocks(const moec_router *r, const moec_route_in *in, uint32_t row,
+               uint32_t n, uint32_t *keys, uint64_t stride)
 {
     uint32_t step = block_rows(r);
     struct block b;
 
-    if (!chooses(r, in)) {
-        moec_route_keys_scalar(r, in, row, n, keys, stride);
-        return;
-    }
     block_init(&b, r, in);
     take_bias(&b);
     for (uint32_t at = 0; at < n; at += step) {
@@ -1263,51 +1264,30 @@ static void keys_vec(const moec_router *r, const moec_route_in *in,
     }
 }
 
-/* No bias here: see route.h. */
-static void cols_vec(const moec_router *r, const moec_route_in *in,
-                     uint32_t row, uint32_t n, uint32_t *cols, uint64_t stride,
-                     moec_row_scale *scales)
+/* Without a block: to probe its 80 KiB of stack costs more than a row. */
+static void keys_vec(const moec_router *r, const moec_route_in *in,
+                     uint32_t row, uint32_t n, uint32_t *keys, uint64_t stride)
 {
-    uint32_t step = block_rows(r), width = (r->n_choice + 15) / 16 * 16;
-    vf none = vf_set(-INFINITY);
-    struct block b;
-
     if (!chooses(r, in)) {
-        moec_route_cols_scalar(r, in, row, n, cols, stride, scales);
+        moec_route_keys_scalar(r, in, row, n, keys, stride);
         return;
     }
-    block_init(&b, r, in);
-    take_bias(&b);
-    for (uint32_t at = 0; at < n; at += step) {
-        b.row = row + at;
-        b.n = n - at < step ? n - at : step;
-        if (b.grouped) {
-            make_values(&b);
-            make_groups(&b);
-        }
-        find_m(&b, NULL);
-        find_sum(&b, NULL, true);
-        for (uint32_t i = 0; i < b.n; i++) {
-            uint32_t *to = cols + (at + i) * stride;
-            const float *e = b.scratch + i * width;
-            float inverse = 1.0f / b.sum[i];
+    if (in->bias || r->config.n_group > 1) {
+        keys_of_blocks(r, in, row, n, keys, stride);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++, keys += stride) {
+        const void *x = moec_route_row(r, in, row + i);
 
-            for (uint32_t c = 0; c < width; c += 16) {
-                uint32_t len = r->n_choice - c;
-                vf v = vf_load(e + c);
-                vi key = key_v(vf_mul(v, vf_set(inverse)));
+        for (uint32_t at = 0; at < r->n_choice; at += 16) {
+            uint32_t left = r->n_choice - at;
+            vf v = load_logits(x, in->logits_dtype, at, left);
+            vi key = vi_maskz(vf_gt(v, vf_set(-INFINITY)), key_v(canonical(v)));
 
-                key = vi_maskz(vf_gt(v, none), key);
-                if (len >= 16)
-                    vi_store(to + c, key);
-                else
-                    vi_store_part(to + c, key, len);
-            }
-            for (uint32_t g = 0; b.grouped && g < r->config.n_group; g++)
-                if ((b.kept[i] >> g & 1u) == 0)
-                    memset(to + g * b.width, 0, b.width * sizeof(*to));
-            if (scales)
-                scales[at + i] = (moec_row_scale){b.m[i], inverse};
+            if (left >= 16)
+                vi_store(keys + at, key);
+            else
+                vi_store_part(keys + at, key, left);
         }
     }
 }

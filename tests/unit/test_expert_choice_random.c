@@ -341,10 +341,13 @@ static struct model model_of(const moec_route_config *c,
     m.rows = aligned(bytes);
     m.cols = aligned(bytes);
     r->fns.keys(r, in, 0, m.n, m.rows, m.e);
-    if (r->fns.cols && !in->bias)
-        r->fns.cols(r, in, 0, m.n, m.cols, m.e, NULL);
-    else
-        memcpy(m.cols, m.rows, bytes);
+    memcpy(m.cols, m.rows, bytes);
+    for (uint32_t t = 0; t < m.n && r->fns.cols && !in->bias; t++) {
+        uint32_t cols[MOEC_ROUTE_E_MAX];
+
+        r->fns.cols(r, in, t, 1, cols, MOEC_ROUTE_E_MAX, NULL);
+        memcpy(m.cols + (size_t)t * m.e, cols, m.e * sizeof(*cols));
+    }
     moec_router_destroy(r);
     return m;
 }
