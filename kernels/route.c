@@ -10,6 +10,7 @@
 #include "ec.h"
 #include "route.h"
 #include "route_math.h"
+#include "shared_weight.h"
 
 #define REFUSE(err, status, ...)                                               \
   return moec_fail(err, MOEC_E_##status, MOEC_RULE_NONE, __VA_ARGS__)
@@ -210,12 +211,8 @@ const moec_route_config *moec_router_config(const moec_router *r)
 
 float moec_shared_weight(const moec_route_config *cfg, float gate_logit)
 {
-    float w = 1.0f;
+    float w = moec_shared_weight_ungated(cfg);
 
-    if (cfg->rsf_on == MOEC_RSF_ON_OUTPUT && cfg->rsf != 0.0f)
-        w = 1.0f / cfg->rsf;
-    if (cfg->shared_ranks > 1)
-        w = w / (float)cfg->shared_ranks;
     if (cfg->shared_kind == MOEC_SHARED_SIGMOID)
         w = w * moec_f32_sigmoid(gate_logit);
     return w;

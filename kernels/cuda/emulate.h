@@ -25,6 +25,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__    __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __constant__ static
@@ -338,6 +339,10 @@ static inline float __fmul_rn(float a, float b)
 static inline float __fdiv_rn(float a, float b)
 {
     return a / b;
+}
+static inline float __fmaf_rn(float a, float b, float c)
+{
+    return __builtin_fmaf(a, b, c);
 }
 static inline float __fsqrt_rn(float a)
 {

@@ -10,31 +10,6 @@ static moec_status pending(const char *what, moec_error *err)
                           "%s: no kernel for this device yet", what);
 }
 
-uint64_t moec_cuda_route_workspace(const moec_route_config *,
-                                   const moec_dispatch_map *, uint32_t)
-{
-    return 0;
-}
-moec_status moec_cuda_route(uint32_t, const moec_route_config *,
-                            const moec_route_in *, const moec_dispatch_map *,
-                            const moec_waterfill *, const moec_route_out *,
-                            const moec_dispatch_out *, const moec_launch *,
-                            moec_error *err)
-{
-    return pending("choice", err);
-}
-uint64_t moec_cuda_dispatch_workspace(const moec_dispatch_map *, uint32_t)
-{
-    return 0;
-}
-moec_status moec_cuda_dispatch(uint32_t, const moec_dispatch_map *,
-                               const moec_waterfill *, const int32_t *,
-                               const float *, uint32_t, uint32_t, uint32_t,
-                               const moec_dispatch_out *, const moec_launch *,
-                               moec_error *err)
-{
-    return pending("dispatch", err);
-}
 moec_status moec_cuda_matmul(uint32_t, const moec_matrix *, uint32_t,
                              const float *, uint64_t, uint32_t, float *,
                              uint64_t, const moec_launch *, moec_error *err)

@@ -4,5 +4,7 @@ set(moec_cuda_sources
   cast.cu
   moec_cuda.cu
   pending.cu
-  permute.cu)
+  permute.cu
+  route_dispatch.cu
+  route_topk.cu)
 list(TRANSFORM moec_cuda_sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

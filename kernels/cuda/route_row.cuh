@@ -1,0 +1,642 @@
+// SPDX-License-Identifier: Apache-2.0
+#ifndef MOEC_ROUTE_ROW_CUH
+#define MOEC_ROUTE_ROW_CUH
+
+// What this is: the choice of one row by one warp: logits, scores, keys,
+//   groups, the best K, their weights. Equal to kernels/cpu/route_scalar.c,
+//   which says why: ids bit for bit, and weights too, as every operation is
+//   the same in the same order.
+// Layout: column i stands in lane i % 32, item i / 32: in registers up to
+//   512 columns (moec_columns<V>), else logits in global and keys in shared
+//   memory (moec_columns<0>). So the 16 partial sums of route.h are each two
+//   lanes of one warp, and ballots of an item come in the order of ids.
+// Rules: all 32 lanes of a warp come here together, with the same arguments
+//   but for what stands in the columns.
+//
+// The best K (moec_select): K rounds of a warp maximum over the LANES' best
+// give a bound that at least K columns reach and few more do; those are
+// gathered in the order of ids, and each counts how many come before it. Where
+// more than fit reach the bound (ties, K near 32) the exact key of the K-th is
+// bisected. No order of execution decides anything.
+
+#include <cfloat>
+#include <cmath>
+
+#include "common.cuh"
+#include "convert.cuh"
+#include "route_math.h"
+
+#ifdef MOEC_EMULATE
+#  define MOEC_UNROLL
+#else
+#  define MOEC_UNROLL _Pragma("unroll")
+#endif
+
+#define MOEC_ROW_CAND 64u // gathered columns; top_k is at most this
+#define MOEC_ROW_COLS 80u // K + S
+// The least key of a finite number; what is not selectable has a smaller one.
+#define MOEC_KEY_LEAST 0x00800000u
+
+// A call, as kernels get it. Pointers are the device's.
+struct moec_route_args {
+    moec_route_config c; // as a router holds it: normalised
+    moec_route_in in;    // bias is NULL where it does not count
+    const uint32_t *n_valid;
+    uint64_t stride;             // elements between rows
+    uint32_t n_choice, n_cols;   // E + Z, K + S
+    float shared_weight;         // but for a gate
+    int32_t *ids;                // [T][n_cols], or NULL
+    float *weights;
+};
+
+// Shared memory of a warp.
+struct moec_row_scratch {
+    alignas(16) uint32_t key[MOEC_ROW_CAND + 4]; // and the joint norm's scores
+    uint32_t cand[MOEC_ROW_CAND];
+    int32_t ids[MOEC_ROW_COLS]; // the outcome: K + S columns
+    alignas(16) float s[MOEC_ROW_COLS];
+};
+
+__device__ static inline uint32_t moec_lane()
+{
+    return threadIdx.x % 32;
+}
+
+__device__ static inline float moec_warp_max(float x)
+{
+    return moec_f32_unkey(__reduce_max_sync(MOEC_FULL_WARP, moec_f32_key(x)));
+}
+
+// ------------------------------------------------------------------ logits
+
+// -INFINITY where it can never be chosen, at most FLT_MAX, never -0.
+__device__ static inline float moec_clean(float x)
+{
+    if (!(x > -INFINITY))
+        return -INFINITY;
+    return x > FLT_MAX ? FLT_MAX : x + 0.0f;
+}
+
+__device__ static inline float moec_load_any(const void *row, int dtype,
+                                             uint32_t i)
+{
+    if (dtype == MOEC_DTYPE_F32)
+        return moec_load<MOEC_DTYPE_F32>(row, i);
+    return dtype == MOEC_DTYPE_BF16 ? moec_load<MOEC_DTYPE_BF16>(row, i)
+                                    : moec_load<MOEC_DTYPE_F16>(row, i);
+}
+
+__device__ static inline const void *moec_row_at(const moec_route_args &a,
+                                                 uint32_t row)
+{
+    uint64_t bytes = a.in.logits_dtype == MOEC_DTYPE_F32 ? 4 : 2;
+
+    return static_cast<const char *>(a.in.logits) + row * a.stride * bytes;
+}
+
+// The logit of column i as it ranks.
+__device__ static inline float moec_raw_at(const moec_route_args &a,
+                                           const void *row, uint32_t i)
+{
+    if (a.in.bias && !(a.in.bias[i] > -INFINITY))
+        return -INFINITY;
+    return moec_clean(
+        moec_load_any(row, static_cast<int>(a.in.logits_dtype), i));
+}
+
+// x: the logit after the softcap.
+__device__ static inline float moec_capped(const moec_route_args &a, float raw)
+{
+    float cap = a.c.softcap;
+
+    if (cap == 0.0f || !(raw > -INFINITY))
+        return raw;
+    return cap * moec_f32_tanh(raw / cap);
+}
+
+// ----------------------------------------------------------------- columns
+
+template <int V> struct moec_columns {
+    static constexpr bool capped = false; // none of these has a softcap
+    float x[V];
+    uint32_t k[V];
+
+    __device__ int n() const
+    {
+        return V;
+    }
+    __device__ float raw(int v) const
+    {
+        return x[v];
+    }
+    __device__ uint32_t key(int v) const
+    {
+        return k[v];
+    }
+};
+
+template <> struct moec_columns<0> {
+    static constexpr bool capped = true;
+    const moec_route_args *a;
+    const void *row;
+    uint32_t *keys; // [n_choice], shared
+    uint32_t count; // n_choice, or groups
+
+    __device__ int n() const
+    {
+        return static_cast<int>((count + 31) / 32);
+    }
+    __device__ float raw(int v) const
+    {
+        uint32_t i = moec_lane() + 32u * static_cast<uint32_t>(v);
+
+        return i < count ? moec_raw_at(*a, row, i) : -INFINITY;
+    }
+    __device__ uint32_t key(int v) const
+    {
+        uint32_t i = moec_lane() + 32u * static_cast<uint32_t>(v);
+
+        return i < count ? keys[i] : 0;
+    }
+};
+
+template <int V>
+__device__ static inline float moec_x(const moec_route_args &a,
+                                      const moec_columns<V> &c, int v)
+{
+    return moec_columns<V>::capped ? moec_capped(a, c.raw(v)) : c.raw(v);
+}
+
+template <int V>
+__device__ static inline float moec_row_max(const moec_route_args &a,
+                                            const moec_columns<V> &c)
+{
+    float m = -INFINITY;
+
+    MOEC_UNROLL
+    for (int v = 0; v < c.n(); v++) {
+        float x = moec_x(a, c, v);
+
+        m = x > m ? x : m;
+    }
+    return moec_warp_max(m);
+}
+
+// The sum over all columns of e in the order of route.h: columns i % 16 by
+// themselves, which are lanes l and l + 16 in turn, then pairwise.
+struct moec_sum16 {
+    float sum;
+    bool high;
+
+    __device__ moec_sum16() : sum(0.0f), high((moec_lane() & 16u) != 0)
+    {
+    }
+    // Item v of all lanes, v ascending.
+    __device__ void add(float e)
+    {
+        float other = __shfl_xor_sync(MOEC_FULL_WARP, e, 16);
+
+        sum = sum + (high ? other : e);
+        sum = sum + (high ? e : other);
+    }
+    __device__ float total() const
+    {
+        float t = sum;
+
+        for (int d = 8; d; d /= 2)
+            t = t + __shfl_xor_sync(MOEC_FULL_WARP, t, d);
+        return t;
+    }
+};
+
+// Sum of e^(x - m) over all selectable columns.
+template <int V>
+__device__ static inline float moec_row_sum(const moec_route_args &a,
+                                            const moec_columns<V> &c, float m)
+{
+    moec_sum16 sum;
+
+    MOEC_UNROLL
+    for (int v = 0; v < c.n(); v++)
+        sum.add(moec_f32_exp(moec_x(a, c, v) - m));
+    return sum.total();
+}
+
+// ------------------------------------------------------------------ scores
+
+// Score of a logit, but for softmax.
+__device__ static inline float moec_score_of(moec_score score, float x)
+{
+    if (!(x > -INFINITY))
+        return 0.0f;
+    if (score == MOEC_SCORE_SIGMOID)
+        return moec_f32_sigmoid(x);
+    if (score == MOEC_SCORE_SQRT_SOFTPLUS)
+        return moec_f32_sqrt_softplus(x);
+    return x;
+}
+
+// A sum that may have left the finite numbers comes back to the last one.
+__device__ static inline float moec_clamped(float v)
+{
+    if (v > FLT_MAX)
+        return FLT_MAX;
+    return v < -FLT_MAX ? -FLT_MAX : v + 0.0f;
+}
+
+// Key of the choice score of a column whose logit is `raw`; `bias` is
+// -INFINITY or NaN where the column must not be chosen.
+__device__ static inline uint32_t moec_biased_key(float raw, float score,
+                                                  float bias)
+{
+    float c = score + bias;
+
+    if (!(raw > -INFINITY) || !(c > -INFINITY))
+        return 0;
+    return moec_f32_key(moec_clamped(c));
+}
+
+__device__ static inline uint32_t moec_raw_key(float raw)
+{
+    return raw > -INFINITY ? moec_f32_key(raw) : 0;
+}
+
+// --------------------------------------------------------------- selection
+
+// Entries of all lanes whose key is at least t.
+template <int V>
+__device__ static inline uint32_t moec_count_from(const moec_columns<V> &c,
+                                                  uint32_t t)
+{
+    uint32_t n = 0;
+
+    MOEC_UNROLL
+    for (int v = 0; v < c.n(); v++)
+        n += c.key(v) >= t;
+    return __reduce_add_sync(MOEC_FULL_WARP, n);
+}
+
+// The largest t that k keys reach, or MOEC_KEY_LEAST where fewer than k are
+// selectable.
+template <int V>
+__device__ static __noinline__ uint32_t moec_kth_key(const moec_columns<V> &c,
+                                                     uint32_t k)
+{
+    uint32_t low = MOEC_KEY_LEAST, high = 0xff800000u; // +inf: nobody's
+
+    while (high - low > 1) {
+        uint32_t mid = low + (high - low) / 2;
+
+        if (moec_count_from(c, mid) >= k)
+            low = mid;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+// Gather columns with a key from t on, in the order of ids: all that fit.
+// Returns how many there are.
+template <int V>
+__device__ static inline uint32_t moec_gather(const moec_columns<V> &c,
+                                              uint32_t t, moec_row_scratch *w)
+{
+    uint32_t lane = moec_lane(), below = (1u << lane) - 1u, n = 0;
+
+    MOEC_UNROLL
+    for (int v = 0; v < c.n(); v++) {
+        uint32_t key = c.key(v);
+        uint32_t all = __ballot_sync(MOEC_FULL_WARP, key >= t);
+
+        if (key >= t) {
+            uint32_t at = n + static_cast<uint32_t>(__popc(all & below));
+
+            if (at < MOEC_ROW_CAND) {
+                w->key[at] = key;
+                w->cand[at] = lane + 32u * static_cast<uint32_t>(v);
+            }
+        }
+        n += static_cast<uint32_t>(__popc(all));
+    }
+    return n;
+}
+
+// The same of at most k columns: those above t, then those equal to it from
+// the lowest id on.
+template <int V>
+__device__ static __noinline__ uint32_t
+moec_gather_exact(const moec_columns<V> &c, uint32_t t, uint32_t k,
+                  moec_row_scratch *w)
+{
+    uint32_t lane = moec_lane(), below = (1u << lane) - 1u, n = 0;
+    uint32_t above = moec_count_from(c, t + 1);
+    uint32_t ties = k > above ? k - above : 0; // still to be taken
+
+    for (int v = 0; v < c.n(); v++) {
+        uint32_t key = c.key(v), i = lane + 32u * static_cast<uint32_t>(v);
+        uint32_t equal = __ballot_sync(MOEC_FULL_WARP, key == t);
+        bool take = key > t || (key == t && static_cast<uint32_t>(__popc(
+                                                equal & below)) < ties);
+        uint32_t all = __ballot_sync(MOEC_FULL_WARP, take);
+        uint32_t n_equal = static_cast<uint32_t>(__popc(equal));
+
+        if (take) {
+            uint32_t at = n + static_cast<uint32_t>(__popc(all & below));
+
+            w->key[at] = key;
+            w->cand[at] = i;
+        }
+        n += static_cast<uint32_t>(__popc(all));
+        ties -= n_equal < ties ? n_equal : ties;
+    }
+    return n;
+}
+
+// w->ids[0, k): the best k columns, best first, the lower id where keys are
+// equal, then -1. Returns how many there are. *best_out: the best key of all.
+template <int V>
+__device__ static inline uint32_t moec_select(const moec_columns<V> &c,
+                                              uint32_t k, moec_row_scratch *w,
+                                              uint32_t *best_out)
+{
+    uint32_t lane = moec_lane(), mine = 0, t = MOEC_KEY_LEAST, n;
+
+    MOEC_UNROLL
+    for (int v = 0; v < c.n(); v++)
+        mine = c.key(v) > mine ? c.key(v) : mine;
+    *best_out = __reduce_max_sync(MOEC_FULL_WARP, mine);
+    if (k <= 32) {
+        t = *best_out;
+        for (uint32_t r = 1; r < k; r++) {
+            mine = mine == t ? 0 : mine;
+            t = __reduce_max_sync(MOEC_FULL_WARP, mine);
+        }
+        t = t < MOEC_KEY_LEAST ? MOEC_KEY_LEAST : t;
+    }
+    n = moec_gather(c, t, w);
+    if (n > MOEC_ROW_CAND) {
+        __syncwarp(); // before others write there again
+        n = moec_gather_exact(c, moec_kth_key(c, k), k, w);
+    }
+    if (lane < 4)
+        w->key[n + lane] = 0;
+    for (uint32_t i = n + lane; i < k; i += 32)
+        w->ids[i] = -1;
+    __syncwarp();
+    for (uint32_t j = lane; j < n; j += 32) {
+        uint32_t key = w->key[j], rank = 0;
+
+        // key - 1 makes "greater" of "greater or equal": earlier ones win.
+        for (uint32_t i = 0; i < n; i += 4) {
+            uint4 q = *reinterpret_cast<const uint4 *>(&w->key[i]);
+
+            rank += q.x > key - (i < j);
+            rank += q.y > key - (i + 1 < j);
+            rank += q.z > key - (i + 2 < j);
+            rank += q.w > key - (i + 3 < j);
+        }
+        if (rank < k)
+            w->ids[rank] = static_cast<int32_t>(w->cand[j]);
+    }
+    __syncwarp();
+    return n < k ? n : k;
+}
+
+// ----------------------------------------------------------------- weights
+
+// Sigmoids of the shared experts' logits, behind the others.
+__device__ static inline float moec_shared_score(const moec_route_args &a,
+                                                 const void *row, uint32_t s)
+{
+    return moec_score_of(
+        MOEC_SCORE_SIGMOID,
+        moec_clean(moec_load_any(row, static_cast<int>(a.in.logits_dtype),
+                                 a.n_choice + s)));
+}
+
+// Sum of what the norm adds up of w->s[0, K), in rank order.
+__device__ static inline float moec_chosen_sum(const moec_route_args &a,
+                                               const moec_row_scratch *w)
+{
+    bool p2 = a.c.norm == MOEC_NORM_P && a.c.norm_arg == 2.0f;
+    bool p1 = a.c.norm == MOEC_NORM_P && !p2;
+    float sum = 0.0f;
+
+    for (uint32_t k = 0; k < a.c.top_k; k++) {
+        float v = w->s[k];
+
+        if (p2)
+            v = v * v;
+        if (p1)
+            v = fabsf(v);
+        sum = sum + v;
+    }
+    return sum;
+}
+
+// What the scores in w->s are divided by; 0 makes all weights 0.
+template <int V>
+__device__ static inline float
+moec_divisor(const moec_route_args &a, const moec_columns<V> &c,
+             const void *row, float m, moec_row_scratch *w)
+{
+    bool softmax = a.c.score == MOEC_SCORE_SOFTMAX &&
+                   a.c.choice != MOEC_CHOICE_SPARSE_MIXER;
+    float sum, all = 1.0f, *shared = reinterpret_cast<float *>(w->key);
+
+    if (a.c.norm == MOEC_NORM_NONE)
+        return softmax ? moec_row_sum(a, c, m) : 1.0f;
+    sum = moec_chosen_sum(a, w);
+    if (a.c.norm == MOEC_NORM_SUM) {
+        if (sum == 0.0f)
+            return 0.0f;
+        if (softmax && sum < 1e-8f)
+            all = moec_row_sum(a, c, m);
+        return sum + 1e-20f * all;
+    }
+    if (a.c.norm == MOEC_NORM_FLOOR) {
+        if (softmax)
+            all = moec_row_sum(a, c, m);
+        all = a.c.norm_arg * all;
+        return sum > all ? sum : all;
+    }
+    if (a.c.norm == MOEC_NORM_P)
+        return a.c.norm_arg == 2.0f ? sqrtf(sum) : sum;
+    if (a.c.norm == MOEC_NORM_JOINT) {
+        for (uint32_t j = moec_lane(); j < a.c.n_shared_logits; j += 32)
+            shared[j] = moec_shared_score(a, row, j);
+        __syncwarp();
+        for (uint32_t j = 0; j < a.c.n_shared_logits; j++)
+            sum = sum + shared[j];
+    }
+    return sum;
+}
+
+// Ids and weights of the shared columns of a row that has an expert.
+__device__ static inline void moec_shared_columns(const moec_route_args &a,
+                                                  uint32_t row, float d,
+                                                  moec_row_scratch *w)
+{
+    const float *joint = reinterpret_cast<const float *>(w->key);
+
+    for (uint32_t j = moec_lane(); j < a.c.n_shared; j += 32) {
+        float v = a.shared_weight;
+
+        if (a.c.norm == MOEC_NORM_JOINT) {
+            v = d == 0.0f ? 0.0f : joint[j] / d;
+            if (a.c.rsf_on == MOEC_RSF_ON_WEIGHTS)
+                v = v * a.c.rsf;
+            v = v / static_cast<float>(a.c.shared_ranks);
+        } else if (a.c.shared_kind == MOEC_SHARED_SIGMOID) {
+            v = v * moec_f32_sigmoid(a.in.shared_gate[row]);
+        }
+        w->s[a.c.top_k + j] = v;
+        w->ids[a.c.top_k + j] = static_cast<int32_t>(a.n_choice + j);
+    }
+}
+
+// Scores of the sparse mixer: each round its own softmax over the columns not
+// taken by earlier rounds and close enough to the round's best. c.keys is no
+// longer needed and holds x.
+__device__ static __noinline__ void
+moec_mixer_scores(const moec_route_args &a, const moec_columns<0> &c,
+                  uint32_t n_ids, moec_row_scratch *w)
+{
+    float *xs = reinterpret_cast<float *>(c.keys);
+    float limit = 2.0f * a.c.mixer_eps;
+    uint32_t lane = moec_lane(), items = (a.n_choice + 31) / 32;
+
+    for (uint32_t i = lane; i < a.n_choice; i += 32)
+        xs[i] = moec_capped(a, moec_raw_at(a, c.row, i));
+    for (uint32_t k = 0; k < n_ids; k++) {
+        uint32_t taken = static_cast<uint32_t>(w->ids[k]);
+        float m = -INFINITY, mine = 0.0f, total;
+        moec_sum16 sum;
+
+        for (uint32_t i = lane; i < a.n_choice; i += 32)
+            m = xs[i] > m ? xs[i] : m;
+        m = moec_warp_max(m);
+        for (uint32_t v = 0; v < items; v++) {
+            uint32_t i = lane + 32 * v;
+            float x = i < a.n_choice ? xs[i] : -INFINITY;
+            float size = fabsf(x), e = 0.0f;
+
+            if (x > -INFINITY && !((m - x) / (size > m ? size : m) > limit))
+                e = moec_f32_exp(x - m);
+            if (i == taken) {
+                mine = e;
+                xs[i] = -INFINITY;
+            }
+            sum.add(e);
+        }
+        mine = __shfl_sync(MOEC_FULL_WARP, mine, static_cast<int>(taken % 32));
+        total = sum.total();
+        if (lane == 0)
+            w->s[k] = mine > 0.0f ? mine / total : 0.0f;
+    }
+    for (uint32_t k = n_ids + lane; k < a.c.top_k; k += 32)
+        w->s[k] = 0.0f;
+}
+
+// w->s[0, K): score, or for softmax e^(x - m), of each chosen id; 0 for none.
+// `m` is the row's maximum where the caller knows it, else NaN. Returns m.
+template <int V>
+__device__ static inline float
+moec_chosen_scores(const moec_route_args &a, const moec_columns<V> &c,
+                   const void *row, uint32_t n_ids, float m,
+                   moec_row_scratch *w)
+{
+    bool of_chosen = a.c.norm == MOEC_NORM_SOFTMAX;
+    bool exps = of_chosen || a.c.score == MOEC_SCORE_SOFTMAX;
+    float best = -INFINITY;
+
+    for (uint32_t k = moec_lane(); k < a.c.top_k; k += 32) {
+        float x = -INFINITY;
+
+        if (k < n_ids) {
+            x = moec_raw_at(a, row, static_cast<uint32_t>(w->ids[k]));
+            if (moec_columns<V>::capped)
+                x = moec_capped(a, x);
+        }
+        w->s[k] = x;
+        best = x > best ? x : best;
+    }
+    if (of_chosen)
+        m = moec_warp_max(best);
+    else if (exps && !(m == m))
+        m = moec_row_max(a, c);
+    for (uint32_t k = moec_lane(); k < a.c.top_k; k += 32) {
+        float x = w->s[k];
+
+        if (!(x > -INFINITY))
+            w->s[k] = 0.0f;
+        else
+            w->s[k] = exps ? moec_f32_exp(x - m)
+                           : moec_score_of(a.c.score, x);
+    }
+    return m;
+}
+
+// Divide, scale, and append the shared columns: w->ids and w->s are whole.
+template <int V>
+__device__ static inline void
+moec_finish_weights(const moec_route_args &a, const moec_columns<V> &c,
+                    const void *row_at, uint32_t row, float m,
+                    moec_row_scratch *w)
+{
+    float d;
+
+    __syncwarp();
+    d = moec_divisor(a, c, row_at, m, w);
+    __syncwarp();
+    for (uint32_t k = moec_lane(); k < a.c.top_k; k += 32) {
+        int32_t id = w->ids[k];
+        float v = d == 0.0f || id < 0 ? 0.0f : w->s[k] / d;
+
+        if (a.c.rsf_on == MOEC_RSF_ON_WEIGHTS)
+            v = v * a.c.rsf;
+        if (a.in.expert_scale && id >= 0 &&
+            static_cast<uint32_t>(id) < a.c.n_experts)
+            v = v * a.in.expert_scale[id];
+        w->s[k] = v;
+    }
+    moec_shared_columns(a, row, d, w);
+    __syncwarp();
+}
+
+// Weights of K + S columns of a row whose n_ids > 0 ids are in w->ids, in rank
+// order, -1 behind them. Not for the sparse mixer.
+template <int V>
+__device__ static inline void
+moec_row_weights(const moec_route_args &a, const moec_columns<V> &c,
+                 const void *row_at, uint32_t row, uint32_t n_ids, float m,
+                 moec_row_scratch *w)
+{
+    m = moec_chosen_scores(a, c, row_at, n_ids, m, w);
+    moec_finish_weights(a, c, row_at, row, m, w);
+}
+
+// No expert: id -1 and weight 0 in all columns.
+__device__ static inline void moec_no_row(const moec_route_args &a,
+                                          moec_row_scratch *w)
+{
+    for (uint32_t k = moec_lane(); k < a.n_cols; k += 32) {
+        w->ids[k] = -1;
+        w->s[k] = 0.0f;
+    }
+    __syncwarp();
+}
+
+__device__ static inline void moec_store_row(const moec_route_args &a,
+                                             uint32_t row,
+                                             const moec_row_scratch *w)
+{
+    uint64_t at = static_cast<uint64_t>(row) * a.n_cols;
+
+    for (uint32_t k = moec_lane(); k < a.n_cols; k += 32) {
+        a.ids[at + k] = w->ids[k];
+        a.weights[at + k] = w->s[k];
+    }
+}
+
+#endif

@@ -1,0 +1,644 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// moec_route and moec_route_dispatch on the device: choice, weights, and with
+// a map remap, shared columns, identity and counts, in one kernel. Equal to
+// kernels/cpu/route_scalar.c and kernels/dispatch.c.
+//
+// A warp a row, rows grid-stride; route_row.cuh says how a row is chosen,
+// dispatch_row.cuh how it is remapped. Two kernels:
+// route_rows<V, SCORED, DISPATCH>: up to 512 columns in registers, top K by
+//   logit or (SCORED) by score + bias and in groups; what models do.
+// route_any<DISPATCH>: everything: up to 4096 columns, hash, forced ids, sparse
+//   mixer, softcap, thousands of groups. Keys in shared memory, logits are read
+//   as often as they are needed (they stay in the first cache).
+//
+// Ids from outside (forced, hash) that are no column, which the CPU refuses,
+// are left out; so is a token that is not below vocab.
+
+#include "dispatch_row.cuh"
+#include "route_row.cuh"
+#include "shared_weight.h"
+
+#define WARPS     8u
+#define THREADS   (WARPS * 32u)
+#define GROUPS    32u // of route_rows
+#define KEYS_MAX  (64u << 10) // bytes of keys that a block of route_any takes
+#define FREE_MAX  (48u << 10) // shared memory without asking
+
+struct router {
+    moec_route_args a;
+    moec_dispatch_args d;
+    uint32_t warp_bytes; // shared memory of a warp: keys, groups
+    uint32_t warps;
+};
+
+// Keys of all items where the score or a group decides. `bias` is -INFINITY
+// behind the columns.
+template <int V>
+__device__ static inline void scored_keys(const moec_route_args &a,
+                                          moec_columns<V> &c,
+                                          const float (&bias)[V])
+{
+    float m, sum;
+
+    if (!a.in.bias) {
+        MOEC_UNROLL
+        for (int v = 0; v < V; v++)
+            c.k[v] = moec_raw_key(c.x[v]);
+    } else if (a.c.score == MOEC_SCORE_SIGMOID) {
+        MOEC_UNROLL
+        for (int v = 0; v < V; v++)
+            c.k[v] = moec_biased_key(c.x[v], moec_f32_sigmoid(c.x[v]), bias[v]);
+    } else if (a.c.score == MOEC_SCORE_SOFTMAX) {
+        m = moec_row_max(a, c);
+        sum = moec_row_sum(a, c, m);
+        MOEC_UNROLL
+        for (int v = 0; v < V; v++)
+            c.k[v] = moec_biased_key(c.x[v], moec_f32_exp(c.x[v] - m) / sum,
+                                     bias[v]);
+    } else {
+        MOEC_UNROLL
+        for (int v = 0; v < V; v++)
+            c.k[v] = moec_biased_key(c.x[v], moec_score_of(a.c.score, c.x[v]),
+                                     bias[v]);
+    }
+}
+
+// Key of a group whose best two keys are best and second; 0: not to be kept.
+__device__ static inline uint32_t group_key(const moec_route_args &a,
+                                            uint32_t best, uint32_t second)
+{
+    if (a.c.group_score == MOEC_GROUP_MAX)
+        return best;
+    if (second == 0)
+        return 0;
+    return moec_f32_key(
+        moec_clamped(moec_f32_unkey(best) + moec_f32_unkey(second)));
+}
+
+// Lanes that share a group: a power of two, 32 of them in all.
+static inline __host__ __device__ uint32_t lanes_a_group(uint32_t n_group)
+{
+    uint32_t n = 1;
+
+    while (n * 2 * n_group <= 32)
+        n *= 2;
+    return n;
+}
+
+// Clear the keys of the groups that are not kept: up to 32 groups by score +
+// bias, or by their best. first_lane[v]: the first lane of item v's group.
+template <int V>
+__device__ static inline void
+keep_groups(const moec_route_args &a, moec_columns<V> &c, uint32_t *keys,
+            const uint32_t (&first_lane)[V])
+{
+    uint32_t lane = moec_lane(), per = lanes_a_group(a.c.n_group);
+    uint32_t g = lane / per, best = 0, second = 0, mine, better = 0, kept;
+    uint32_t width = a.c.n_experts / a.c.n_group;
+    uint32_t steps = (width + per - 1) / per;
+
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++)
+        if (lane + 32u * static_cast<uint32_t>(v) < a.n_choice)
+            keys[lane + 32u * static_cast<uint32_t>(v)] = c.k[v];
+    __syncwarp();
+    // Groups begin at different steps: or all would meet in one bank.
+    for (uint32_t s = 0, at = g % steps; s < steps; s++) {
+        uint32_t i = at * per + lane % per, key = 0;
+
+        if (g < a.c.n_group && i < width)
+            key = keys[g * width + i];
+        second = max(second, min(best, key));
+        best = max(best, key);
+        at = at + 1 < steps ? at + 1 : 0;
+    }
+    __syncwarp(); // keys are written again in the next row
+    for (uint32_t d = per / 2; d; d /= 2) {
+        uint32_t b = __shfl_xor_sync(MOEC_FULL_WARP, best, d);
+        uint32_t s = __shfl_xor_sync(MOEC_FULL_WARP, second, d);
+
+        second = max(min(best, b), max(second, s));
+        best = max(best, b);
+    }
+    mine = g < a.c.n_group ? group_key(a, best, second) : 0;
+    for (uint32_t o = 0; o < a.c.n_group; o++) {
+        uint32_t other =
+            __shfl_sync(MOEC_FULL_WARP, mine, static_cast<int>(o * per));
+
+        better += other > mine || (other == mine && o < g);
+    }
+    kept = __ballot_sync(MOEC_FULL_WARP, mine != 0 && better < a.c.topk_group);
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++)
+        if ((kept >> first_lane[v] & 1u) == 0)
+            c.k[v] = 0;
+}
+
+// Remap a chosen row, and store what is wanted of it.
+template <bool DISPATCH>
+__device__ static inline void finish_row(const router &r,
+                                         const moec_dispatch_block &b,
+                                         uint32_t row, moec_row_scratch *w)
+{
+    if (!DISPATCH || r.a.ids)
+        moec_store_row(r.a, row, w);
+    if (DISPATCH) {
+        __syncwarp();
+        moec_dispatch_row(r.d, b, row, w->ids, w->s, w->s + r.a.c.top_k);
+    }
+    __syncwarp(); // the next row writes there
+}
+
+template <int V>
+__device__ static inline void load_columns(const moec_route_args &a,
+                                           uint32_t row, moec_columns<V> &c)
+{
+    const void *at = moec_row_at(a, row);
+    uint32_t lane = moec_lane();
+    int dtype = static_cast<int>(a.in.logits_dtype);
+
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++) {
+        uint32_t i = lane + 32u * static_cast<uint32_t>(v);
+
+        c.x[v] = -INFINITY;
+        if (i < a.n_choice)
+            c.x[v] = moec_load_any(at, dtype, i);
+    }
+}
+
+// From logits as loaded to keys. Returns false where nothing was known of the
+// row's maximum.
+template <int V, bool SCORED>
+__device__ static inline void make_keys(const moec_route_args &a,
+                                        moec_columns<V> &c,
+                                        const float (&bias)[V],
+                                        const uint32_t (&first_lane)[V],
+                                        uint32_t *keys)
+{
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++) {
+        c.x[v] = moec_clean(c.x[v]);
+        if (SCORED && a.in.bias && !(bias[v] > -INFINITY))
+            c.x[v] = -INFINITY;
+    }
+    if (!SCORED) {
+        MOEC_UNROLL
+        for (int v = 0; v < V; v++)
+            c.k[v] = moec_f32_key(c.x[v]); // -inf is below MOEC_KEY_LEAST
+        return;
+    }
+    scored_keys(a, c, bias);
+    if (a.c.n_group > 1)
+        keep_groups(a, c, keys, first_lane);
+}
+
+template <int V, bool SCORED, bool DISPATCH>
+__global__ void __launch_bounds__(THREADS) route_rows(router r)
+{
+    MOEC_DYNAMIC_SHARED(unsigned char, shared);
+    __shared__ moec_row_scratch scratch[WARPS];
+    uint32_t warp = threadIdx.x / 32;
+    moec_row_scratch *w = &scratch[warp];
+    uint32_t *keys =
+        reinterpret_cast<uint32_t *>(shared + warp * r.warp_bytes);
+    uint32_t valid = moec_n_valid(r.a.n_valid, r.a.in.n_valid, r.a.in.n_tokens);
+    moec_dispatch_block b;
+    moec_columns<V> c;
+    float bias[V];
+    uint32_t first_lane[V];
+
+    if (DISPATCH)
+        moec_dispatch_begin(r.d, shared + WARPS * r.warp_bytes, &b);
+    MOEC_UNROLL
+    for (int v = 0; SCORED && v < V; v++) {
+        uint32_t i = moec_lane() + 32u * static_cast<uint32_t>(v);
+
+        bias[v] = r.a.in.bias && i < r.a.n_choice ? r.a.in.bias[i] : -INFINITY;
+        first_lane[v] = i / (r.a.c.n_experts / r.a.c.n_group) *
+                            lanes_a_group(r.a.c.n_group) % 32;
+    }
+    for (uint32_t row = blockIdx.x * WARPS + warp; row < r.a.in.n_tokens;
+         row += gridDim.x * WARPS) {
+        uint32_t n = 0, best;
+
+        if (row < valid) {
+            load_columns(r.a, row, c);
+            make_keys<V, SCORED>(r.a, c, bias, first_lane, keys);
+            n = moec_select(c, r.a.c.top_k, w, &best);
+        }
+        if (n == 0)
+            moec_no_row(r.a, w);
+        else
+            moec_row_weights(r.a, c, moec_row_at(r.a, row), row, n,
+                             SCORED ? NAN : moec_f32_unkey(best), w);
+        finish_row<DISPATCH>(r, b, row, w);
+    }
+    if (DISPATCH)
+        moec_dispatch_end(r.d, b);
+}
+
+// --------------------------------------------------------------- anything
+
+// Clear the keys of the groups that are not kept. groups[n_group] is shared.
+__device__ static __noinline__ void
+keep_groups_any(const moec_route_args &a, const moec_columns<0> &c,
+                uint32_t *groups, float m, float sum)
+{
+    moec_columns<0> gs = {&a, nullptr, groups, a.c.n_group};
+    uint32_t width = a.c.n_experts / a.c.n_group, t, ties;
+
+    __syncwarp();
+    for (uint32_t g = moec_lane(); g < a.c.n_group; g += 32) {
+        uint32_t best = 0, second = 0;
+
+        for (uint32_t i = g * width; i < (g + 1) * width; i++) {
+            uint32_t key = c.keys[i];
+
+            if (key != 0 && !a.in.bias && a.c.group_score == MOEC_GROUP_TOP2) {
+                float x = moec_capped(a, moec_raw_at(a, c.row, i));
+
+                key = moec_f32_key(a.c.score == MOEC_SCORE_SOFTMAX
+                                       ? moec_f32_exp(x - m) / sum
+                                       : moec_score_of(a.c.score, x) + 0.0f);
+            }
+            second = max(second, min(best, key));
+            best = max(best, key);
+        }
+        groups[g] = group_key(a, best, second);
+    }
+    __syncwarp();
+    t = moec_kth_key(gs, a.c.topk_group);
+    ties = a.c.topk_group - moec_count_from(gs, t + 1);
+    for (int v = 0; v < gs.n(); v++) {
+        uint32_t key = gs.key(v);
+        uint32_t equal = __ballot_sync(MOEC_FULL_WARP, key == t);
+        uint32_t n_equal = static_cast<uint32_t>(__popc(equal));
+        uint32_t before = static_cast<uint32_t>(
+            __popc(equal & ((1u << moec_lane()) - 1u)));
+
+        if (moec_lane() + 32u * static_cast<uint32_t>(v) < a.c.n_group &&
+            (key < t || (key == t && before >= ties)))
+            groups[moec_lane() + 32u * static_cast<uint32_t>(v)] = 0;
+        ties -= n_equal < ties ? n_equal : ties;
+    }
+    __syncwarp();
+    for (uint32_t i = moec_lane(); i < a.n_choice; i += 32)
+        if (groups[i / width] == 0)
+            c.keys[i] = 0;
+}
+
+__device__ static inline void make_keys_any(const moec_route_args &a,
+                                            const moec_columns<0> &c,
+                                            uint32_t *groups)
+{
+    bool top2 = a.c.n_group > 1 && a.c.group_score == MOEC_GROUP_TOP2;
+    float m = 0.0f, sum = 1.0f;
+
+    if (a.c.score == MOEC_SCORE_SOFTMAX && (a.in.bias || top2)) {
+        m = moec_row_max(a, c);
+        sum = moec_row_sum(a, c, m);
+    }
+    for (uint32_t i = moec_lane(); i < a.n_choice; i += 32) {
+        float raw = moec_raw_at(a, c.row, i), x;
+
+        if (a.in.bias) {
+            x = moec_capped(a, raw);
+            c.keys[i] = moec_biased_key(raw,
+                                        a.c.score == MOEC_SCORE_SOFTMAX
+                                            ? moec_f32_exp(x - m) / sum
+                                            : moec_score_of(a.c.score, x),
+                                        a.in.bias[i]);
+        } else {
+            c.keys[i] = moec_raw_key(raw);
+        }
+    }
+    if (a.c.n_group > 1)
+        keep_groups_any(a, c, groups, m, sum);
+}
+
+// w->ids: the ids of `from` that count, in their order, then -1. Returns how
+// many there are.
+__device__ static inline uint32_t take_given(const moec_route_args &a,
+                                             const void *row,
+                                             const int32_t *from,
+                                             moec_row_scratch *w)
+{
+    uint32_t lane = moec_lane(), n = 0;
+
+    for (uint32_t first = 0; first < a.c.top_k; first += 32) {
+        int32_t id = first + lane < a.c.top_k ? from[first + lane] : -1;
+        bool ok = static_cast<uint32_t>(id) < a.n_choice;
+        uint32_t all;
+
+        if (ok && !a.in.forced_ids)
+            ok = moec_raw_at(a, row, static_cast<uint32_t>(id)) > -INFINITY;
+        all = __ballot_sync(MOEC_FULL_WARP, ok);
+        if (ok)
+            w->ids[n + static_cast<uint32_t>(
+                           __popc(all & ((1u << lane) - 1u)))] = id;
+        n += static_cast<uint32_t>(__popc(all));
+    }
+    for (uint32_t k = n + lane; k < a.c.top_k; k += 32)
+        w->ids[k] = -1;
+    __syncwarp();
+    return n;
+}
+
+__device__ static inline uint32_t choose_any(const moec_route_args &a,
+                                             const moec_columns<0> &c,
+                                             uint32_t row, uint32_t *groups,
+                                             moec_row_scratch *w)
+{
+    uint32_t best, token;
+
+    if (a.in.forced_ids)
+        return take_given(
+            a, c.row, a.in.forced_ids + static_cast<uint64_t>(row) * a.c.top_k,
+            w);
+    if (a.c.choice == MOEC_CHOICE_HASH) {
+        token = static_cast<uint32_t>(a.in.tokens[row]);
+        if (token >= a.in.vocab)
+            return 0;
+        return take_given(a, c.row,
+                          a.in.hash_table +
+                              static_cast<uint64_t>(token) * a.c.top_k,
+                          w);
+    }
+    make_keys_any(a, c, groups);
+    return moec_select(c, a.c.top_k, w, &best);
+}
+
+template <bool DISPATCH>
+__global__ void __launch_bounds__(THREADS) route_any(router r)
+{
+    MOEC_DYNAMIC_SHARED(unsigned char, shared);
+    __shared__ moec_row_scratch scratch[WARPS];
+    uint32_t warp = threadIdx.x / 32;
+    moec_row_scratch *w = &scratch[warp];
+    uint32_t *keys =
+        reinterpret_cast<uint32_t *>(shared + warp * r.warp_bytes);
+    uint32_t valid = moec_n_valid(r.a.n_valid, r.a.in.n_valid, r.a.in.n_tokens);
+    moec_dispatch_block b;
+
+    if (DISPATCH)
+        moec_dispatch_begin(r.d, shared + r.warps * r.warp_bytes, &b);
+    for (uint32_t row = blockIdx.x * r.warps + warp; row < r.a.in.n_tokens;
+         row += gridDim.x * r.warps) {
+        moec_columns<0> c = {&r.a, nullptr, keys, r.a.n_choice};
+        uint32_t n = 0;
+
+        if (row < valid) {
+            c.row = moec_row_at(r.a, row);
+            n = choose_any(r.a, c, row, keys + r.a.n_choice, w);
+        }
+        if (n == 0) {
+            moec_no_row(r.a, w);
+        } else if (r.a.c.choice == MOEC_CHOICE_SPARSE_MIXER) {
+            moec_mixer_scores(r.a, c, n, w);
+            moec_finish_weights(r.a, c, c.row, row, 0.0f, w);
+        } else {
+            moec_row_weights(r.a, c, c.row, row, n, NAN, w);
+        }
+        finish_row<DISPATCH>(r, b, row, w);
+    }
+    if (DISPATCH)
+        moec_dispatch_end(r.d, b);
+}
+
+// ------------------------------------------------------------- host side
+
+static bool is_fast(const moec_route_args &a)
+{
+    return a.c.choice == MOEC_CHOICE_TOPK && !a.in.forced_ids &&
+           a.c.softcap == 0.0f && a.n_choice <= 512 && a.c.n_group <= GROUPS &&
+           a.in.logits &&
+           (a.c.n_group == 1 || a.in.bias ||
+            a.c.group_score == MOEC_GROUP_MAX);
+}
+
+// Blocks that run at a time, some to spare: a block takes rows as long as
+// there are any.
+static uint32_t grid_of(uint32_t ordinal, uint32_t n_tokens, uint32_t warps)
+{
+    uint32_t rows = moec_blocks(n_tokens, warps);
+    int sm = 0;
+
+    if (cudaDeviceGetAttribute(&sm, cudaDevAttrMultiProcessorCount,
+                               static_cast<int>(ordinal)) != cudaSuccess ||
+        sm < 1)
+        sm = 128;
+    return rows < static_cast<uint32_t>(sm) * 8 ? rows
+                                                : static_cast<uint32_t>(sm) * 8;
+}
+
+template <class K>
+static void launch(K kernel, const router &r, uint32_t grid, uint64_t shared,
+                   cudaStream_t s)
+{
+    if (shared + sizeof(moec_row_scratch) * WARPS > FREE_MAX)
+        (void)cudaFuncSetAttribute(kernel,
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   static_cast<int>(shared));
+    MOEC_LAUNCH_KERNEL(kernel, grid, r.warps * 32, shared, s, r);
+}
+
+template <int V>
+static void launch_fast(const router &r, bool dispatch, uint32_t grid,
+                        uint64_t shared, cudaStream_t s)
+{
+    bool scored = r.a.in.bias || r.a.c.n_group > 1;
+
+    if (scored && dispatch)
+        launch(route_rows<V, true, true>, r, grid, shared, s);
+    else if (scored)
+        launch(route_rows<V, true, false>, r, grid, shared, s);
+    else if (dispatch)
+        launch(route_rows<V, false, true>, r, grid, shared, s);
+    else
+        launch(route_rows<V, false, false>, r, grid, shared, s);
+}
+
+static void launch_route(router *r, uint32_t ordinal, bool dispatch,
+                         cudaStream_t s)
+{
+    bool fast = is_fast(r->a), groups = r->a.c.n_group > 1;
+    uint32_t n = r->a.n_choice, grid;
+    uint64_t shared;
+
+    r->warps = WARPS;
+    if (fast) {
+        r->warp_bytes = groups ? (n * 4 + 15) / 16 * 16 : 0;
+    } else {
+        r->warp_bytes =
+            ((groups ? n + r->a.c.n_group : n) * 4 + 15) / 16 * 16;
+        while (r->warps > 1 && r->warps * r->warp_bytes > KEYS_MAX)
+            r->warps /= 2;
+    }
+    shared = static_cast<uint64_t>(r->warps) * r->warp_bytes;
+    if (dispatch)
+        shared += moec_dispatch_shared(&r->d, r->warps);
+    grid = grid_of(ordinal, r->a.in.n_tokens, r->warps);
+    if (!fast && dispatch)
+        launch(route_any<true>, *r, grid, shared, s);
+    else if (!fast)
+        launch(route_any<false>, *r, grid, shared, s);
+    else if (n <= 32)
+        launch_fast<1>(*r, dispatch, grid, shared, s);
+    else if (n <= 64)
+        launch_fast<2>(*r, dispatch, grid, shared, s);
+    else if (n <= 128)
+        launch_fast<4>(*r, dispatch, grid, shared, s);
+    else if (n <= 256)
+        launch_fast<8>(*r, dispatch, grid, shared, s);
+    else if (n <= 384)
+        launch_fast<12>(*r, dispatch, grid, shared, s);
+    else
+        launch_fast<16>(*r, dispatch, grid, shared, s);
+}
+
+static moec_status check_in(const moec_route_config *c, const moec_route_in *in,
+                            uint32_t n_logits, bool n_valid_on_device,
+                            moec_error *err)
+{
+    bool rows = in->n_tokens && (n_valid_on_device || in->n_valid);
+
+    if (in->struct_bytes < sizeof(*in))
+        return moec_cuda_fail(err, MOEC_E_ARG, "route: struct_bytes %u",
+                              in->struct_bytes);
+    if (in->n_valid > in->n_tokens)
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "n_valid %u is above n_tokens %u", in->n_valid,
+                              in->n_tokens);
+    if (in->logits_dtype != MOEC_DTYPE_F32 &&
+        in->logits_dtype != MOEC_DTYPE_BF16 &&
+        in->logits_dtype != MOEC_DTYPE_F16)
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "logits_dtype %u is not F32, BF16 or F16",
+                              static_cast<unsigned>(in->logits_dtype));
+    if (in->logits_stride && in->logits_stride < n_logits)
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "logits_stride %llu is below %u columns",
+                              static_cast<unsigned long long>(
+                                  in->logits_stride),
+                              n_logits);
+    if (rows && !in->logits)
+        return moec_cuda_fail(err, MOEC_E_ARG, "logits is NULL");
+    if (rows && c->n_shared && !in->shared_gate &&
+        c->shared_kind == MOEC_SHARED_SIGMOID)
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "shared_kind sigmoid without shared_gate");
+    if (in->bias && c->choice == MOEC_CHOICE_SPARSE_MIXER)
+        return moec_cuda_fail(err, MOEC_E_UNSUPPORTED,
+                              "bias with choice sparse-mixer");
+    if (in->forced_ids && c->ec.mode != MOEC_EC_OFF)
+        return moec_cuda_fail(err, MOEC_E_UNSUPPORTED,
+                              "forced_ids with expert choice");
+    if (rows && c->choice == MOEC_CHOICE_HASH && !in->forced_ids &&
+        (!in->hash_table || !in->tokens))
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "choice hash without hash_table or tokens");
+    return MOEC_OK;
+}
+
+static moec_status check_fused(const moec_route_config *c,
+                               const moec_dispatch_map *map,
+                               const moec_dispatch_out *dispatch,
+                               moec_error *err)
+{
+    if (!dispatch)
+        return moec_cuda_fail(err, MOEC_E_ARG, "dispatch: out is NULL");
+    if (map->n_experts != c->n_experts ||
+        map->topology.n_shared_slots != c->n_shared)
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "dispatch: the map has %u experts and %u shared "
+                              "slots, the router %u and %u",
+                              map->n_experts, map->topology.n_shared_slots,
+                              c->n_experts, c->n_shared);
+    if (c->n_zero && !dispatch->identity)
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "dispatch: identity is NULL, with %u zero "
+                              "experts",
+                              c->n_zero);
+    return MOEC_OK;
+}
+
+static moec_status check_out(const moec_route_out *out, uint32_t n_tokens,
+                             bool needed, moec_error *err)
+{
+    if (!out && !needed)
+        return MOEC_OK;
+    if (!out || out->struct_bytes < sizeof(*out) ||
+        !out->ids != !out->weights || (needed && n_tokens && !out->ids))
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "route: out, ids or weights is NULL, or "
+                              "struct_bytes too small");
+    return MOEC_OK;
+}
+
+uint64_t moec_cuda_route_workspace(const moec_route_config *,
+                                   const moec_dispatch_map *map, uint32_t n)
+{
+    return moec_cuda_dispatch_workspace(map, n);
+}
+
+static void fill_args(moec_route_args *a, const moec_route_config *c,
+                      const moec_route_in *in, const moec_route_out *out,
+                      const moec_launch *launch)
+{
+    *a = {};
+    a->c = *c;
+    a->in = *in;
+    if (c->choice == MOEC_CHOICE_HASH)
+        a->in.bias = nullptr;
+    a->n_valid = launch->n_valid;
+    a->n_choice = c->n_experts + c->n_zero;
+    a->n_cols = c->top_k + c->n_shared;
+    a->stride = in->logits_stride ? in->logits_stride
+                                  : a->n_choice + c->n_shared_logits;
+    a->shared_weight = moec_shared_weight_ungated(c);
+    if (out) {
+        a->ids = out->ids;
+        a->weights = out->weights;
+    }
+}
+
+moec_status moec_cuda_route(uint32_t ordinal, const moec_route_config *c,
+                            const moec_route_in *in,
+                            const moec_dispatch_map *map,
+                            const moec_waterfill *waterfill,
+                            const moec_route_out *out,
+                            const moec_dispatch_out *dispatch,
+                            const moec_launch *launch, moec_error *err)
+{
+    moec_on_device on(ordinal);
+    cudaStream_t s = moec_stream(launch);
+    router r = {};
+    moec_status st =
+        check_in(c, in, c->n_experts + c->n_zero + c->n_shared_logits,
+                 launch->n_valid != nullptr, err);
+
+    if (st == MOEC_OK)
+        st = check_out(out, in->n_tokens, !map, err);
+    if (st == MOEC_OK && map)
+        st = check_fused(c, map, dispatch, err);
+    if (st == MOEC_OK && map)
+        st = moec_dispatch_args_make(&r.d, map, waterfill, dispatch,
+                                     in->n_tokens, c->top_k, launch, err);
+    if (st != MOEC_OK)
+        return st;
+    if (c->ec.mode != MOEC_EC_OFF)
+        return moec_cuda_fail(err, MOEC_E_UNSUPPORTED,
+                              "expert choice: no kernel for this device yet");
+    fill_args(&r.a, c, in, out, launch);
+    if (out && out->ec)
+        (void)cudaMemsetAsync(out->ec, 0, sizeof(*out->ec), s);
+    if (map)
+        moec_dispatch_clear(r.d, s);
+    if (in->n_tokens != 0)
+        launch_route(&r, ordinal, map != nullptr, s);
+    if (map)
+        moec_dispatch_fill(r.d, s);
+    return moec_cuda_launched("route", err);
+}
