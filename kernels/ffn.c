@@ -9,10 +9,12 @@
 
 #include "matrix.h"
 
-/* Weight rows of an item: of w13 twice that where it is gated. Items are some
- * microseconds at one token, and enough of them for 64 threads. */
-#define W13_ROWS 32u
-#define W2_ROWS  64u
+/* Weight rows of an item, at most (of w13 twice that where it is gated) and at
+ * least. At an item's begin its weights come slowly, so items are large where
+ * they are many: ITEMS_PER_THREAD for each thread balance well enough. */
+#define ROWS_MAX         128u
+#define ROWS_MIN         32u
+#define ITEMS_PER_THREAD 8u
 
 struct ffn {
     const moec_ffn_config *c;
@@ -24,7 +26,9 @@ struct ffn {
     uint8_t *x;       /* packed inputs by position in `sorted` */
     uint8_t *h;       /* packed activations likewise */
     size_t x_bytes, h_bytes;
-    uint32_t n_active, w13_blocks, w2_blocks;
+    uint32_t n_active;
+    uint32_t w13_rows, w13_blocks; /* rows of an item, items of an expert */
+    uint32_t w2_rows, w2_blocks;
 };
 
 /* -------------------------------------------------------------- checks */
@@ -180,12 +184,12 @@ static void w13_block(void *ctx, size_t item, uint32_t worker)
 {
     const struct ffn *p = ctx;
     uint32_t inter = p->c->inter;
-    struct block b = block_of(p, item, p->w13_blocks, W13_ROWS, inter);
+    struct block b = block_of(p, item, p->w13_blocks, p->w13_rows, inter);
     struct moec_mat m = moec_mat_of(p->in->w13, b.expert);
     uint32_t gate_row = p->c->up_first ? inter : 0;
     uint32_t up_row = p->c->gated && !p->c->up_first ? inter : 0;
-    _Alignas(64) float gate[MOEC_TILE_TOKENS * W13_ROWS];
-    _Alignas(64) float up[MOEC_TILE_TOKENS * W13_ROWS];
+    _Alignas(64) float gate[MOEC_TILE_TOKENS * ROWS_MAX];
+    _Alignas(64) float up[MOEC_TILE_TOKENS * ROWS_MAX];
 
     (void)worker;
     while (b.n_tokens) {
@@ -195,12 +199,12 @@ static void w13_block(void *ctx, size_t item, uint32_t worker)
 
         if (p->c->gated)
             p->p13->rows(p->f, &m, gate_row + b.row, b.n_rows, &x, gate,
-                         W13_ROWS);
-        p->p13->rows(p->f, &m, up_row + b.row, b.n_rows, &x, up, W13_ROWS);
+                         ROWS_MAX);
+        p->p13->rows(p->f, &m, up_row + b.row, b.n_rows, &x, up, ROWS_MAX);
         for (uint32_t t = 0; t < nt; t++) {
-            float *u = up + t * W13_ROWS;
+            float *u = up + t * ROWS_MAX;
 
-            p->f->act(p->c, gate + t * W13_ROWS, u, b.n_rows, u);
+            p->f->act(p->c, gate + t * ROWS_MAX, u, b.n_rows, u);
             p->p2->pack(u, b.row, b.n_rows, inter,
                         p->h + (b.first + t) * p->h_bytes);
         }
@@ -213,10 +217,10 @@ static void w2_block(void *ctx, size_t item, uint32_t worker)
 {
     const struct ffn *p = ctx;
     uint32_t hidden = p->c->hidden;
-    struct block b = block_of(p, item, p->w2_blocks, W2_ROWS, hidden);
+    struct block b = block_of(p, item, p->w2_blocks, p->w2_rows, hidden);
     struct moec_mat m = moec_mat_of(p->in->w2, b.expert);
     const uint32_t *sorted = p->in->sorted + p->in->slot_first[0];
-    _Alignas(64) float out[MOEC_TILE_TOKENS * W2_ROWS];
+    _Alignas(64) float out[MOEC_TILE_TOKENS * ROWS_MAX];
 
     (void)worker;
     while (b.n_tokens) {
@@ -224,10 +228,10 @@ static void w2_block(void *ctx, size_t item, uint32_t worker)
         struct moec_acts h = {
             .x = p->h + b.first * p->h_bytes, .bytes = p->h_bytes, .n = nt};
 
-        p->p2->rows(p->f, &m, b.row, b.n_rows, &h, out, W2_ROWS);
+        p->p2->rows(p->f, &m, b.row, b.n_rows, &h, out, ROWS_MAX);
         for (uint32_t t = 0; t < nt; t++)
             memcpy(p->y + (size_t)sorted[b.first + t] * hidden + b.row,
-                   out + t * W2_ROWS, b.n_rows * sizeof(float));
+                   out + t * ROWS_MAX, b.n_rows * sizeof(float));
         b.first += nt;
         b.n_tokens -= nt;
     }
@@ -251,6 +255,15 @@ static void list_active(struct ffn *p)
     for (uint32_t r = 0; r < p->in->n_rows; r++)
         if (first[r] < first[r + 1])
             p->active[p->n_active++] = r;
+}
+
+static uint32_t item_rows(const moec_kernels *k, uint32_t n_experts,
+                          uint32_t n_rows)
+{
+    uint64_t items = (uint64_t)moec_pool_n_threads(k->pool) * ITEMS_PER_THREAD;
+    uint64_t rows = (uint64_t)n_experts * n_rows / items / ROWS_MIN * ROWS_MIN;
+
+    return (uint32_t)moec_max_u64(ROWS_MIN, moec_min_u64(rows, ROWS_MAX));
 }
 
 moec_status moec_ffn(const moec_kernels *k, const moec_ffn_config *config,
@@ -282,9 +295,11 @@ moec_status moec_ffn(const moec_kernels *k, const moec_ffn_config *config,
     p.active = (uint32_t *)(void *)w;
     p.x = w + list_bytes(n);
     p.h = p.x + n * p.x_bytes;
-    p.w13_blocks = (uint32_t)moec_ceil_div(config->inter, W13_ROWS);
-    p.w2_blocks = (uint32_t)moec_ceil_div(config->hidden, W2_ROWS);
     list_active(&p);
+    p.w13_rows = item_rows(k, p.n_active, config->inter);
+    p.w2_rows = item_rows(k, p.n_active, config->hidden);
+    p.w13_blocks = (uint32_t)moec_ceil_div(config->inter, p.w13_rows);
+    p.w2_blocks = (uint32_t)moec_ceil_div(config->hidden, p.w2_rows);
     moec_pool_run(k->pool, n, pack_input, &p);
     moec_pool_run(k->pool, (size_t)p.n_active * p.w13_blocks, w13_block, &p);
     moec_pool_run(k->pool, (size_t)p.n_active * p.w2_blocks, w2_block, &p);

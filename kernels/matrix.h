@@ -38,11 +38,13 @@ struct moec_mat {
 
 struct moec_matrix_fns;
 
-/* Packed activations of n tokens, `bytes` from one to the next. */
+/* Packed activations of n tokens, `bytes` from one to the next; and the
+ * weights that are read after these, to be prefetched, or NULL. */
 struct moec_acts {
     const void *x;
     size_t bytes;
     uint64_t n;
+    const uint8_t *then;
 };
 
 /* How the expert FFN multiplies: activations of one token packed into a row of

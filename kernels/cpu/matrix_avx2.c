@@ -303,7 +303,8 @@ static void dot16_avx2(const float *w, size_t w_stride, uint32_t n_rows,
                        uint32_t n, float *acc)
 {
     static const dot_fn tiles[3] = {dot_2x2, dot_2x1, dot_1x1};
-    struct moec_acts a = {x, x_stride * sizeof(float), n_tokens};
+    struct moec_acts a = {
+        .x = x, .bytes = x_stride * sizeof(float), .n = n_tokens};
 
     dot_all(tiles, w, w_stride, n_rows, &a, n, acc);
 }
@@ -313,7 +314,8 @@ static void fma16_avx2(const float *w, size_t w_stride, uint32_t n_rows,
                        uint32_t n, float *acc)
 {
     static const dot_fn tiles[3] = {fma_2x2, fma_2x1, fma_1x1};
-    struct moec_acts a = {x, x_stride * sizeof(float), n_tokens};
+    struct moec_acts a = {
+        .x = x, .bytes = x_stride * sizeof(float), .n = n_tokens};
 
     dot_all(tiles, w, w_stride, n_rows, &a, n, acc);
 }

@@ -323,7 +323,8 @@ static void dot16_avx512(const float *w, size_t w_stride, uint32_t n_rows,
                          uint32_t n, float *acc)
 {
     static const dot_fn tiles[4] = {dot_4x4, dot_4x1, dot_1x4, dot_1x1};
-    struct moec_acts a = {x, x_stride * sizeof(float), n_tokens};
+    struct moec_acts a = {
+        .x = x, .bytes = x_stride * sizeof(float), .n = n_tokens};
 
     dot_all(tiles, w, w_stride, n_rows, &a, n, acc);
 }
@@ -333,7 +334,8 @@ static void fma16_avx512(const float *w, size_t w_stride, uint32_t n_rows,
                          uint32_t n, float *acc)
 {
     static const dot_fn tiles[4] = {fma_4x4, fma_4x1, fma_1x4, fma_1x1};
-    struct moec_acts a = {x, x_stride * sizeof(float), n_tokens};
+    struct moec_acts a = {
+        .x = x, .bytes = x_stride * sizeof(float), .n = n_tokens};
 
     dot_all(tiles, w, w_stride, n_rows, &a, n, acc);
 }
