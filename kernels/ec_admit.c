@@ -5,7 +5,7 @@
  * Each expert needs its C best of n tokens, of E * n pairs in all, and each
  * token the handful of experts that took it. No table of pairs is made:
  *
- * 1. Sample: some 512 rows give every expert a floor that about twice C of its
+ * 1. Sample: some 256 rows give every expert a floor that 2.4 times C of its
  *    tokens exceed.
  * 2. Stream: the keys of a block of rows are made, compared with the floors
  *    while they are in the first-level cache, and what is above is appended
@@ -26,7 +26,7 @@
 
 #include "ec.h"
 
-#define SAMPLE_MAX       512u
+#define SAMPLE_MAX       256u
 #define SAMPLE_MIN       128u
 #define EXPERTS_AT_ONCE  16u /* of one work item of steps 1 and 3 */
 #define NO_KEY_IS_ABOVE  UINT32_MAX
@@ -94,10 +94,10 @@ static void plan_sample(struct admit *a)
     if (job->n < SAMPLE_FROM_ROWS || rows < SAMPLE_MIN ||
         job->capacity > job->n / 4)
         return;
-    /* How many of the C best fall into the sample is about Poisson; five
-     * deviations above make a miss rarer than one expert in a million. */
+    /* How many of the C best fall into the sample is about Poisson; four
+     * deviations above make a miss rarer than one expert in 10,000. */
     expect = (float)job->capacity * (float)rows / (float)job->n;
-    a->rank = (uint32_t)(expect + 5.0f * sqrtf(expect) + 3.0f);
+    a->rank = (uint32_t)(expect + 4.0f * sqrtf(expect) + 2.0f);
     a->sample = (uint32_t)rows;
 }
 

@@ -262,10 +262,45 @@ static void refuse(struct token *tok, uint32_t rank)
     tok->n_refused++;
 }
 
-static void walk_plain(struct balance *b, uint32_t t)
+/* The keys of a token were written long ago. Where its next expert is full
+ * already they will be read: ask for them now. A guess, no more: another pair
+ * of the token may come before. */
+static void expect(const struct balance *b, uint32_t t, uint32_t e)
 {
+    const uint32_t *rows = b->rows + (uint64_t)t * b->job->stride;
+
+    if (b->room[e] > 0)
+        return;
+    for (uint32_t i = 0; i < b->job->stride; i += 16)
+        __builtin_prefetch(rows + i);
+}
+
+static void expect_plain(const struct balance *b, uint32_t t)
+{
+    uint32_t rank = b->tokens[t].n_seen;
+
+    if (rank < b->job->r->config.top_k && ids_of(b, t)[rank] >= 0)
+        expect(b, t, (uint32_t)ids_of(b, t)[rank]);
+}
+
+/* The two that may be the next but one of the heap. */
+static void expect_waiting(const struct balance *b)
+{
+    for (uint32_t i = 1; i < 3 && i < b->n_heap; i++) {
+        uint32_t t = (uint32_t)b->heap[i];
+
+        expect(b, t, b->tokens[t].last_id);
+    }
+}
+
+/* Pair i of n. */
+static void walk_plain(struct balance *b, uint64_t i, uint64_t n)
+{
+    uint32_t t = (uint32_t)b->sorted[i], rank = b->tokens[t].n_seen++;
     struct token *tok = &b->tokens[t];
-    uint32_t rank = tok->n_seen++;
+
+    if (n - i > AHEAD)
+        expect_plain(b, (uint32_t)b->sorted[i + AHEAD]);
 
     if (take_expert(b, (uint32_t)ids_of(b, t)[rank]))
         return;
@@ -275,11 +310,13 @@ static void walk_plain(struct balance *b, uint32_t t)
 }
 
 /* Replaced experts are put into the refused columns, first into first. */
-static void walk_waiting(struct balance *b, uint32_t t)
+static void walk_waiting(struct balance *b)
 {
+    uint32_t t = (uint32_t)heap_pop(b);
     struct token *tok = &b->tokens[t];
     uint64_t columns = tok->refused;
 
+    expect_waiting(b);
     tok->waits = 0;
     if (take_expert(b, tok->last_id)) {
         for (uint32_t i = 0; i < tok->n_replaced; i++)
@@ -291,24 +328,6 @@ static void walk_waiting(struct balance *b, uint32_t t)
         go_on(b, t);
 }
 
-/* The keys of a token were written long ago. Where its next plain expert is
- * full already they will be read: ask for them now. A guess, no more: some
- * other pair of the token may come before. */
-static void expect(const struct balance *b, uint32_t t)
-{
-    const struct token *tok = &b->tokens[t];
-    uint64_t at = (uint64_t)t * b->job->stride;
-    int32_t e;
-
-    if (tok->n_seen == b->job->r->config.top_k)
-        return;
-    e = ids_of(b, t)[tok->n_seen];
-    if (e < 0 || b->room[e] > 0)
-        return;
-    for (uint32_t i = 0; i < b->job->stride; i += 16)
-        __builtin_prefetch(b->rows + at + i);
-}
-
 static void walk(struct balance *b)
 {
     uint64_t n = (uint64_t)b->job->n * b->job->r->config.top_k, i = 0;
@@ -317,12 +336,9 @@ static void walk(struct balance *b)
         n--;
     while (b->n_open > 0 && (i < n || b->n_heap > 0)) {
         if (b->n_heap > 0 && (i == n || b->heap[0] < b->sorted[i]))
-            walk_waiting(b, (uint32_t)heap_pop(b));
-        else {
-            if (n - i > AHEAD)
-                expect(b, (uint32_t)b->sorted[i + AHEAD]);
-            walk_plain(b, (uint32_t)b->sorted[i++]);
-        }
+            walk_waiting(b);
+        else
+            walk_plain(b, i++, n);
     }
     for (; i < n; i++) {
         struct token *tok = &b->tokens[(uint32_t)b->sorted[i]];

@@ -511,13 +511,13 @@ static void finds_out_when_the_sample_was_wrong(void **state)
     c.ec.capacity_ppm = 1250000;
     in.n_tokens = in.n_valid = n;
     in.logits = logits;
-    /* ec_admit.c, sample_row(): 512 of 2048 rows, one of each four. */
+    /* ec_admit.c, sample_row(): 256 of 2048 rows, one of each eight. */
     draw(logits, n, e, SMOOTH);
-    for (uint32_t i = 0; i < 512; i++) {
-        uint32_t row = i * 4 + ((i * UINT32_C(2654435761)) >> 16) % 4;
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t row = i * 8 + ((i * UINT32_C(2654435761)) >> 16) % 8;
 
         for (uint32_t j = 0; j < e; j += 3)
-            logits[row * e + j] += i % 4 ? 0.0f : 20.0f;
+            logits[row * e + j] += i % 2 ? 0.0f : 20.0f;
     }
     m = model_of(&c, &in);
     admission(&m, MOEC_EC_FILL_MISSING, want);
