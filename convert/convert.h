@@ -42,6 +42,8 @@ typedef struct moec_convert_opts {
     uint64_t max_part_bytes;   /* 0: the default */
     bool force;                /* replace an existing output */
     bool no_direct;            /* never use O_DIRECT */
+    bool hash_source;          /* SHA-256 of whole source shards into the
+                                  manifest: reads the source once more */
     const char *family_text;   /* description given with --family, or NULL */
     const char *command;       /* command line for provenance.json, or NULL */
     moec_progress_fn progress; /* bytes written and to write */

@@ -136,7 +136,7 @@ static moec_status describe_files(moec_finish *f, moec_error *err)
         out[i].name = moec_layout_file(f->layout, i)->name;
         out[i].bytes = moec_layout_file(f->layout, i)->bytes;
     }
-    f->mf.sources = src;
+    f->mf.sources = f->source_files = src;
     f->mf.n_sources = n_src;
     f->mf.files = f->files = out;
     f->mf.n_files = n_out;
@@ -269,13 +269,15 @@ static moec_status write_manifest(moec_finish *f, const char *name,
 }
 
 /* What needs the source. */
-static moec_status write_source(moec_finish *f, const moec_convert_stats *stats,
-                                moec_error *err)
+static moec_status write_source(moec_finish *f, moec_input *in,
+                                moec_convert_stats *stats, moec_error *err)
 {
     moec_buf b = {0};
     moec_status st;
 
+    MOEC_TRY(moec_finish_lossy(f, in, stats, err));
     MOEC_TRY(describe(f, err));
+    MOEC_TRY(moec_finish_hash(f, in, stats, err));
     MOEC_TRY(moec_finish_sources(f, err));
     MOEC_TRY(moec_finish_extras(f, err));
     st = moec_sources_encode(&f->sources, &b, err);
@@ -325,9 +327,7 @@ moec_status moec_finish_write(moec_input *in, const moec_digests *d,
     f.opts = in->opts;
     f.d = d;
     f.headers = header_sha256;
-    moec_status st = moec_finish_lossy(&f, in, stats, err);
-    if (st == MOEC_OK)
-        st = write_source(&f, stats, err);
+    moec_status st = write_source(&f, in, stats, err);
     if (st == MOEC_OK)
         st = write_digests(&f, err);
     moec_arena_fini(&f.arena);
@@ -343,9 +343,7 @@ moec_status moec_finish_begin(moec_input *in, moec_output *out,
     f.opts = in->opts;
     f.replace = true;
     f.mf.slots_file.name = MOEC_SLOTS_NAME;
-    moec_status st = moec_finish_lossy(&f, in, stats, err);
-    if (st == MOEC_OK)
-        st = write_source(&f, stats, err);
+    moec_status st = write_source(&f, in, stats, err);
     if (st == MOEC_OK)
         st = write_manifest(&f, MOEC_OUTPUT_BEGUN, err);
     moec_arena_fini(&f.arena);

@@ -7,7 +7,7 @@
  *   the common files, copies of the source's small files, slots.bin,
  *   sources.bin, provenance.json, and manifest.json LAST: without it the
  *   directory is no checkpoint. finish.c, finish_slots.c, finish_source.c,
- *   finish_lossy.c.
+ *   finish_lossy.c, finish_hash.c.
  * Threads: one.
  * Errors: IO, NOMEM, FORMAT (I04), INTEGRITY (M08).
  */
@@ -56,8 +56,9 @@ typedef struct moec_finish {
     moec_slots slots;
     moec_sources sources;
     moec_manifest mf;
-    moec_mf_file *files;    /* of mf, to fill in */
-    moec_mf_copied *copied; /* room for all extra files */
+    moec_mf_file *files;          /* of mf, to fill in */
+    moec_mf_source *source_files; /* the same */
+    moec_mf_copied *copied;       /* room for all extra files */
 } moec_finish;
 
 /* Zeroed memory for n + 1 of them, from the arena; NULL where there is none. */
@@ -71,6 +72,8 @@ moec_status moec_finish_index(moec_finish *f, moec_error *err);
 moec_status moec_finish_sources(moec_finish *f, moec_error *err);
 moec_status moec_finish_lossy(moec_finish *f, moec_input *in,
                               moec_convert_stats *stats, moec_error *err);
+moec_status moec_finish_hash(moec_finish *f, moec_input *in,
+                             moec_convert_stats *stats, moec_error *err);
 moec_status moec_finish_extras(moec_finish *f, moec_error *err);
 
 #endif

@@ -78,8 +78,8 @@ static void put_options(const identity *id)
     moec_buf_printf(b, "option --no-mtp: %s\n", o->no_mtp ? "yes" : "no");
     moec_buf_printf(b, "option --allow-empty: %s\n",
                     o->allow_empty ? "yes" : "no");
-    if (moec_plan_requantises(id->plan))
-        moec_buf_puts(b, "option --requantize-shared: yes\n");
+    moec_buf_printf(b, "option --requantize-shared: %s\n",
+                    moec_plan_requantises(id->plan) ? "yes" : "no");
     moec_buf_printf(b, "option --max-part-bytes %llu\n",
                     (unsigned long long)moec_layout_max_part_bytes(id->layout));
 }
@@ -178,6 +178,8 @@ moec_status moec_identity_convert(const moec_input *in,
 
     put_program(out, "convert");
     put_options(&id);
+    moec_buf_printf(out, "option --hash-source: %s\n",
+                    in->opts->hash_source ? "yes" : "no");
     MOEC_TRY(put_family(&id, in->opts->family_text, err));
     MOEC_TRY(in->kind->identity(in, out, err));
     MOEC_TRY(

@@ -160,7 +160,8 @@ typedef struct moec_mf_source { /* a source shard */
     const char *name;
     uint64_t bytes, header_bytes;
     moec_sha256 header_sha256;
-    const char *etag; /* NULL where not known */
+    const char *etag;   /* NULL where not known */
+    const char *sha256; /* of the whole shard, 64 hex digits; NULL: not asked */
 } moec_mf_source;
 
 typedef struct moec_mf_layer {

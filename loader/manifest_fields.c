@@ -30,6 +30,7 @@ static const moec_mf_field mf_source_fields[] = {
     PLAIN("header_bytes", MOEC_MF_U64, moec_mf_source, header_bytes),
     PLAIN("header_sha256", MOEC_MF_SHA256, moec_mf_source, header_sha256),
     FLAGS("etag", MOEC_MF_TEXT, MOEC_MF_ABSENT_OK, moec_mf_source, etag),
+    FLAGS("sha256", MOEC_MF_TEXT, MOEC_MF_ABSENT_OK, moec_mf_source, sha256),
 };
 static const moec_mf_table mf_source = TABLE(mf_source_fields);
 

@@ -13,9 +13,18 @@
 #include "session.h"
 #include "written.h"
 
+static const moec_cli_opt own_opts[] = {
+    {"hash-source", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, hash_source),
+     NULL,
+     "SHA-256 of each whole source shard into the manifest; reads the source "
+     "once more",
+     NULL, NULL, 0},
+};
+static const moec_cli_group own = {"Source", own_opts, 1};
+
 static const moec_cli_group *const groups[] = {
-    &moec_group_topology, &moec_group_ranks, &moec_group_write,
-    &moec_group_common, NULL};
+    &moec_group_topology, &moec_group_ranks,  &own,
+    &moec_group_write,    &moec_group_common, NULL};
 
 static int dry_run(const moec_cli *cli, const moec_cli_session *s,
                    const moec_cli_ranks *ranks, const char *out)

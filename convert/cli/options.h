@@ -54,7 +54,7 @@ typedef struct moec_cli_args {
     uint32_t verbose, threads, progress;
     uint64_t memory;
     /* commands that write */
-    bool dry_run, force, no_direct;
+    bool dry_run, force, no_direct, hash_source;
     /* one command's own */
     bool list_families, list_rules;
     const char *source, *layer, *expert;

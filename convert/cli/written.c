@@ -33,6 +33,7 @@ moec_convert_opts moec_cli_convert_opts(const moec_cli *cli,
     o.max_part_bytes = cli->args.max_part_bytes;
     o.force = cli->args.force;
     o.no_direct = cli->args.no_direct;
+    o.hash_source = cli->args.hash_source;
     o.stop = &moec_cli_signal;
     if (progress != NULL) {
         o.progress = moec_cli_progress_step;
