@@ -71,6 +71,10 @@ uint64_t moec_convert_memory(const moec_plan *plan,
         leaves += moec_n_leaves(moec_ckpt_tensor(ck, i)->bytes);
     if (opts->source != NULL) /* what the readers keep */
         c.bytes += c.n * (uint64_t)sizeof(moec_reader);
+    moec_requant *q = NULL;
+    if (moec_requant_create(&q, plan, NULL) == MOEC_OK)
+        c.bytes += c.n * moec_requant_memory(q);
+    moec_requant_destroy(q);
     return c.bytes + leaves * sizeof(moec_leaf);
 }
 

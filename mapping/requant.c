@@ -431,6 +431,30 @@ static uint64_t rows_before(const source *s, uint64_t row)
                : 0;
 }
 
+static uint64_t chunk_bytes(const target *to, const source *s)
+{
+    uint64_t n = chunk_rows(to), more = n + s->block_out;
+
+    return more * (s->row_bytes + s->scale_cols * 4 + 1) +
+           n * (s->in * sizeof(float) + to->like.n_in * sizeof(float) +
+                to->data_row) +
+           moec_ceil_div(n, to->like.block_out) * to->scale_row;
+}
+
+uint64_t moec_requant_memory(const moec_requant *q)
+{
+    uint64_t most = 0;
+
+    for (size_t i = 0; q != NULL && i < q->n_layers; i++)
+        for (int p = 0; p <= MOEC_PROJECTION_DOWN; p++)
+            if (moec_requant_has(q, i, (moec_projection)p))
+                most = moec_max_u64(
+                    most,
+                    chunk_bytes(&q->layers[i].to[p == MOEC_PROJECTION_DOWN],
+                                &q->layers[i].from[p]));
+    return most;
+}
+
 static moec_status chunk_init(chunk *c, moec_error *err)
 {
     const source *s = c->from;

@@ -27,6 +27,9 @@ moec_status moec_requant_create(moec_requant **out, const moec_plan *plan,
                                 moec_error *err);
 void moec_requant_destroy(moec_requant *q); /* NULL is fine */
 
+/* Bytes of buffers that one read takes at most; 0 for NULL. */
+uint64_t moec_requant_memory(const moec_requant *q);
+
 /* Fill dst[0, to - from) with bytes [from, to) of the block of slot tensor `t`
  * with the shared part `unit`. `read` reads source tensors. */
 moec_status moec_requant_read(const moec_requant *q, size_t layer, size_t t,
