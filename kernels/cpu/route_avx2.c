@@ -373,7 +373,8 @@ static inline float vf_one(uint16_t h, moec_dtype dtype)
 {
     if (dtype == MOEC_DTYPE_F16)
         return _cvtsh_ss(h);
-    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128((int)h << 16)));
+    return _mm_cvtss_f32(
+        _mm_castsi128_ps(_mm_cvtsi32_si128((int)((uint32_t)h << 16))));
 }
 
 /* The lanes of m, packed; up to 16 entries of p are overwritten. */
