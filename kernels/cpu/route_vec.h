@@ -1136,6 +1136,14 @@ static uint32_t block_rows(const moec_router *r)
     return n < ROWS ? n : ROWS;
 }
 
+/* The same where the choice may read the logits in place. */
+static uint32_t choice_rows(const moec_router *r, const moec_route_in *in)
+{
+    bool in_place = in->logits_dtype == MOEC_DTYPE_F32 && !in->bias;
+
+    return in_place ? ROWS : block_rows(r);
+}
+
 static void choose_block(struct block *b)
 {
     const moec_route_config *c = &b->r->config;
@@ -1194,7 +1202,7 @@ static bool chooses(const moec_router *r, const moec_route_in *in)
 static void rows_vec(const moec_router *r, const moec_route_in *in,
                      uint32_t row, uint32_t n, int32_t *ids, float *weights)
 {
-    uint32_t step = block_rows(r);
+    uint32_t step = choice_rows(r, in);
     struct block b;
 
     if (!chooses(r, in)) {
@@ -1231,7 +1239,7 @@ static __attribute__((noinline)) void
 keys_of_blocks(const moec_router *r, const moec_route_in *in, uint32_t row,
                uint32_t n, uint32_t *keys, uint64_t stride)
 {
-    uint32_t step = block_rows(r);
+    uint32_t step = choice_rows(r, in);
     struct block b;
 
     block_init(&b, r, in);
