@@ -130,9 +130,10 @@ col_clear_groups(const moec_router *r, const moec_route_in *in, uint32_t row,
                  uint32_t n, uint32_t *cols, uint64_t stride)
 {
     uint32_t step = block_rows(r);
+    struct wide wide;
     struct block b;
 
-    block_init(&b, r, in);
+    block_init(&b, r, in, &wide);
     take_bias(&b);
     for (uint32_t at = 0; at < n; at += step) {
         b.row = row + at;

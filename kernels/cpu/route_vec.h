@@ -37,9 +37,11 @@
 
 /* ------------------------------------------------------------- entries */
 
+/* `wide` may be NULL where the choice reads the logits in place. */
 static void block_init(struct block *b, const moec_router *r,
-                       const moec_route_in *in)
+                       const moec_route_in *in, struct wide *wide)
 {
+    b->wide = wide;
     b->r = r;
     b->in = in;
     b->grouped = r->config.n_group > 1;
@@ -62,12 +64,15 @@ static uint32_t block_rows(const moec_router *r)
     return n < ROWS ? n : ROWS;
 }
 
-/* The same where the choice may read the logits in place. */
+/* True where the logits themselves rank, as they lie. */
+static bool in_place(const moec_route_in *in)
+{
+    return in->logits_dtype == MOEC_DTYPE_F32 && !in->bias;
+}
+
 static uint32_t choice_rows(const moec_router *r, const moec_route_in *in)
 {
-    bool in_place = in->logits_dtype == MOEC_DTYPE_F32 && !in->bias;
-
-    return in_place ? ROWS : block_rows(r);
+    return in_place(in) ? ROWS : block_rows(r);
 }
 
 static void choose_block(struct block *b)
@@ -125,17 +130,14 @@ static bool chooses(const moec_router *r, const moec_route_in *in)
     return c->n_group == 1 || in->bias || c->group_score == MOEC_GROUP_MAX;
 }
 
-static void rows_vec(const moec_router *r, const moec_route_in *in,
-                     uint32_t row, uint32_t n, int32_t *ids, float *weights)
+static __attribute__((noinline)) void
+rows_of_blocks(struct wide *wide, const moec_router *r, const moec_route_in *in,
+               uint32_t row, uint32_t n, int32_t *ids, float *weights)
 {
     uint32_t step = choice_rows(r, in);
     struct block b;
 
-    if (!chooses(r, in)) {
-        moec_route_rows_scalar(r, in, row, n, ids, weights);
-        return;
-    }
-    block_init(&b, r, in);
+    block_init(&b, r, in, wide);
     take_bias(&b);
     for (uint32_t at = 0; at < n; at += step) {
         int32_t *to = ids + (uint64_t)at * r->n_columns;
@@ -160,15 +162,37 @@ static void rows_vec(const moec_router *r, const moec_route_in *in,
     }
 }
 
+static __attribute__((noinline)) void rows_wide(const moec_router *r,
+                                                const moec_route_in *in,
+                                                uint32_t row, uint32_t n,
+                                                int32_t *ids, float *weights)
+{
+    struct wide wide;
+
+    rows_of_blocks(&wide, r, in, row, n, ids, weights);
+}
+
+static void rows_vec(const moec_router *r, const moec_route_in *in,
+                     uint32_t row, uint32_t n, int32_t *ids, float *weights)
+{
+    if (!chooses(r, in))
+        moec_route_rows_scalar(r, in, row, n, ids, weights);
+    else if (in_place(in))
+        rows_of_blocks(NULL, r, in, row, n, ids, weights);
+    else
+        rows_wide(r, in, row, n, ids, weights);
+}
+
 /* With a bias, or groups. */
 static __attribute__((noinline)) void
 keys_of_blocks(const moec_router *r, const moec_route_in *in, uint32_t row,
                uint32_t n, uint32_t *keys, uint64_t stride)
 {
     uint32_t step = choice_rows(r, in);
+    struct wide wide;
     struct block b;
 
-    block_init(&b, r, in);
+    block_init(&b, r, in, &wide);
     take_bias(&b);
     for (uint32_t at = 0; at < n; at += step) {
         b.row = row + at;
@@ -250,19 +274,17 @@ static void gather_given_x(struct block *b)
                 b->s[j][i] = -INFINITY;
 }
 
-static void weights_vec(const moec_router *r, const moec_route_in *in,
-                        uint32_t row, uint32_t n, const int32_t *ids,
-                        const moec_row_scale *scales, float *weights)
+static __attribute__((noinline)) void
+weights_of_blocks(struct wide *wide, const moec_router *r,
+                  const moec_route_in *in, uint32_t row, uint32_t n,
+                  const int32_t *ids, const moec_row_scale *scales,
+                  float *weights)
 {
     bool needs_m = r->config.score == MOEC_SCORE_SOFTMAX &&
                    r->config.norm != MOEC_NORM_SOFTMAX;
     struct block b;
 
-    if (!weighs(r)) {
-        moec_route_weights_scalar(r, in, row, n, ids, scales, weights);
-        return;
-    }
-    block_init(&b, r, in);
+    block_init(&b, r, in, wide);
     take_bias(&b);
     for (uint32_t at = 0; at < n; at += ROWS) {
         uint64_t to = (uint64_t)at * r->n_columns;
@@ -281,6 +303,28 @@ static void weights_vec(const moec_router *r, const moec_route_in *in,
         write_rows(&b, NULL, weights + to, false);
         write_shared(&b, NULL, weights + to, false);
     }
+}
+
+static __attribute__((noinline)) void
+weights_wide(const moec_router *r, const moec_route_in *in, uint32_t row,
+             uint32_t n, const int32_t *ids, const moec_row_scale *scales,
+             float *weights)
+{
+    struct wide wide;
+
+    weights_of_blocks(&wide, r, in, row, n, ids, scales, weights);
+}
+
+static void weights_vec(const moec_router *r, const moec_route_in *in,
+                        uint32_t row, uint32_t n, const int32_t *ids,
+                        const moec_row_scale *scales, float *weights)
+{
+    if (!weighs(r))
+        moec_route_weights_scalar(r, in, row, n, ids, scales, weights);
+    else if (!in->bias)
+        weights_of_blocks(NULL, r, in, row, n, ids, scales, weights);
+    else
+        weights_wide(r, in, row, n, ids, scales, weights);
 }
 
 #endif

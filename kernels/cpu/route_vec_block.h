@@ -18,6 +18,8 @@
 #define SCRATCH  8192u /* floats: 16 rows of 512 columns, 2 of 4096 */
 #define GROUPS   32u
 
+struct wide;
+
 /* Sixteen rows at work. All arrays [..][ROWS] have a row per lane. */
 struct block {
     const moec_router *r;
@@ -40,8 +42,13 @@ struct block {
     _Alignas(64) float s[MOEC_ROUTE_K_MAX][ROWS]; /* x, score, weight */
     _Alignas(64) float cand[ROWS][CAND_MAX + 16];
     _Alignas(64) uint32_t cand_id[ROWS][CAND_MAX + 16];
+    struct wide *wide; /* where values are not the logits in place */
+};
+
+/* Apart, since a hardened build touches every page of a stack frame. */
+struct wide {
     _Alignas(64) float scratch[SCRATCH];
-    _Alignas(64) float bias_of[MOEC_ROUTE_E_MAX];
+    _Alignas(64) float bias[MOEC_ROUTE_E_MAX];
 };
 
 static inline vf capped(const struct block *b, vf x)
@@ -152,7 +159,7 @@ static void find_sum(struct block *b, const float *bias, bool keep)
             e = vf_maskz(vf_gt(x, none), exp_v(vf_sub(x, m)));
             sum = vf_add(sum, e);
             if (keep)
-                vf_store(b->scratch + i * stride + at,
+                vf_store(b->wide->scratch + i * stride + at,
                          vf_sel(vf_gt(x, none), e, none));
         }
         vf_store(b->lanes[i], sum);
@@ -174,11 +181,11 @@ static void take_bias(struct block *b)
     b->bias = NULL;
     if (!b->in->bias)
         return;
-    b->bias = b->bias_of;
+    b->bias = b->wide->bias;
     for (uint32_t at = 0; at < n; at += 16) {
         vf v = load_values(b->in->bias + at, n - at);
 
-        vf_store(b->bias_of + at, vf_sel(vf_gt(v, none), v, none));
+        vf_store(b->wide->bias + at, vf_sel(vf_gt(v, none), v, none));
     }
 }
 
@@ -191,7 +198,7 @@ biased_row(struct block *b, uint32_t i, moec_score score, moec_dtype dtype,
     uint32_t n = b->r->n_choice, stride = (n + 15) / 16 * 16;
     vf none = vf_set(-INFINITY), top = vf_set(FLT_MAX);
     const void *row = moec_route_row(b->r, b->in, b->row + i);
-    float *out = b->scratch + i * stride;
+    float *out = b->wide->scratch + i * stride;
     vf sum = vf_set(b->sum[i]);
 
     b->value[i] = out;
@@ -252,9 +259,9 @@ static void make_values(struct block *b)
         b->value[i] = row;
         if (b->in->logits_dtype == MOEC_DTYPE_F32)
             continue;
-        b->value[i] = b->scratch + i * stride;
+        b->value[i] = b->wide->scratch + i * stride;
         for (uint32_t at = 0; at < n; at += 16)
-            vf_store(b->scratch + i * stride + at,
+            vf_store(b->wide->scratch + i * stride + at,
                      load_logits(row, b->in->logits_dtype, at, n - at));
     }
 }

@@ -102,7 +102,7 @@ screen_row(struct block *b, uint32_t i, moec_dtype dtype)
 {
     uint32_t n = b->r->n_choice, stride = (n + 15) / 16 * 16;
     const void *row = moec_route_row(b->r, b->in, b->row + i);
-    float *out = b->scratch + i * stride;
+    float *out = b->wide->scratch + i * stride;
     vf acc = vf_set(-INFINITY), shift = vf_set(MOEC_EXP_SHIFT);
     vf scale = vf_set(-MOEC_EXP_LOG2E), one = vf_set(1.0f);
 
@@ -382,37 +382,57 @@ static void rank_many(const struct block *b, uint32_t first, uint32_t n16,
 }
 #undef CX
 
-/* b->key and b->id, best first; key 0 and id -1 where there is none. */
+/* The first k of ranks into b->key and b->id; key 0 and id -1 for none. */
+static inline void put_ranks(struct block *b, const vq *low, const vq *high)
+{
+    for (uint32_t j = 0; j < b->r->config.top_k; j++) {
+        vi key, id;
+
+        vq_unpack(low[j], high[j], &key, &id);
+        id = vi_or(id, vi_ones_where_zero(key));
+        vi_store(b->key[j], key);
+        vi_store(b->id[j], id);
+    }
+}
+
+static __attribute__((noinline)) void put_many(struct block *b,
+                                               const uint32_t n16[2])
+{
+    vq ranks[2][CAND_MAX];
+
+    rank_many(b, 0, n16[0], ranks[0]);
+    if (b->n > 8)
+        rank_many(b, 8, n16[1], ranks[1]);
+    for (uint32_t j = 0; b->n <= 8 && j < b->r->config.top_k; j++)
+        ranks[1][j] = vq_zero();
+    put_ranks(b, ranks[0], ranks[1]);
+}
+
+/* b->key and b->id, best first. */
 static void rank_candidates(struct block *b)
 {
     uint32_t k = b->r->config.top_k, n16[2] = {1, 1};
-    vq ranks[2][CAND_MAX];
+    vq ranks[2][16];
 
     for (uint32_t i = 0; i < b->n; i++) {
         uint32_t n = (b->n_cand[i] + 15) / 16;
 
         n16[i / 8] = n > n16[i / 8] ? n : n16[i / 8];
     }
+    if (k > 16) {
+        put_many(b, n16);
+        return;
+    }
     for (uint32_t half = 0; half < 2; half++) {
-        if (half * 8 >= b->n) {
+        if (half * 8 >= b->n)
             for (uint32_t j = 0; j < k; j++)
                 ranks[half][j] = vq_zero();
-        } else if (k <= 8) {
+        else if (k <= 8)
             rank_8(b, 8 * half, n16[half], ranks[half]);
-        } else if (k <= 16) {
+        else
             rank_16(b, 8 * half, n16[half], ranks[half]);
-        } else {
-            rank_many(b, 8 * half, n16[half], ranks[half]);
-        }
     }
-    for (uint32_t j = 0; j < k; j++) {
-        vi key, id;
-
-        vq_unpack(ranks[0][j], ranks[1][j], &key, &id);
-        id = vi_or(id, vi_ones_where_zero(key));
-        vi_store(b->key[j], key);
-        vi_store(b->id[j], id);
-    }
+    put_ranks(b, ranks[0], ranks[1]);
 }
 
 #endif
