@@ -42,7 +42,7 @@ static float normal(uint64_t *state)
         sum += (int64_t)(r & 0xffff) + (int64_t)(r >> 16 & 0xffff) +
                (int64_t)(r >> 32 & 0xffff) + (int64_t)(r >> 48);
     }
-    f = (float)(sum - 12 * 0x8000 + 6) / 65536.0f;
+    f = (float)(sum - (INT64_C(12) * 0x8000 - 6)) / 65536.0f;
     memcpy(&bits, &f, sizeof(bits));
     bits &= 0xffff0000u;
     memcpy(&f, &bits, sizeof(f));

@@ -40,8 +40,11 @@ moec_status moec_l3_sum(moec_l3_layer *l, int side, const moec_combine_in *in,
             row[i] = row[i] * by * norm[i];
     }
     if (st == MOEC_OK)
-        st = moec_l3_project(l, side, f->latent_out, MOEC_NO_TENSOR, sum,
-                             in->n_tokens, l->width, h, out, err);
+        st = moec_l3_project(l, side,
+                             &(moec_l3_product){f->latent_out, MOEC_NO_TENSOR,
+                                                sum, in->n_tokens, l->width, h,
+                                                out},
+                             err);
     moec_free(norm);
     moec_free(sum);
     return st;
@@ -60,8 +63,11 @@ moec_status moec_l3_expert_input(moec_l3_layer *l, int side, float **out,
     if (*out == NULL)
         return moec_fail_nomem(err, "input of the experts");
     *x = *out;
-    return moec_l3_project(l, side, f->latent_in, MOEC_NO_TENSOR, l->x, l->rows,
-                           l->hidden, l->width, *out, err);
+    return moec_l3_project(l, side,
+                           &(moec_l3_product){f->latent_in, MOEC_NO_TENSOR,
+                                              l->x, l->rows, l->hidden,
+                                              l->width, *out},
+                           err);
 }
 
 /* ---------------------------------------------------------------- rows */
@@ -141,24 +147,32 @@ static moec_status gather(experts *g, moec_error *err)
     return st;
 }
 
+/* Rows that one expert is run over. */
+typedef struct plain_run {
+    const float *x;
+    uint32_t rows, cols;
+    const float *weights;
+    const uint32_t *sorted; /* its columns */
+    uint64_t n;
+    float *y;
+} plain_run;
+
 static moec_status run_plain(moec_l3_worker *w, const moec_kernels *k,
-                             const moec_ffn_config *config, const float *x,
-                             uint32_t rows, uint32_t cols, const float *weights,
-                             const uint32_t *sorted, uint64_t n, float *y,
+                             const moec_ffn_config *config, const plain_run *r,
                              moec_error *err)
 {
     moec_ffn_config c = *config;
-    uint64_t first[2] = {0, n}, bytes;
+    uint64_t first[2] = {0, r->n}, bytes;
     moec_ffn_in in = {.struct_bytes = sizeof(in),
                       .w13 = &w->plain.w13,
                       .w2 = &w->plain.w2,
                       .n_rows = 1,
                       .x_dtype = MOEC_DTYPE_F32,
-                      .x = x,
-                      .n_tokens = rows,
-                      .n_cols = cols,
-                      .weights = weights,
-                      .sorted = sorted,
+                      .x = r->x,
+                      .n_tokens = r->rows,
+                      .n_cols = r->cols,
+                      .weights = r->weights,
+                      .sorted = r->sorted,
                       .slot_first = first};
 
     c.hidden = (uint32_t)w->plain.hidden;
@@ -166,9 +180,9 @@ static moec_status run_plain(moec_l3_worker *w, const moec_kernels *k,
     c.gated = w->plain.gated;
     c.up_first = 0; /* forward_expert.c puts gate first */
     c.precision = MOEC_PRECISION_EXACT;
-    bytes = moec_ffn_workspace_bytes(k, &c, n);
+    bytes = moec_ffn_workspace_bytes(k, &c, r->n);
     MOEC_TRY(moec_room_get(&w->work, bytes, err));
-    return moec_ffn(k, &c, &in, y, w->work.data, bytes, err);
+    return moec_ffn(k, &c, &in, r->y, w->work.data, bytes, err);
 }
 
 static moec_status run_expert(void *ctx, size_t e, uint32_t worker,
@@ -180,18 +194,37 @@ static moec_status run_expert(void *ctx, size_t e, uint32_t worker,
     moec_l3_worker *w = &l->v->workers[worker];
     const moec_kernels *k = l->v->k[MOEC_LEVEL3_SOURCE];
     uint64_t n = g->first[e + 1] - g->first[e];
+    moec_plain_source from = {l->slices[MOEC_LEVEL3_SOURCE],
+                              MOEC_ROLE_ROUTED,
+                              l->hidden,
+                              g->ffn.inter,
+                              moec_l3_read_source,
+                              w};
+    plain_run run = {.x = g->x,
+                     .rows = l->rows,
+                     .cols = s->cols,
+                     .weights = s->weights,
+                     .sorted = g->sorted + g->first[e],
+                     .y = s->y};
 
     if (n == 0)
         return MOEC_OK;
-    MOEC_TRY(moec_plain_read(&w->plain, k, l->slices[MOEC_LEVEL3_SOURCE],
-                             MOEC_ROLE_ROUTED, (uint32_t)e, l->hidden,
-                             g->ffn.inter, moec_l3_read_source, w, err));
-    MOEC_TRY(run_plain(w, k, &g->ffn, g->x, l->rows, s->cols, s->weights,
-                       g->sorted + g->first[e], n, s->y, err));
+    run.n = n;
+    MOEC_TRY(moec_plain_read(&w->plain, k, &from, (uint32_t)e, err));
+    MOEC_TRY(run_plain(w, k, &g->ffn, &run, err));
     return moec_l3_progress(l->v, l->slot_bytes, err);
 }
 
 /* -------------------------------------------------------- shared expert */
+
+static bool has_experts(const moec_l3_layer *l, const moec_l3_side *s,
+                        uint32_t t)
+{
+    for (uint32_t c = 0; c < l->top_k; c++)
+        if (s->ids[(size_t)t * s->cols + c] >= 0)
+            return true;
+    return false;
+}
 
 moec_status moec_l3_shared_apart(moec_l3_layer *l, int side, moec_error *err)
 {
@@ -202,24 +235,28 @@ moec_status moec_l3_shared_apart(moec_l3_layer *l, int side, moec_error *err)
     uint64_t h = l->width;
     uint32_t *sorted = moec_calloc((size_t)l->tokens + 1, sizeof(*sorted));
     float *ones = moec_calloc((size_t)l->tokens + 1, sizeof(*ones));
+    moec_plain_source from = {l->slices[side],
+                              MOEC_ROLE_SHARED,
+                              h,
+                              s->facts.shared_ffn.inter,
+                              side == MOEC_LEVEL3_SOURCE ? moec_l3_read_source
+                                                         : moec_l3_read_common,
+                              w};
+    plain_run run = {l->x, l->tokens, 1, ones, sorted, l->tokens, NULL};
     moec_status st = MOEC_OK;
 
     s->shared = moec_calloc((size_t)l->rows + 1, (size_t)h * sizeof(float));
     if (sorted == NULL || ones == NULL || s->shared == NULL)
         st = moec_fail_nomem(err, "the shared expert");
+    run.y = s->shared;
     for (uint32_t t = 0; st == MOEC_OK && t < l->tokens; t++) {
         sorted[t] = t;
         ones[t] = 1.0f;
     }
     if (st == MOEC_OK)
-        st = moec_plain_read(&w->plain, k, l->slices[side], MOEC_ROLE_SHARED, 0,
-                             h, s->facts.shared_ffn.inter,
-                             side == MOEC_LEVEL3_SOURCE ? moec_l3_read_source
-                                                        : moec_l3_read_common,
-                             w, err);
+        st = moec_plain_read(&w->plain, k, &from, 0, err);
     if (st == MOEC_OK)
-        st = run_plain(w, k, &s->facts.shared_ffn, l->x, l->tokens, 1, ones,
-                       sorted, l->tokens, s->shared, err);
+        st = run_plain(w, k, &s->facts.shared_ffn, &run, err);
     moec_free(ones);
     moec_free(sorted);
     if (st != MOEC_OK)
@@ -229,6 +266,9 @@ moec_status moec_l3_shared_apart(moec_l3_layer *l, int side, moec_error *err)
     for (uint32_t t = 0; t < l->tokens; t++) {
         float g = moec_shared_weight(&gate, s->gate != NULL ? s->gate[t] : 0) *
                   s->global_scale;
+
+        if (!has_experts(l, s, t)) /* a row of padding */
+            g = 0.0f;
 
         for (uint64_t i = 0; i < h; i++)
             s->shared[t * h + i] *= g;

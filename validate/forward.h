@@ -63,12 +63,19 @@ typedef struct moec_projection {
 moec_status moec_projection_matrix(moec_projection *p, moec_matrix *out,
                                    moec_error *err);
 
-/* Read expert `expert` of `role` (0 where it is shared) into `p`. `inter` is
- * the width of the expert. Dequantises with `k`. */
+/* Where experts of one layer and role are read from. */
+typedef struct moec_plain_source {
+    const moec_layer_slices *l;
+    moec_role role;
+    uint64_t hidden, inter; /* of one expert, or of the whole shared one */
+    moec_read_fn read;
+    void *ctx;
+} moec_plain_source;
+
+/* Read expert `expert` (0 of the shared one) into `p`. Dequantises with `k`. */
 moec_status moec_plain_read(moec_plain *p, const moec_kernels *k,
-                            const moec_layer_slices *l, moec_role role,
-                            uint32_t expert, uint64_t hidden, uint64_t inter,
-                            moec_read_fn read, void *ctx, moec_error *err);
+                            const moec_plain_source *source, uint32_t expert,
+                            moec_error *err);
 
 /* Bytes of the largest expert of `role` once it is plain, its raw bytes
  * included: what one worker needs. */

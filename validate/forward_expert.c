@@ -54,11 +54,8 @@ void moec_plain_fini(moec_plain *p)
 typedef struct road {
     moec_plain *p;
     const moec_kernels *k;
-    const moec_layer_slices *l;
-    moec_role role;
+    const moec_plain_source *from;
     uint32_t expert;
-    moec_read_fn read;
-    void *ctx;
     moec_error *err;
 } road;
 
@@ -66,12 +63,12 @@ typedef struct road {
 static const moec_slice *slice_of(const road *r, moec_part want,
                                   const char *component)
 {
-    for (size_t i = 0; i < r->l->n_slices; i++) {
-        const moec_slice *s = &r->l->slices[i];
+    for (size_t i = 0; i < r->from->l->n_slices; i++) {
+        const moec_slice *s = &r->from->l->slices[i];
         bool holds = s->part == want ||
                      (s->part == MOEC_PART_GATE_UP && want != MOEC_PART_DOWN);
 
-        if (s->role == (uint8_t)r->role && holds &&
+        if (s->role == (uint8_t)r->from->role && holds &&
             (component == NULL || s->component == component))
             return s;
     }
@@ -191,7 +188,29 @@ static void cut_kept(const moec_slice *s, moec_part want, moec_component *c,
 /* Bytes that are right as they stand: no turning, no taking apart. */
 static bool stands_right(const moec_slice *s)
 {
+    if (s->geometry == MOEC_GEO_SCALAR || s->geometry == MOEC_GEO_RECORD)
+        return true; /* about both halves alike */
     return s->part != MOEC_PART_GATE_UP && (!s->in_out || s->rank < 2);
+}
+
+/* The component as it stands. */
+static void take_whole(const moec_slice *s, moec_component *c)
+{
+    bool kept = s->geometry == MOEC_GEO_MATRIX_KEPT;
+    uint64_t last = s->rank > 0 ? s->shape[s->rank - 1] : 1;
+
+    c->dim[0] = c->dim[1] = c->dim[2] = 1;
+    if (s->geometry == MOEC_GEO_SCALAR || s->geometry == MOEC_GEO_RECORD)
+        return;
+    c->rank = s->rank;
+    if (kept) {
+        c->dim[0] = s->rank > 1 ? product(s->shape, 0, s->rank - 1) : 1;
+        c->dim[1] = last;
+        return;
+    }
+    c->dim[0] = s->rank > 0 ? s->shape[0] : 1;
+    c->dim[1] = s->rank > 1 ? s->shape[1] : 1;
+    c->dim[2] = s->rank > 2 ? product(s->shape, 2, s->rank) : 1;
 }
 
 /* Read component number `at` of a projection. */
@@ -208,42 +227,20 @@ static moec_status read_component(const road *r, const moec_slice *s,
     c->dtype = (moec_dtype)s->dtype;
     c->geometry = s->geometry;
     MOEC_TRY(moec_room_get(raw, s->bytes, r->err));
-    MOEC_TRY(
-        r->read(r->ctx, tensor, from, raw->data, (size_t)s->bytes, r->err));
-    if (!stands_right(s) && s->geometry != MOEC_GEO_SCALAR &&
-        s->geometry != MOEC_GEO_RECORD)
-        MOEC_TRY(moec_room_get(cut, s->bytes, r->err));
+    MOEC_TRY(r->from->read(r->from->ctx, tensor, from, raw->data,
+                           (size_t)s->bytes, r->err));
     c->data = raw->data;
     c->bytes = s->bytes;
-    switch ((moec_geometry)s->geometry) {
-    case MOEC_GEO_MATRIX:
-    case MOEC_GEO_OUT_VECTOR:
-        if (stands_right(s)) {
-            c->rank = s->rank;
-            c->dim[0] = s->rank > 0 ? s->shape[0] : 1;
-            c->dim[1] = s->rank > 1 ? s->shape[1] : 1;
-            c->dim[2] = s->rank > 2 ? product(s->shape, 2, s->rank) : 1;
-        } else {
-            cut_matrix(s, want, c, raw->data, cut->data);
-            c->data = cut->data;
-        }
-        return MOEC_OK;
-    case MOEC_GEO_MATRIX_KEPT:
-        if (stands_right(s)) {
-            c->rank = s->rank;
-            c->dim[1] = s->rank > 0 ? s->shape[s->rank - 1] : 1;
-            c->dim[0] = s->rank > 1 ? product(s->shape, 0, s->rank - 1) : 1;
-            c->dim[2] = 1;
-        } else {
-            cut_kept(s, want, c, raw->data, cut->data);
-            c->data = cut->data;
-        }
-        return MOEC_OK;
-    case MOEC_GEO_SCALAR:
-    case MOEC_GEO_RECORD:
-        c->dim[0] = c->dim[1] = c->dim[2] = 1;
+    if (stands_right(s)) {
+        take_whole(s, c);
         return MOEC_OK;
     }
+    MOEC_TRY(moec_room_get(cut, s->bytes, r->err));
+    if (s->geometry == MOEC_GEO_MATRIX_KEPT)
+        cut_kept(s, want, c, raw->data, cut->data);
+    else
+        cut_matrix(s, want, c, raw->data, cut->data);
+    c->data = cut->data;
     return MOEC_OK;
 }
 
@@ -253,15 +250,16 @@ static moec_status read_projection(const road *r, moec_part want, uint64_t out,
     memset(j, 0, sizeof(*j));
     j->out = out;
     j->in = in;
-    for (size_t i = 0; i < r->l->n_slices; i++) {
-        const moec_slice *s = &r->l->slices[i];
+    for (size_t i = 0; i < r->from->l->n_slices; i++) {
+        const moec_slice *s = &r->from->l->slices[i];
 
-        if (s->role != (uint8_t)r->role || slice_of(r, want, s->component) != s)
+        if (s->role != (uint8_t)r->from->role ||
+            slice_of(r, want, s->component) != s)
             continue;
         if (j->n == sizeof(j->part) / sizeof(*j->part))
             return moec_fail(r->err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
                              "%s: a projection of more than %zu components",
-                             r->l->layer.experts_prefix, j->n);
+                             r->from->l->layer.experts_prefix, j->n);
         MOEC_TRY(read_component(r, s, want, j->n, &j->part[j->n]));
         j->n++;
     }
@@ -331,8 +329,9 @@ static moec_status put(const road *r, moec_projection *j, moec_matrix *m,
                      r->err);
 }
 
-static moec_status read_into(const road *r, uint64_t hidden, uint64_t inter)
+static moec_status read_into(const road *r)
 {
+    uint64_t hidden = r->from->hidden, inter = r->from->inter;
     moec_plain *p = r->p;
     moec_projection j;
     uint64_t row = 0;
@@ -352,20 +351,20 @@ static moec_status read_into(const road *r, uint64_t hidden, uint64_t inter)
 }
 
 moec_status moec_plain_read(moec_plain *p, const moec_kernels *k,
-                            const moec_layer_slices *l, moec_role role,
-                            uint32_t expert, uint64_t hidden, uint64_t inter,
-                            moec_read_fn read, void *ctx, moec_error *err)
+                            const moec_plain_source *source, uint32_t expert,
+                            moec_error *err)
 {
-    road r = {p, k, l, role, expert, read, ctx, err};
+    road r = {p, k, source, expert, err};
+    const char *prefix = source->l->layer.experts_prefix;
     moec_status st;
 
-    if (hidden == 0 || inter == 0 || hidden > UINT32_MAX / 2 ||
-        inter > UINT32_MAX / 2)
+    if (source->hidden == 0 || source->inter == 0 ||
+        source->hidden > UINT32_MAX / 2 || source->inter > UINT32_MAX / 2)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                         "%s: experts of this size", l->layer.experts_prefix);
-    st = read_into(&r, hidden, inter);
+                         "%s: experts of this size", prefix);
+    st = read_into(&r);
     if (st == MOEC_E_UNSUPPORTED)
-        moec_error_prefix(err, "%s", l->layer.experts_prefix);
+        moec_error_prefix(err, "%s", prefix);
     return st;
 }
 

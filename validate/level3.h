@@ -133,6 +133,7 @@ typedef struct moec_l3_layer {
     bool weights_ok;   /* of both sides, within what a back end is allowed */
     bool *shared_bad;  /* [tokens] */
     float *effective;  /* [tokens][K] weights as they count */
+    bool not_finite;   /* some output of the source is no number */
     bool shared_apart; /* the shared expert is no slot, but a tensor */
 } moec_l3_layer;
 
@@ -168,15 +169,20 @@ moec_status moec_l3_load_floats(moec_l3_layer *l, int side, uint32_t tensor,
                                 uint64_t n, float **out, moec_error *err);
 /* out[n][n_out] = one side's matrix [n_out][n_in] times x [n][n_in], plus its
  * bias where that is a tensor. */
-moec_status moec_l3_project(moec_l3_layer *l, int side, uint32_t tensor,
-                            uint32_t bias, const float *x, uint32_t n,
-                            uint64_t n_out, uint64_t n_in, float *out,
-                            moec_error *err);
+typedef struct moec_l3_product {
+    uint32_t tensor, bias;
+    const float *x;
+    uint32_t n;
+    uint64_t n_out, n_in;
+    float *out;
+} moec_l3_product;
+moec_status moec_l3_project(moec_l3_layer *l, int side,
+                            const moec_l3_product *p, moec_error *err);
 
 /* What the two sides share that is no mapping: rooms for outputs, the rows
  * that experts see, weighted sums, the shared expert as one MLP. forward.c */
 moec_status moec_l3_room(moec_l3_layer *l, int side, moec_error *err);
-moec_status moec_l3_expert_input(moec_l3_layer *l, int side, float **owned,
+moec_status moec_l3_expert_input(moec_l3_layer *l, int side, float **out,
                                  const float **x, moec_error *err);
 moec_status moec_l3_sum(moec_l3_layer *l, int side, const moec_combine_in *in,
                         float *out, moec_error *err);
@@ -194,12 +200,16 @@ moec_status moec_l3_serve(moec_l3_layer *l, moec_error *err);
 /* The map of source rank number `home` of v->replicas. */
 void moec_l3_map(const moec_l3_layer *l, moec_replica_rule rule, uint32_t home,
                  uint32_t row0, moec_dispatch_map *out);
-/* moec_dispatch with workspace of its own. */
+/* moec_dispatch with workspace of its own, over rows [n][C]. */
+typedef struct moec_l3_rows {
+    const int32_t *ids;
+    const float *weights;
+    uint32_t n, n_valid;
+} moec_l3_rows;
 moec_status moec_l3_dispatch(const moec_l3_layer *l,
                              const moec_dispatch_map *map,
-                             const moec_waterfill *waterfill,
-                             const int32_t *ids, const float *weights,
-                             uint32_t n, uint32_t n_valid, uint32_t top_k,
+                             const moec_waterfill *fill,
+                             const moec_l3_rows *rows,
                              const moec_dispatch_out *out, moec_error *err);
 
 /* All other choices of slots, against the digests. serve_choice.c */
@@ -211,6 +221,15 @@ moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err);
 uint32_t moec_l3_compare_ids(moec_l3_layer *l, const int32_t *a,
                              const int32_t *b, const char *what,
                              moec_rule rule);
+/* Open what all layers need, and free it: kernels, models, files, replicas,
+ * workers. *all_out: every data file is there. kernels_open.c */
+moec_status moec_l3_open_kernels(moec_level3 *v, moec_error *err);
+moec_status moec_l3_open_models(moec_level3 *v, moec_error *err);
+moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err);
+moec_status moec_l3_open_workers(moec_level3 *v, moec_error *err);
+moec_status moec_l3_open(moec_level3 *v, moec_error *err);
+void moec_l3_close(moec_level3 *v);
+
 /* moec_validate with a mutation: `patches` (may be NULL) change what is read of
  * the conversion's files. */
 moec_status moec_validate_patched(moec_validation **out, const char *dir,
@@ -218,7 +237,18 @@ moec_status moec_validate_patched(moec_validation **out, const char *dir,
                                   moec_mutation mutation, moec_patches *patches,
                                   moec_error *err);
 
-/* Compare the two sides, then with the reference. kernels_compare.c */
+/* Numbers and ids as findings show them. */
+typedef struct moec_l3_number {
+    char s[32];
+} moec_l3_number;
+moec_l3_number moec_l3_say(double v);
+void moec_l3_say_ids(char *buf, size_t n, const int32_t *ids, uint32_t k);
+/* Give `f` what was expected and found; borrowed until it is added. */
+void moec_l3_expect(moec_finding *f, const moec_l3_number *want,
+                    const moec_l3_number *got);
+
+/* Compare the two sides (kernels_compare.c), then the converted one with the
+ * reference (kernels_reference.c). */
 moec_status moec_l3_compare_routing(moec_l3_layer *l, moec_error *err);
 moec_status moec_l3_compare(moec_l3_layer *l, moec_error *err);
 moec_status moec_l3_compare_reference(moec_l3_layer *l, moec_error *err);

@@ -168,19 +168,18 @@ void moec_l3_map(const moec_l3_layer *l, moec_replica_rule rule, uint32_t home,
 
 moec_status moec_l3_dispatch(const moec_l3_layer *l,
                              const moec_dispatch_map *map,
-                             const moec_waterfill *waterfill,
-                             const int32_t *ids, const float *weights,
-                             uint32_t n, uint32_t n_valid, uint32_t top_k,
+                             const moec_waterfill *fill,
+                             const moec_l3_rows *rows,
                              const moec_dispatch_out *out, moec_error *err)
 {
     const moec_kernels *k = l->v->k[MOEC_LEVEL3_SERVED];
-    uint64_t bytes = moec_dispatch_workspace_bytes(k, map, n);
+    uint64_t bytes = moec_dispatch_workspace_bytes(k, map, rows->n);
     moec_room room = {0};
     moec_status st = moec_room_get(&room, bytes, err);
 
     if (st == MOEC_OK)
-        st = moec_dispatch(k, map, waterfill, ids, weights, n, n_valid, top_k,
-                           out, room.data, bytes, err);
+        st = moec_dispatch(k, map, fill, rows->ids, rows->weights, rows->n,
+                           rows->n_valid, l->top_k, out, room.data, bytes, err);
     moec_room_fini(&room);
     return st;
 }
@@ -227,6 +226,8 @@ static moec_status dispatch(moec_l3_layer *l, moec_error *err)
         uint32_t from = (uint32_t)((uint64_t)l->rows * h / l->v->n_homes);
         uint32_t to = (uint32_t)((uint64_t)l->rows * (h + 1) / l->v->n_homes);
         size_t at = (size_t)from * s->cols;
+        moec_l3_rows rows = {s->ids + at, s->weights + at, to - from,
+                             to - from};
         moec_dispatch_map map;
         moec_dispatch_out out = {.struct_bytes = sizeof(out),
                                  .slots = l->slots + at,
@@ -237,8 +238,7 @@ static moec_status dispatch(moec_l3_layer *l, moec_error *err)
         for (uint32_t t = from; t < to; t++)
             l->home[t] = map.rank;
         if (to > from)
-            st = moec_l3_dispatch(l, &map, NULL, s->ids + at, s->weights + at,
-                                  to - from, to - from, l->top_k, &out, err);
+            st = moec_l3_dispatch(l, &map, NULL, &rows, &out, err);
         if (st == MOEC_OK)
             e_for_p(l, l->slots, from, to - from);
     }

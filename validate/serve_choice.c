@@ -245,13 +245,13 @@ static moec_status run(bench *b, choice *c, const moec_dispatch_map *map,
                              .slots = b->slots,
                              .weights = b->out_weights,
                              .identity = b->identity};
+    moec_l3_rows rows = {c->ids, weights, c->n, c->n_valid};
 
     c->l = b->l;
     c->rank = map->rank;
     c->slots = b->slots;
     c->filled = fill != NULL;
-    MOEC_TRY(moec_l3_dispatch(l, map, fill, c->ids, weights, c->n, c->n_valid,
-                              l->top_k, &out, err));
+    MOEC_TRY(moec_l3_dispatch(l, map, fill, &rows, &out, err));
     check(c);
     return MOEC_OK;
 }
@@ -401,11 +401,11 @@ static const mode modes[] = {
 enum { N_MODES = sizeof(modes) / sizeof(*modes) };
 
 /* One side's ids in a mode; into ids [tokens][C]. */
-static moec_status route_mode(moec_l3_layer *l, int side, const mode *m,
+static moec_status route_mode(const bench *b, int side, const mode *m,
                               uint32_t ppm, uint32_t tokens, int32_t *ids,
-                              float *weights, moec_ec_stats *stats,
-                              moec_error *err)
+                              moec_ec_stats *stats, moec_error *err)
 {
+    const moec_l3_layer *l = b->l;
     moec_route_config config = *moec_router_config(l->side[side].router);
     moec_route_in in = moec_l3_route_in(l, side);
     moec_router *router = NULL;
@@ -417,7 +417,7 @@ static moec_status route_mode(moec_l3_layer *l, int side, const mode *m,
     in.n_tokens = in.n_valid = tokens;
     st = moec_router_create(&router, l->v->k[side], &config, err);
     if (st == MOEC_OK)
-        st = moec_l3_run_router(router, &in, ids, weights, stats, err);
+        st = moec_l3_run_router(router, &in, ids, b->out_weights, stats, err);
     moec_router_destroy(router);
     return st;
 }
@@ -468,7 +468,7 @@ static void check_plain(moec_l3_layer *l, const mode *m, const int32_t *ids,
 }
 
 static moec_status run_mode(bench *b, const mode *m, int32_t *ids,
-                            float *weights, moec_error *err)
+                            moec_error *err)
 {
     moec_l3_layer *l = b->l;
     moec_l3_side *s = &l->side[1];
@@ -479,18 +479,17 @@ static moec_status run_mode(bench *b, const mode *m, int32_t *ids,
     moec_dispatch_map map;
 
     for (int side = 0; side < 2; side++)
-        MOEC_TRY(route_mode(l, side, m, 0, l->tokens, ids + (size_t)side * n,
-                            weights, &stats[side], err));
+        MOEC_TRY(route_mode(b, side, m, 0, l->tokens, ids + (size_t)side * n,
+                            &stats[side], err));
     (void)moec_l3_compare_ids(l, ids, ids + n, m->what, MOEC_RULE_K08);
     check_capacity(l, m, ids + n, stats[1].capacity);
     l->result->ec_fallback[m - modes] = stats[1].fallback_tokens;
     l->result->ec_dropped[m - modes] = stats[1].dropped;
     moec_l3_map(l, MOEC_REPLICA_ROW_RANK_LAYER, 0, 0, &map);
     MOEC_TRY(run(b, &c, &map, NULL, err));
-    MOEC_TRY(route_mode(l, 1, m, 0, 1, ids, weights, NULL, err));
+    MOEC_TRY(route_mode(b, 1, m, 0, 1, ids, NULL, err));
     check_plain(l, m, ids, 1, "one token");
-    MOEC_TRY(
-        route_mode(l, 1, m, UINT32_MAX, l->tokens, ids, weights, NULL, err));
+    MOEC_TRY(route_mode(b, 1, m, UINT32_MAX, l->tokens, ids, NULL, err));
     check_plain(l, m, ids, l->tokens, "room for all");
     return MOEC_OK;
 }
@@ -499,15 +498,14 @@ moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err)
 {
     size_t n = 2 * ((size_t)l->tokens + 1) * l->side[1].cols;
     int32_t *ids = moec_calloc(n, sizeof(*ids));
-    float *weights = moec_calloc(n, sizeof(*weights));
     bench b = {0};
     moec_status st = bench_open(&b, l, err);
     moec_error e = MOEC_ERROR_INIT;
 
-    if (st == MOEC_OK && (ids == NULL || weights == NULL))
+    if (st == MOEC_OK && ids == NULL)
         st = moec_fail_nomem(err, "choices of a layer");
     for (size_t i = 0; st == MOEC_OK && i < N_MODES; i++) {
-        st = run_mode(&b, &modes[i], ids, weights, &e);
+        st = run_mode(&b, &modes[i], ids, &e);
         if (st == MOEC_OK)
             l->result->ec_modes++;
     }
@@ -516,7 +514,6 @@ moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err)
     else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
         *err = e;
     bench_fini(&b);
-    moec_free(weights);
     moec_free(ids);
     return st;
 }

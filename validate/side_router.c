@@ -87,37 +87,36 @@ moec_status moec_l3_load_floats(moec_l3_layer *l, int side, uint32_t tensor,
     return MOEC_OK;
 }
 
-moec_status moec_l3_project(moec_l3_layer *l, int side, uint32_t tensor,
-                            uint32_t bias, const float *x, uint32_t n,
-                            uint64_t n_out, uint64_t n_in, float *out,
-                            moec_error *err)
+moec_status moec_l3_project(moec_l3_layer *l, int side,
+                            const moec_l3_product *p, moec_error *err)
 {
-    const moec_tensor *t = tensor_of(l, side, tensor);
+    const moec_tensor *t = tensor_of(l, side, p->tensor);
     moec_matrix m = {.struct_bytes = sizeof(m),
-                     .n_out = (uint32_t)n_out,
-                     .n_in = (uint32_t)n_in,
+                     .n_out = (uint32_t)p->n_out,
+                     .n_in = (uint32_t)p->n_in,
                      .data_stride = t->bytes};
     void *raw = NULL;
     float *b = NULL;
     moec_status st;
 
-    if (elements(t) != n_out * n_in || !is_real((moec_dtype)t->dtype))
+    if (elements(t) != p->n_out * p->n_in || !is_real((moec_dtype)t->dtype))
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
                          "tensor '%s' is no [%llu, %llu] matrix of numbers",
-                         t->name, (unsigned long long)n_out,
-                         (unsigned long long)n_in);
+                         t->name, (unsigned long long)p->n_out,
+                         (unsigned long long)p->n_in);
     m.format = t->dtype == MOEC_DTYPE_F32    ? MOEC_WFORMAT_F32
                : t->dtype == MOEC_DTYPE_BF16 ? MOEC_WFORMAT_BF16
                                              : MOEC_WFORMAT_F16;
-    st = load_raw(l, side, tensor, &raw, err);
-    if (st == MOEC_OK && bias != MOEC_NO_TENSOR)
-        st = moec_l3_load_floats(l, side, bias, n_out, &b, err);
+    st = load_raw(l, side, p->tensor, &raw, err);
+    if (st == MOEC_OK && p->bias != MOEC_NO_TENSOR)
+        st = moec_l3_load_floats(l, side, p->bias, p->n_out, &b, err);
     if (st == MOEC_OK) {
         m.data = raw;
         m.bias = b;
         m.bias_dtype = MOEC_DTYPE_F32;
-        m.bias_stride = n_out * 4;
-        st = moec_matmul(l->v->k[side], &m, 0, x, n_in, n, out, n_out, err);
+        m.bias_stride = p->n_out * 4;
+        st = moec_matmul(l->v->k[side], &m, 0, p->x, p->n_in, p->n, p->out,
+                         p->n_out, err);
     }
     moec_free(b);
     moec_free(raw);
@@ -212,17 +211,23 @@ static moec_status make_logits(moec_l3_layer *l, int side, moec_error *err)
         return moec_fail_nomem(err, "logits");
     if ((f->steps & MOEC_STEP_ROUTER_NORM) != 0)
         MOEC_TRY(router_input(l, side, &turned, err));
-    st = moec_l3_project(l, side, f->router_weight, f->logit_bias,
-                         turned != NULL ? turned : l->x, l->tokens, l->n_logits,
-                         l->width, s->logits, err);
+    st = moec_l3_project(l, side,
+                         &(moec_l3_product){f->router_weight, f->logit_bias,
+                                            turned != NULL ? turned : l->x,
+                                            l->tokens, l->n_logits, l->width,
+                                            s->logits},
+                         err);
     moec_free(turned);
     if (st != MOEC_OK || f->shared_gate == MOEC_NO_TENSOR)
         return st;
     s->gate = moec_calloc((size_t)l->rows_max + 1, sizeof(*s->gate));
     if (s->gate == NULL)
         return moec_fail_nomem(err, "logits of the shared gate");
-    return moec_l3_project(l, side, f->shared_gate, MOEC_NO_TENSOR, l->x,
-                           l->tokens, 1, l->width, s->gate, err);
+    return moec_l3_project(l, side,
+                           &(moec_l3_product){f->shared_gate, MOEC_NO_TENSOR,
+                                              l->x, l->tokens, 1, l->width,
+                                              s->gate},
+                           err);
 }
 
 static moec_status load_tensors(moec_l3_layer *l, int side, moec_error *err)
@@ -273,6 +278,7 @@ moec_route_in moec_l3_route_in(const moec_l3_layer *l, int side)
     return in;
 }
 
+/* NOLINTNEXTLINE(readability-non-const-parameter): written through `out` */
 moec_status moec_l3_run_router(const moec_router *router,
                                const moec_route_in *in, int32_t *ids,
                                float *weights, moec_ec_stats *ec,

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The converted side against an independent reference: logits, ids, weights,
+ * routed, shared and whole output of each stretch of rows that has answers.
+ * Ids must be equal: a reference is made so that no choice is a near tie.
+ */
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "level3.h"
+
+/* One answer of one reference against what a side has. */
+static moec_status compare_answer(moec_l3_layer *l, const moec_reference *part,
+                                  const char *what, const float *mine,
+                                  uint64_t stride, uint64_t cols,
+                                  moec_error *err)
+{
+    float *want =
+        moec_calloc((size_t)part->n + 1, (size_t)cols * sizeof(float));
+    bool found = false;
+    moec_status st = want == NULL
+                         ? moec_fail_nomem(err, "answers of a reference")
+                         : moec_reference_read(&l->v->act, part, what, cols,
+                                               false, want, &found, err);
+    double limit = 0.0, worst = -1.0;
+    uint64_t at = 0, n = part->n * cols;
+
+    if (st == MOEC_OK && found) {
+        limit = moec_reference_tolerance(&l->v->act, want, n);
+        l->result->golden_answers++;
+    }
+    for (uint64_t i = 0; st == MOEC_OK && found && i < n; i++) {
+        double d =
+            fabs((double)mine[(part->first + i / cols) * stride + i % cols] -
+                 (double)want[i]);
+
+        if (!(d <= worst)) {
+            worst = d;
+            at = i;
+        }
+    }
+    if (st == MOEC_OK && found) {
+        l->result->golden_max_abs_err =
+            fmax(l->result->golden_max_abs_err, worst);
+        if (!(worst <= limit)) {
+            moec_l3_number a = moec_l3_say(want[at]);
+            moec_l3_number b = moec_l3_say(
+                mine[(part->first + at / cols) * stride + at % cols]);
+            moec_finding f =
+                moec_l3_finding(l, MOEC_RULE_K07, MOEC_SEVERITY_ERROR);
+
+            moec_l3_expect(&f, &a, &b);
+            moec_report_add(l->v->r, &f,
+                            "%s%s: differs by %.3g at token %" PRIu64
+                            ", %" PRIu64 "; %.3g is allowed",
+                            part->prefix, what, worst, at / cols, at % cols,
+                            limit);
+        }
+    }
+    moec_free(want);
+    return st;
+}
+
+static moec_status compare_chosen(moec_l3_layer *l, const moec_reference *part,
+                                  moec_error *err)
+{
+    const moec_l3_side *b = &l->side[1];
+    int32_t *want = moec_calloc((size_t)part->n + 1, l->top_k * sizeof(*want));
+    char a[512], c[512];
+    bool found = false;
+    moec_status st =
+        want == NULL ? moec_fail_nomem(err, "answers of a reference")
+                     : moec_reference_read(&l->v->act, part, "topk_ids",
+                                           l->top_k, true, want, &found, err);
+
+    if (st == MOEC_OK && found)
+        l->result->golden_answers++;
+    for (uint32_t t = 0; st == MOEC_OK && found && t < part->n; t++) {
+        const int32_t *mine = b->ids + (size_t)(part->first + t) * b->cols;
+        moec_finding f;
+
+        if (memcmp(mine, want + (size_t)t * l->top_k,
+                   l->top_k * sizeof(*mine)) == 0)
+            continue;
+        f = moec_l3_finding(l, MOEC_RULE_K07, MOEC_SEVERITY_ERROR);
+        moec_l3_say_ids(a, sizeof(a), want + (size_t)t * l->top_k, l->top_k);
+        moec_l3_say_ids(c, sizeof(c), mine, l->top_k);
+        f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
+        f.expected = a;
+        f.found = c;
+        moec_report_add(l->v->r, &f,
+                        "%stopk_ids: other experts, first for token %" PRIu32,
+                        part->prefix, t);
+        break;
+    }
+    moec_free(want);
+    return st;
+}
+
+static moec_status compare_part(moec_l3_layer *l, const moec_reference *part,
+                                moec_error *err)
+{
+    const moec_l3_side *b = &l->side[1];
+
+    MOEC_TRY(compare_answer(l, part, "router_logits", b->logits, l->n_logits,
+                            l->n_logits, err));
+    MOEC_TRY(compare_chosen(l, part, err));
+    MOEC_TRY(compare_answer(l, part, "topk_weights", l->effective, l->top_k,
+                            l->top_k, err));
+    MOEC_TRY(compare_answer(l, part, "routed_output", b->routed, l->width,
+                            l->width, err));
+    if (b->shared != NULL)
+        MOEC_TRY(compare_answer(l, part, "shared_output", b->shared, l->width,
+                                l->width, err));
+    return compare_answer(l, part, "output", b->whole, l->width, l->width, err);
+}
+
+moec_status moec_l3_compare_reference(moec_l3_layer *l, moec_error *err)
+{
+    if (l->v->act.golden == NULL || l->batch.kind != MOEC_BATCH_GOLDEN)
+        return MOEC_OK;
+    l->result->has_golden = 1;
+    for (size_t i = 0; i < l->batch.n_parts; i++)
+        MOEC_TRY(compare_part(l, &l->batch.parts[i], err));
+    return MOEC_OK;
+}
