@@ -149,9 +149,9 @@ static inline moec_dispatch_map map_on_device(moec_device *d,
     moec_dispatch_map m = *map;
     uint32_t e = map->n_experts;
 
-    if (map->table)
+    if (map->rule == MOEC_REPLICA_TABLE) {
         m.table = on_device(d, map->table, e * 4);
-    if (map->cand_first) {
+    } else {
         m.cand_first = on_device(d, map->cand_first, (e + 1) * 4);
         m.cand = on_device(d, map->cand, map->cand_first[e] * 4);
     }
