@@ -6,6 +6,8 @@
 
 #include "combine.h"
 
+#include <string.h>
+
 #include "backend.h"
 
 #define COLUMNS_MAX 128u                /* 64 routed and as many shared */
@@ -19,18 +21,32 @@ typedef struct job {
     uint32_t rows_an_item;
 } job;
 
+/* A block of elements over all columns, or each of C rows would be walked an
+ * element at a time. */
+#define BLOCK 64u
+
+static void add_term(float *acc, float weight, const float *y, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        acc[i] += weight * y[i];
+}
+
 void moec_combine_scalar(const moec_combine_terms *s, uint32_t n, float *out)
 {
-    for (uint32_t h = 0; h < n; h++) {
-        float acc = s->x ? s->identity * s->x[h] : 0.0f;
-        uint32_t c = 0;
+    float acc[BLOCK];
 
+    for (uint32_t h = 0; h < n; h += BLOCK) {
+        uint32_t width = n - h < BLOCK ? n - h : BLOCK, c = 0;
+
+        for (uint32_t i = 0; i < width; i++)
+            acc[i] = s->x ? s->identity * s->x[h + i] : 0.0f;
         for (; c < s->n_scaled; c++)
-            acc += s->weights[c] * s->y[c][h];
-        acc *= s->scale;
+            add_term(acc, s->weights[c], s->y[c] + h, width);
+        for (uint32_t i = 0; i < width; i++)
+            acc[i] *= s->scale;
         for (; c < s->n; c++)
-            acc += s->weights[c] * s->y[c][h];
-        out[h] = acc;
+            add_term(acc, s->weights[c], s->y[c] + h, width);
+        memcpy(out + h, acc, width * sizeof(acc[0]));
     }
 }
 
