@@ -255,47 +255,64 @@ static inline remainders next_remainders(remainders r)
     return r & (remainders)(r != counts);
 }
 
-static inline bool all_experts(const int32_t *ids, uint32_t k,
-                               uint32_t n_experts)
+/* Where a clean row's slots come from. */
+typedef enum source {
+    FROM_MAP,   /* rule TABLE, the slot computed */
+    FROM_SLOTS, /* rule TABLE, a table of slots */
+    FROM_LISTS  /* candidates, tables of lists and slots */
+} source;
+
+/* Whether all k ids of a row are experts that have a slot. */
+static inline bool is_clean(const moec_remap *m, const int32_t *ids, uint32_t k,
+                            source from)
 {
-    uint32_t largest = 0; /* of the unsigned: -1 is larger than all */
+    uint32_t id = 0, p = 0; /* the largest, as unsigned: -1 is above all */
 
     for (uint32_t c = 0; c < k; c++)
-        largest = (uint32_t)ids[c] > largest ? (uint32_t)ids[c] : largest;
-    return largest < n_experts;
+        id = (uint32_t)ids[c] > id ? (uint32_t)ids[c] : id;
+    if (id >= m->map->n_experts)
+        return false;
+    if (from != FROM_MAP)
+        return true; /* or there would be no tables */
+    for (uint32_t c = 0; c < k; c++)
+        p = m->map->table[ids[c]] > p ? m->map->table[ids[c]] : p;
+    return p < m->map->topology.n_physical;
 }
 
-/* Rows by the tables, as far as all k ids of a row are experts; returns the
- * row that is another, or hi. k, by_table and whether there are counts are
- * constants to the compiler. */
+/* Rows from lo on, as far as they are clean; returns the row that is not, or
+ * hi. k, from and whether there are counts are constants to the compiler. */
 static inline uint32_t remap_clean(const moec_remap *m, uint32_t lo,
                                    uint32_t hi, uint32_t *counts, uint32_t k,
-                                   bool by_table)
+                                   source from)
 {
-    uint32_t n_experts = m->map->n_experts, n_cols = m->n_cols, t;
+    uint32_t n_cols = m->n_cols, gap = m->gap, t;
     const int32_t *ids = m->ids + (size_t)lo * n_cols;
     int32_t *out = m->slots + (size_t)lo * n_cols;
     int32_t shared_first = m->shared_first;
-    const int32_t *slots = m->tables->slots;
-    const uint32_t *lists = m->tables->lists;
-    remainders r = {0};
+    const uint32_t *table = m->map->table;
+    const int32_t *slots = from == FROM_MAP ? NULL : m->tables->slots;
+    const uint32_t *lists = from == FROM_MAP ? NULL : m->tables->lists;
+    uint64_t by_local = m->by_local;
     uint8_t of[MOEC_TABLE_REPLICAS];
+    remainders r = {0};
 
-    if (!by_table)
+    if (from == FROM_LISTS)
         r = remainders_of(m->row_base + lo);
-    for (t = lo; t < hi && all_experts(ids, k, n_experts); t++) {
-        if (!by_table) {
+    for (t = lo; t < hi && is_clean(m, ids, k, from); t++) {
+        if (from == FROM_LISTS) {
             memcpy(of, &r, sizeof(of));
             r = next_remainders(r);
         }
         for (uint32_t c = 0; c < k; c++) {
             uint32_t i = (uint32_t)ids[c];
-            int32_t slot =
-                slots[by_table ? i : (lists[i] >> 4) + of[lists[i] & 15]];
 
-            out[c] = slot;
+            if (from == FROM_LISTS)
+                i = (lists[i] >> 4) + of[lists[i] & 15];
+            else if (from == FROM_MAP)
+                i = table[i] + moec_divide(table[i], by_local) * gap;
+            out[c] = from == FROM_MAP ? (int32_t)i : slots[i];
             if (counts)
-                counts[slot]++;
+                counts[out[c]]++;
         }
         for (uint32_t c = k; c < n_cols; c++)
             out[c] = shared_first + (int32_t)(c - k);
@@ -316,29 +333,29 @@ static void finish_clean(const moec_remap *m, uint32_t lo, uint32_t hi)
         memset(m->identity + lo, 0, (hi - lo) * sizeof(float));
 }
 
-static uint32_t remap_by_tables(const moec_remap *m, uint32_t lo, uint32_t hi,
-                                uint32_t *counts)
+/* The same with a constant where it matters: K is 8 for most models. */
+static inline uint32_t remap_some(const moec_remap *m, uint32_t lo, uint32_t hi,
+                                  uint32_t *counts, source from)
 {
-    bool by_table = m->map->rule == MOEC_REPLICA_TABLE;
-
-    if (!counts)
-        return by_table ? remap_clean(m, lo, hi, NULL, m->top_k, true)
-                        : remap_clean(m, lo, hi, NULL, m->top_k, false);
-    if (m->top_k == 8)
-        return by_table ? remap_clean(m, lo, hi, counts, 8, true)
-                        : remap_clean(m, lo, hi, counts, 8, false);
-    return by_table ? remap_clean(m, lo, hi, counts, m->top_k, true)
-                    : remap_clean(m, lo, hi, counts, m->top_k, false);
+    if (counts && m->top_k == 8)
+        return remap_clean(m, lo, hi, counts, 8, from);
+    return counts ? remap_clean(m, lo, hi, counts, m->top_k, from)
+                  : remap_clean(m, lo, hi, NULL, m->top_k, from);
 }
 
 static uint64_t remap_valid(const moec_remap *m, uint32_t lo, uint32_t hi,
                             uint32_t *counts, uint32_t *n_rows)
 {
+    bool by_table = m->map->rule == MOEC_REPLICA_TABLE;
+
     while (lo < hi) {
         uint32_t c, t = lo;
 
         if (m->tables)
-            t = remap_by_tables(m, lo, hi, counts);
+            t = by_table ? remap_some(m, lo, hi, counts, FROM_SLOTS)
+                         : remap_some(m, lo, hi, counts, FROM_LISTS);
+        else if (by_table)
+            t = remap_some(m, lo, hi, counts, FROM_MAP);
         finish_clean(m, lo, t);
         *n_rows += t - lo;
         lo = t;
