@@ -486,17 +486,51 @@ static void names_the_first_bad_id_whatever_the_threads(void **state)
     moec_kernels_close(k);
 }
 
+/* A bad id in the last row of the first item, and one in the first row of the
+ * second, which is found long before. */
+static void names_the_first_of_two_that_race(void **state)
+{
+    moec_kernels *k = open_kernels(MOEC_ISA_AUTO, 3);
+    struct batch b;
+    uint64_t bytes;
+    void *ws;
+
+    (void)state;
+    plain_batch(&b, 4000);
+    for (uint32_t t = 0; t < 511; t++)
+        b.ids[3 * t] = -1; /* the long way */
+    b.ids[3 * 511 + 1] = 10;
+    b.ids[3 * 512] = 11;
+    bytes = moec_dispatch_workspace_bytes(k, &b.map, b.n_tokens);
+    ws = guarded(bytes);
+    for (int turn = 0; turn < 300; turn++) {
+        moec_error err = MOEC_ERROR_INIT;
+
+        assert_int_equal(moec_dispatch(k, &b.map, NULL, b.ids, b.weights,
+                                       b.n_tokens, b.n_valid, b.top_k, &b.out,
+                                       ws, bytes, &err),
+                         MOEC_E_ARG);
+        assert_text(&err, "row 511, column 1: id 10");
+    }
+    guarded_free_all();
+    moec_kernels_close(k);
+}
+
 static void refuses_experts_without_a_slot(void **state)
 {
     moec_kernels *k = open_kernels(MOEC_ISA_AUTO, 1);
-    uint32_t first[9] = {0, 1, 2, 3, 3, 5, 6, 7, 8}, cand[9] = {0};
+    static const uint32_t plain[9] = {0, 1, 2, 3, 3, 5, 6, 7, 8};
+    uint32_t first[9], cand[9];
 
     (void)state;
-    for (int turn = 0; turn < 5; turn++) {
+    for (uint32_t i = 0; i < 10; i++) {
+        uint32_t turn = i % 5, n_tokens = i < 5 ? 1 : 64; /* by tables too */
         moec_error err = MOEC_ERROR_INIT;
         struct batch b;
 
-        plain_batch(&b, 1);
+        plain_batch(&b, n_tokens);
+        memcpy(first, plain, sizeof(first));
+        memset(cand, 0, sizeof(cand));
         b.ids[0] = 1;
         b.ids[1] = 3;
         if (turn == 0) { /* a slot past the last */
@@ -597,6 +631,7 @@ int main(void)
         cmocka_unit_test(row0_continues_a_batch),
         cmocka_unit_test(counts_and_waterfill_are_optional),
         cmocka_unit_test(names_the_first_bad_id_whatever_the_threads),
+        cmocka_unit_test(names_the_first_of_two_that_race),
         cmocka_unit_test(refuses_experts_without_a_slot),
         cmocka_unit_test(refuses_what_does_not_fit),
     };

@@ -253,6 +253,27 @@ static void small_batches_stay_at_home(void **state)
         MOEC_OK);
 }
 
+/* Loads 10 and 8, 2 shared tasks: the target is (18 + 2) / 2, and the fullest
+ * rank, which just meets it, does not stop a row from leaving. */
+static void a_rank_at_the_target_is_not_over_it(void **state)
+{
+    static const uint64_t routed[] = {10, 8}, tokens[2];
+    moec_topology t = topology_of(18, 2, 1);
+    moec_waterfill w = {MOEC_WATERFILL_DYNAMIC, 0, routed, tokens};
+    moec_error err = MOEC_ERROR_INIT;
+    int32_t ids[SMALL * 9], best[SMALL];
+    uint64_t target;
+
+    (void)state;
+    for (size_t i = 0; i < SMALL * 9; i++)
+        ids[i] = i % 9 == 0 ? 0 : -1; /* all visit rank 0, their home, only */
+    assert_int_equal(moec_waterfill_ranks(&t, &w, 0, ids, SMALL, 9, best, NULL,
+                                          &target, &err),
+                     MOEC_OK);
+    assert_int_equal(target, 10);
+    assert_int_equal(best[0], 1);
+}
+
 struct refused {
     const char *text;
     uint32_t n_physical, n_ranks, n_shared, rank, top_k;
@@ -330,6 +351,7 @@ int main(void)
         cmocka_unit_test(agrees_with_every_vector),
         cmocka_unit_test(agrees_with_the_rule_for_any_number_of_ranks),
         cmocka_unit_test(small_batches_stay_at_home),
+        cmocka_unit_test(a_rank_at_the_target_is_not_over_it),
         cmocka_unit_test(refuses_what_does_not_fit),
     };
 
