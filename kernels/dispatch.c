@@ -157,7 +157,7 @@ static void add_workers(const job *j, uint32_t workers, uint32_t n)
 static uint32_t routed_of_rank(const job *j, uint32_t r)
 {
     const moec_topology *t = &j->remap.map->topology;
-    const uint32_t *first = j->counts + r * (t->n_local + j->remap.gap);
+    const uint32_t *first = j->counts + (size_t)r * (t->n_local + j->remap.gap);
     uint32_t sum = 0;
 
     for (uint32_t i = 0; i < t->n_local; i++)
@@ -345,6 +345,7 @@ static void job_init(job *j, const moec_kernels *k,
     j->n_tokens = n_tokens;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): kernels.h says its arguments */
 moec_status moec_dispatch(const moec_kernels *k, const moec_dispatch_map *map,
                           const moec_waterfill *waterfill, const int32_t *ids,
                           const float *weights, uint32_t n_tokens,
@@ -415,6 +416,7 @@ static moec_status route_first(job *j, const moec_route_out *out,
     return MOEC_OK;
 }
 
+/* NOLINTBEGIN(readability-function-size): kernels.h says its arguments */
 moec_status
 moec_route_dispatch(const moec_router *router, const moec_route_in *in,
                     const moec_dispatch_map *map,
@@ -422,6 +424,7 @@ moec_route_dispatch(const moec_router *router, const moec_route_in *in,
                     const moec_dispatch_out *dispatch, void *workspace,
                     uint64_t workspace_bytes, moec_error *err)
 {
+    /* NOLINTEND(readability-function-size) */
     const moec_kernels *k = router ? router->k : NULL;
     job j;
 

@@ -243,6 +243,7 @@ static moec_status check_ranks_args(const moec_topology *t,
     return moec_waterfill_check(t, w, rank, err);
 }
 
+/* NOLINTNEXTLINE(readability-function-size): kernels.h says its arguments */
 moec_status moec_waterfill_ranks(const moec_topology *topology,
                                  const moec_waterfill *waterfill, uint32_t rank,
                                  const int32_t *ids, uint32_t n_tokens,

@@ -21,7 +21,7 @@ uint32_t moec_align_pick_avx512(const int32_t *slots, uint32_t n,
 
     for (uint32_t i = 0; i < n; i += 16) {
         __mmask16 there =
-            n - i < 16 ? (__mmask16)((1u << (n - i)) - 1) : (__mmask16)0xffff;
+            (__mmask16)(n - i < 16 ? (1u << (n - i)) - 1 : 0xffff);
         __m512i s =
             _mm512_sub_epi32(_mm512_maskz_loadu_epi32(there, slots + i), begin);
         __mmask16 ours = _mm512_mask_cmplt_epu32_mask(there, s, width);

@@ -3,6 +3,7 @@
  * moec_combine_scalar in 8 lanes, 64 elements at a time. */
 
 #include <immintrin.h>
+#include <stddef.h>
 
 #include "combine.h"
 
@@ -17,7 +18,7 @@ static inline void add_term(__m256 *acc, float weight, const float *y,
 
     for (uint32_t i = 0; i < n; i++)
         acc[i] = _mm256_add_ps(
-            acc[i], _mm256_mul_ps(w, _mm256_loadu_ps(y + i * LANES)));
+            acc[i], _mm256_mul_ps(w, _mm256_loadu_ps(y + (size_t)i * LANES)));
 }
 
 static inline void combine(const moec_combine_terms *s, uint32_t h, uint32_t n,
@@ -27,9 +28,10 @@ static inline void combine(const moec_combine_terms *s, uint32_t h, uint32_t n,
     uint32_t c = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        acc[i] = s->x ? _mm256_mul_ps(_mm256_set1_ps(s->identity),
-                                      _mm256_loadu_ps(s->x + h + i * LANES))
-                      : _mm256_setzero_ps();
+        acc[i] =
+            s->x ? _mm256_mul_ps(_mm256_set1_ps(s->identity),
+                                 _mm256_loadu_ps(s->x + h + (size_t)i * LANES))
+                 : _mm256_setzero_ps();
     for (; c < s->n_scaled; c++)
         add_term(acc, s->weights[c], s->y[c] + h, n);
     for (uint32_t i = 0; i < n; i++)
@@ -37,7 +39,7 @@ static inline void combine(const moec_combine_terms *s, uint32_t h, uint32_t n,
     for (; c < s->n; c++)
         add_term(acc, s->weights[c], s->y[c] + h, n);
     for (uint32_t i = 0; i < n; i++)
-        _mm256_storeu_ps(out + h + i * LANES, acc[i]);
+        _mm256_storeu_ps(out + h + (size_t)i * LANES, acc[i]);
 }
 
 /* Elements from h on, fewer than a vector. */

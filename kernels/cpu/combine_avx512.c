@@ -5,6 +5,7 @@
  * the second cache come at memcpy's rate, rows in memory above it. */
 
 #include <immintrin.h>
+#include <stddef.h>
 
 #include "combine.h"
 
@@ -19,7 +20,7 @@ static inline void add_term(__m512 *acc, float weight, const float *y,
 
     for (uint32_t i = 0; i < n; i++)
         acc[i] = _mm512_add_ps(
-            acc[i], _mm512_mul_ps(w, _mm512_loadu_ps(y + i * LANES)));
+            acc[i], _mm512_mul_ps(w, _mm512_loadu_ps(y + (size_t)i * LANES)));
 }
 
 static inline void combine(const moec_combine_terms *s, uint32_t h, uint32_t n,
@@ -29,9 +30,10 @@ static inline void combine(const moec_combine_terms *s, uint32_t h, uint32_t n,
     uint32_t c = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        acc[i] = s->x ? _mm512_mul_ps(_mm512_set1_ps(s->identity),
-                                      _mm512_loadu_ps(s->x + h + i * LANES))
-                      : _mm512_setzero_ps();
+        acc[i] =
+            s->x ? _mm512_mul_ps(_mm512_set1_ps(s->identity),
+                                 _mm512_loadu_ps(s->x + h + (size_t)i * LANES))
+                 : _mm512_setzero_ps();
     for (; c < s->n_scaled; c++)
         add_term(acc, s->weights[c], s->y[c] + h, n);
     for (uint32_t i = 0; i < n; i++)
@@ -39,7 +41,7 @@ static inline void combine(const moec_combine_terms *s, uint32_t h, uint32_t n,
     for (; c < s->n; c++)
         add_term(acc, s->weights[c], s->y[c] + h, n);
     for (uint32_t i = 0; i < n; i++)
-        _mm512_storeu_ps(out + h + i * LANES, acc[i]);
+        _mm512_storeu_ps(out + h + (size_t)i * LANES, acc[i]);
 }
 
 /* Lanes of `m`, from element h on. */
