@@ -85,6 +85,13 @@ for tree; do
         ! grep -q requant plain/manifest.json || fail "without the option"
         rm -r out back many again plain plain2
     done
+    run convert "$src" plain --ep 2
+    if "$program" validate plain --source "$src" --quiet >said 2>log; then
+        run validate out --source "$src" --json
+        grep -q 'requantised: its output differs' said ||
+            fail "validate does not say what the output loses"
+    fi
+    rm -r plain
     # A slot that is not what the quantiser makes is found.
     file=$(ls out/experts-rank-00001-*)
     printf '\125' | dd of="$file" bs=1 conv=notrunc status=none \
