@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "backend.h"
+#include "matrix.h"
 #include "plugin.h"
 
 #define PLUGIN_NAME "libmoec_cuda.so"
@@ -259,7 +259,26 @@ moec_status moec_device_matmul(moec_device *d, const moec_matrix *m,
                                uint64_t out_stride, const moec_launch *launch,
                                moec_error *err)
 {
-    return d->b->matmul(d->ordinal, m, index, x, x_stride, n_tokens, out,
+    moec_matrix full;
+
+    MOEC_TRY(moec_matrix_check(m, "matrix", err));
+    if (!launch || (n_tokens && (!x || !out)))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "moec_device_matmul: NULL");
+    if (x_stride == 0)
+        x_stride = m->n_in;
+    if (out_stride == 0)
+        out_stride = m->n_out;
+    if (x_stride < m->n_in || out_stride < m->n_out)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "strides %llu and %llu for %u x %u",
+                         (unsigned long long)x_stride,
+                         (unsigned long long)out_stride, (unsigned)m->n_out,
+                         (unsigned)m->n_in);
+    if (n_tokens == 0)
+        return MOEC_OK;
+    full = moec_matrix_filled(m);
+    return d->b->matmul(d->ordinal, &full, index, x, x_stride, n_tokens, out,
                         out_stride, launch, err);
 }
 
@@ -276,5 +295,21 @@ moec_status moec_device_ffn(moec_device *d, const moec_ffn_config *config,
                             float *y, const moec_launch *launch,
                             moec_error *err)
 {
-    return d->b->ffn(d->ordinal, config, in, n_columns_max, y, launch, err);
+    moec_matrix w13, w2;
+    moec_ffn_in full;
+
+    MOEC_TRY(moec_ffn_check(config, in, err));
+    if (n_columns_max == 0 || in->n_rows == 0)
+        return MOEC_OK;
+    if (!launch || !y || !in->sorted || !in->x || !in->n_cols ||
+        (config->weight_on_input && !in->weights))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "moec_device_ffn: columns without launch, y, sorted, "
+                         "x or weights");
+    full = *in;
+    w13 = moec_matrix_filled(in->w13);
+    w2 = moec_matrix_filled(in->w2);
+    full.w13 = &w13;
+    full.w2 = &w2;
+    return d->b->ffn(d->ordinal, config, &full, n_columns_max, y, launch, err);
 }

@@ -96,12 +96,19 @@ static moec_status check_runs(const moec_ffn_in *in, moec_error *err)
     return MOEC_OK;
 }
 
+moec_status moec_ffn_check(const moec_ffn_config *c, const moec_ffn_in *in,
+                           moec_error *err)
+{
+    MOEC_TRY(check_config(c, err));
+    if (!in || in->struct_bytes < sizeof(*in) || !in->slot_first)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE, "moec_ffn: NULL");
+    return check_shapes(c, in, err);
+}
+
 static moec_status check_in(const moec_ffn_config *c, const moec_ffn_in *in,
                             moec_error *err)
 {
-    if (!in || in->struct_bytes < sizeof(*in) || !in->slot_first)
-        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE, "moec_ffn: NULL");
-    MOEC_TRY(check_shapes(c, in, err));
+    MOEC_TRY(moec_ffn_check(c, in, err));
     if (in->slot_first[in->n_rows] == 0)
         return MOEC_OK;
     if (!in->sorted || !in->x || (c->weight_on_input && !in->weights))
@@ -276,7 +283,6 @@ moec_status moec_ffn(const moec_kernels *k, const moec_ffn_config *config,
 
     if (!k)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE, "moec_ffn: NULL");
-    MOEC_TRY(check_config(config, err));
     MOEC_TRY(check_in(config, in, err));
     n = in->slot_first[in->n_rows] - in->slot_first[0];
     if (n == 0)

@@ -183,6 +183,22 @@ struct moec_mat moec_mat_of(const moec_matrix *m, uint32_t index)
     return r;
 }
 
+moec_matrix moec_matrix_filled(const moec_matrix *m)
+{
+    struct moec_mat r = moec_mat_of(m, 0);
+    moec_matrix full = *m;
+
+    full.row_bytes = r.row_bytes;
+    full.block_out = r.block_out;
+    full.block_in = r.block_in;
+    full.part_rows = r.part_rows;
+    full.scale2_rows = r.scale2_rows;
+    full.scale = r.scale;
+    full.scale2 = r.scale2;
+    full.zeros = r.zeros;
+    return full;
+}
+
 /* ---------------------------------------------------------- dequantise */
 
 struct dequantize {

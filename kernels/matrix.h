@@ -98,6 +98,13 @@ moec_status moec_matrix_check(const moec_matrix *m, const char *what,
                               moec_error *err);
 /* Resolve matrix `index` of a checked one. */
 struct moec_mat moec_mat_of(const moec_matrix *m, uint32_t index);
+/* A checked matrix with the numbers that may be left out filled in, which is
+ * how plug-ins get it. */
+moec_matrix moec_matrix_filled(const moec_matrix *m);
+/* Check configuration, matrices and dtypes of an expert FFN: all that needs no
+ * look at arrays, which may be on a device. */
+moec_status moec_ffn_check(const moec_ffn_config *c, const moec_ffn_in *in,
+                           moec_error *err);
 
 /* The scale of scale column `sc` in output row `row`; NVFP4's two scales are
  * multiplied, and rounded, here. */

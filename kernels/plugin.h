@@ -9,6 +9,8 @@
  *   every change of this file or of the structs that cross it.
  * Errors: the functions are those of device.h without the moec_device, and
  *   fill `err` with moec_plugin_fail's form; device errors are statuses.
+ * Matrices and FFN configurations come checked, and with row_bytes, block_out,
+ *   block_in, part_rows and scale2_rows filled in; pointers are the device's.
  */
 
 #include <moec/device.h>

@@ -13,8 +13,12 @@
 
 #ifdef MOEC_EMULATE
 #  include "emulate.h"
+#  define MOEC_NOINLINE
+#  define MOEC_UNROLL
 #else
 #  include <cuda_runtime.h>
+#  define MOEC_NOINLINE __noinline__
+#  define MOEC_UNROLL   _Pragma("unroll")
 #  define MOEC_LAUNCH_KERNEL(kernel, grid, threads, shared, stream, ...)       \
     kernel<<<grid, threads, shared, stream>>>(__VA_ARGS__)
 #  define MOEC_DYNAMIC_SHARED(type, name)                                      \

@@ -2,9 +2,11 @@
 # The plug-in's sources, for nvcc and for the host.
 set(moec_cuda_sources
   cast.cu
+  expert_ffn.cu
   moec_cuda.cu
-  pending.cu
   permute.cu
+  product_exact.cu
+  product_fast.cu
   route_dispatch.cu
   route_topk.cu)
 list(TRANSFORM moec_cuda_sources PREPEND "${CMAKE_CURRENT_LIST_DIR}/")

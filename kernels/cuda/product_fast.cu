@@ -1,0 +1,626 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The fast product of the expert FFN: weights as they are stored, activations
+// in bf16, float32 sums on the tensor cores. Near moec_product_exact, not
+// equal to it; a column's result does not depend on the other columns.
+//
+// A decode step reads every weight of the experts in use once and does next
+// to nothing with it: what counts is bytes in flight. So every warp is on its
+// own, without a barrier: it walks units of 32 output rows (two m16 tiles) and
+// up to 32 columns (four n8 tiles, those without columns skipped) over a fixed
+// grid, and keeps STAGES chunks of 32 rows times 128 bytes in flight by
+// cp.async into its own part of shared memory, across units. Twelve warps of a
+// multiprocessor have 192 KiB under way; 40 KiB are what latency times
+// bandwidth asks for on an H200.
+//
+// Lane 4g + q decodes eight adjacent k of rows g and g + 8: 32 k of a row a
+// quad, the a fragments of two products. Values become bf16 without their
+// scale, exactly; the scale multiplies float32 sums at the end of its group of
+// 32, 64, 128 or more k. So weights are not rounded at all. What does not fit
+// (ragged blocks, rows not at multiples of 16 bytes, f16, f32, nvfp4, AWQ,
+// GPTQ) is decoded by moec_decode8 and split into two bf16, 16 bits of its
+// significand, and reads memory without staging: right, and slower.
+//
+// Minifloats become bf16 by placing exponent and mantissa where bf16 has its
+// own and one multiplication by a power of two, which also makes their
+// denormals right. E4M3's NaN is no number that this gives: rows that have one
+// are noted and become NaN at the end.
+
+#include "ffn.cuh"
+#include "tensor.cuh"
+
+#define WARPS   4u
+#define THREADS (WARPS * 32u)
+#define STAGES  4
+#define N_TILES 4 // of eight columns
+#define CHUNK   128u // bytes of a row
+#define STAGE   (MOEC_TILE_OUT * CHUNK)
+#define SHARED  (WARPS * STAGES * STAGE)
+// A block an SM has beside others costs it 1 KiB more.
+#define SHARED_COST (SHARED + 1024u)
+
+// What the kernel wants to know besides the phase.
+struct fast_params {
+    uint32_t n_chunks;
+    uint32_t group_shift;  // steps of a scale group inside a chunk, log2
+    uint32_t chunks_shift; // groups of a chunk, log2, where there are several
+    uint32_t group_chunks; // or chunks of a group
+    bool one_group;        // a row has one scale
+};
+
+// --------------------------------------------------------------- decoders
+// load(): eight adjacent values of a row from a stage, as four pairs in the
+// order that ORDER says. swizzle(): what a row's 16-byte parts are permuted
+// by, so that a warp's reads hit all banks once.
+
+struct decode_bf16 {
+    static const bool STAGED = true, SCALED = false, NAN_ROWS = false;
+    static const bool ZEROS = false;
+    static const int STEPS = 2, PARTS = 1;
+    static const uint32_t ORDER = MOEC_ORDER_PLAIN;
+
+    __device__ static uint32_t swizzle(uint32_t row)
+    {
+        return (row & 1u) << 2;
+    }
+    __device__ static void load(const uint8_t *row, uint32_t swizzled,
+                                uint32_t step, uint32_t q, uint32_t,
+                                uint32_t v[4], uint32_t *)
+    {
+        uint4 w = *reinterpret_cast<const uint4 *>(
+            row + ((4 * step + q) ^ swizzled) * 16);
+
+        v[0] = w.x;
+        v[1] = w.y;
+        v[2] = w.z;
+        v[3] = w.w;
+    }
+};
+
+#define BF16X2_2_120 0x7b807b80u // 2^120 twice
+#define BF16X2_2_126 0x7e807e80u
+#define BF16X2_ONE   0x3f803f80u
+#define BF16X2_NIL   0x80008000u // -0: adding it changes nothing
+
+struct decode_e4m3 {
+    static const bool STAGED = true, SCALED = true, NAN_ROWS = true;
+    static const bool ZEROS = false;
+    static const int STEPS = 4, PARTS = 1;
+    static const uint32_t ORDER = 0x75643120u; // 0 2, 1 3, 4 6, 5 7
+
+    __device__ static uint32_t swizzle(uint32_t row)
+    {
+        return (row & 3u) << 1;
+    }
+    __device__ static void four(uint32_t w, uint32_t v[2], uint32_t *nan)
+    {
+        uint32_t even = (w & 0x00ff00ffu) * 16u + (w & 0x00800080u) * 240u;
+        uint32_t odd = (w >> 4 & 0x07f007f0u) | (w & 0x80008000u);
+
+        *nan |= (w & 0x7f7f7f7fu) + 0x01010101u;
+        v[0] = moec_bf16_fma(even, BF16X2_2_120, BF16X2_NIL);
+        v[1] = moec_bf16_fma(odd, BF16X2_2_120, BF16X2_NIL);
+    }
+    __device__ static void load(const uint8_t *row, uint32_t swizzled,
+                                uint32_t step, uint32_t q, uint32_t,
+                                uint32_t v[4], uint32_t *nan)
+    {
+        uint2 w = *reinterpret_cast<const uint2 *>(
+            row + ((2 * step + q / 2) ^ swizzled) * 16 + q % 2 * 8);
+
+        four(w.x, v, nan);
+        four(w.y, v + 2, nan);
+    }
+};
+
+// Nibbles: pairs are 0 4, 1 5, 2 6, 3 7.
+struct decode_4bit {
+    static const bool STAGED = true, SCALED = true, NAN_ROWS = false;
+    static const int STEPS = 8, PARTS = 1;
+    static const uint32_t ORDER = 0x75316420u;
+
+    __device__ static uint32_t swizzle(uint32_t row)
+    {
+        return row & 7u;
+    }
+    __device__ static uint32_t word(const uint8_t *row, uint32_t swizzled,
+                                    uint32_t step, uint32_t q)
+    {
+        return *reinterpret_cast<const uint32_t *>(row + (step ^ swizzled) * 16 +
+                                                   q * 4);
+    }
+};
+
+struct decode_e2m1 : decode_4bit {
+    static const bool ZEROS = false;
+
+    __device__ static void load(const uint8_t *row, uint32_t swizzled,
+                                uint32_t step, uint32_t q, uint32_t,
+                                uint32_t v[4], uint32_t *)
+    {
+        uint32_t w = word(row, swizzled, step, q), u = w >> 8;
+
+        // Sign to bit 15, the other three bits to 8, 7, 6.
+        v[0] = (w & 0x000f000fu) * 64u + (w & 0x00080008u) * 4032u;
+        v[1] = (w & 0x00f000f0u) * 4u + (w & 0x00800080u) * 252u;
+        v[2] = (u & 0x000f000fu) * 64u + (u & 0x00080008u) * 4032u;
+        v[3] = (u & 0x00f000f0u) * 4u + (u & 0x00800080u) * 252u;
+        for (int i = 0; i < 4; i++)
+            v[i] = moec_bf16_fma(v[i], BF16X2_2_126, BF16X2_NIL);
+    }
+};
+
+struct decode_int4 : decode_4bit {
+    static const bool ZEROS = true;
+
+    // `zero` is -(128 + zero point) twice.
+    __device__ static void load(const uint8_t *row, uint32_t swizzled,
+                                uint32_t step, uint32_t q, uint32_t zero,
+                                uint32_t v[4], uint32_t *)
+    {
+        uint32_t w = word(row, swizzled, step, q);
+
+        for (int i = 0; i < 4; i++) // 128 + the nibble, less 128 + zero
+            v[i] = moec_bf16_fma((w >> (4 * i) & 0x000f000fu) | 0x43004300u,
+                                 BF16X2_ONE, zero);
+    }
+};
+
+struct decode_any {
+    static const bool STAGED = false, SCALED = false, NAN_ROWS = false;
+    static const bool ZEROS = false;
+    static const int STEPS = 1, PARTS = 2;
+    static const uint32_t ORDER = MOEC_ORDER_PLAIN;
+
+    __device__ static uint32_t swizzle(uint32_t)
+    {
+        return 0;
+    }
+    __device__ static void load(const uint8_t *, uint32_t, uint32_t, uint32_t,
+                                uint32_t, uint32_t *, uint32_t *)
+    {
+    }
+};
+
+// ----------------------------------------------------------------- stream
+
+// What a warp copies next: a chunk of 32 rows of some unit, ahead of the one
+// that it multiplies.
+struct stream {
+    uint64_t unit;
+    uint32_t chunk, tile;
+    const uint8_t *data; // of the unit's expert
+};
+
+__device__ static void seek(const moec_phase &p, uint64_t n_units, stream *s)
+{
+    if (s->unit >= n_units)
+        return;
+    s->chunk = 0;
+    s->tile = static_cast<uint32_t>(s->unit % p.n_tiles);
+    s->data = p.m.data +
+              p.pieces[s->unit / p.n_tiles].expert * p.m.data_stride;
+}
+
+// Begin the copy of a chunk to `stage`, and go to the next. A group is closed
+// also where nothing is left, so that groups count stages.
+template <class D>
+__device__ static void fetch(const moec_phase &p, const fast_params &f,
+                             uint64_t n_units, uint64_t step, uint8_t *stage,
+                             stream *s)
+{
+    uint32_t lane = threadIdx.x % 32, part = lane % 8;
+
+    if (s->unit < n_units) {
+        uint32_t at = s->chunk * CHUNK + part * 16;
+        uint32_t bytes = at < p.m.used_bytes ? p.m.used_bytes - at : 0;
+        // Nothing is read of a part past the end, but its address must be one.
+        const uint8_t *from = s->data + (bytes ? at : 0);
+
+        bytes = bytes < 16 ? bytes : 16;
+        MOEC_UNROLL
+        for (uint32_t i = 0; i < MOEC_TILE_OUT / 4; i++) {
+            uint32_t r = lane / 8 + 4 * i, row;
+
+            (void)moec_phase_row(p, s->tile, r, &row);
+            moec_copy16(stage + r * CHUNK + (part ^ D::swizzle(r)) * 16,
+                        from + row * p.m.row_bytes, bytes);
+        }
+        if (++s->chunk == f.n_chunks) {
+            s->unit += step;
+            seek(p, n_units, s);
+        }
+    }
+    moec_copy_commit();
+}
+
+// ---------------------------------------------------------------- product
+
+struct sums {
+    float at[2][N_TILES][4]; // [m16 tile][n8 tile][c fragment]
+};
+
+// The four rows of a lane: rows g and g + 8 of two tiles.
+struct lane_rows {
+    uint32_t row[2][2];
+    uint64_t scale[2][2], zero[2][2]; // first index of the row's
+    float s[2][2];                    // scale of the group at hand
+    uint32_t z[2][2];                 // what INT4 adds
+    uint32_t nan[2][2];
+};
+
+template <class D>
+__device__ static void begin_rows(const moec_phase &p, const moec_dmat &m,
+                                  uint32_t tile, lane_rows *l)
+{
+    MOEC_UNROLL
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t t = i / 2, h = i % 2;
+
+        (void)moec_phase_row(p, tile, 16 * t + 8 * h + threadIdx.x % 32 / 4,
+                             &l->row[t][h]);
+        l->nan[t][h] = 0;
+        l->z[t][h] = 0xc308c308u; // -136
+        if (D::SCALED)
+            l->scale[t][h] = moec_scale_row(m, l->row[t][h]);
+        if (D::ZEROS && m.zeros)
+            l->zero[t][h] = moec_zero_row(m, l->row[t][h]);
+    }
+}
+
+template <class D>
+__device__ static void begin_group(const moec_dmat &m, const fast_params &f,
+                                   uint32_t chunk, uint32_t step, lane_rows *l)
+{
+    uint32_t sc = 0;
+
+    if (!f.one_group)
+        sc = f.group_chunks > 1 ? chunk / f.group_chunks
+                                : (chunk << f.chunks_shift) +
+                                      (step >> f.group_shift);
+    if (sc >= m.scale_cols) // zeros behind the end of the row
+        sc = m.scale_cols - 1;
+    MOEC_UNROLL
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t t = i / 2, h = i % 2;
+
+        l->s[t][h] =
+            moec_scalar(m.scale_dtype, m.scale, l->scale[t][h] + sc);
+        if (D::ZEROS && m.zeros)
+            l->z[t][h] =
+                0xc300c300u |
+                moec_zero_at(m, l->zero[t][h] + sc, l->row[t][h]) * 0x10001u;
+    }
+}
+
+__device__ static void end_group(uint32_t n_tiles, const lane_rows &l,
+                                 sums *group, sums *all)
+{
+    MOEC_UNROLL
+    for (int t = 0; t < 2; t++)
+        MOEC_UNROLL
+        for (int j = 0; j < N_TILES; j++)
+            if (j < static_cast<int>(n_tiles))
+                MOEC_UNROLL
+                for (int i = 0; i < 4; i++) {
+                    all->at[t][j][i] +=
+                        group->at[t][j][i] * l.s[t][i / 2];
+                    group->at[t][j][i] = 0.0f;
+                }
+}
+
+// The fragments of one tile and 32 k, and their products.
+template <class D>
+__device__ static void multiply(const moec_dmat &m, const uint8_t *stage,
+                                uint32_t t, uint32_t k, uint32_t step,
+                                uint32_t n_tiles, const uint4 b[N_TILES],
+                                lane_rows *l, sums *to)
+{
+    uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    uint32_t v[D::PARTS][2][4];
+
+    MOEC_UNROLL
+    for (uint32_t h = 0; h < 2; h++) {
+        if (D::STAGED) {
+            uint32_t r = 16 * t + 8 * h + g;
+
+            D::load(stage + r * CHUNK, D::swizzle(r), step, q, l->z[t][h],
+                    v[0][h], &l->nan[t][h]);
+        } else {
+            float x[8];
+
+            moec_decode8(m, l->row[t][h], k + q * 8, x);
+            MOEC_UNROLL
+            for (int i = 0; i < 4; i++)
+                moec_bf16_split(x[2 * i], x[2 * i + 1], &v[0][h][i],
+                                &v[D::PARTS - 1][h][i]);
+        }
+    }
+    MOEC_UNROLL
+    for (int part = 0; part < D::PARTS; part++) {
+        uint32_t a[2][4] = {
+            {v[part][0][0], v[part][1][0], v[part][0][1], v[part][1][1]},
+            {v[part][0][2], v[part][1][2], v[part][0][3], v[part][1][3]}};
+
+        MOEC_UNROLL
+        for (int j = 0; j < N_TILES; j++)
+            if (j < static_cast<int>(n_tiles)) {
+                moec_mma(to->at[t][j], a[0], b[j].x, b[j].y);
+                moec_mma(to->at[t][j], a[1], b[j].z, b[j].w);
+            }
+    }
+}
+
+// The activations of 32 k: lane 4g + q has eight of column g of each tile.
+__device__ static void load_columns(const moec_phase &p, const moec_piece &s,
+                                    uint32_t k, uint4 b[N_TILES])
+{
+    uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+
+    MOEC_UNROLL
+    for (uint32_t j = 0; j < N_TILES; j++) {
+        b[j].x = b[j].y = b[j].z = b[j].w = 0;
+        if (j * 8 + g < s.n)
+            b[j] = *reinterpret_cast<const uint4 *>(
+                static_cast<const uint16_t *>(p.x) +
+                (s.first + j * 8 + g) * p.x_pitch + k + q * 8);
+    }
+}
+
+template <class D>
+__device__ static void multiply_chunk(const moec_phase &p, const moec_dmat &m,
+                                      const fast_params &f, const moec_piece &s,
+                                      uint32_t chunk, const uint8_t *stage,
+                                      uint32_t n_tiles, lane_rows *l,
+                                      sums *group, sums *all)
+{
+    uint32_t group_steps = 1u << f.group_shift;
+
+    MOEC_UNROLL
+    for (uint32_t step = 0; step < D::STEPS; step++) {
+        uint32_t k = (chunk * D::STEPS + step) * 32;
+        uint4 b[N_TILES];
+
+        load_columns(p, s, k, b);
+        if (D::SCALED && step % group_steps == 0)
+            begin_group<D>(m, f, chunk, step, l);
+        MOEC_UNROLL
+        for (uint32_t t = 0; t < 2; t++)
+            multiply<D>(m, stage, t, k, step, n_tiles, b, l,
+                        D::SCALED ? group : all);
+        if (D::SCALED && (step + 1) % group_steps == 0)
+            end_group(n_tiles, *l, group, all);
+    }
+}
+
+// ---------------------------------------------------------------- results
+
+// One element of the result: `up` only where it has a gate.
+__device__ static void store_one(const moec_phase &p, const moec_piece &s,
+                                 uint32_t row, float value, float up,
+                                 uint32_t column)
+{
+    uint64_t at = s.first + column, to;
+
+    if (p.kind == MOEC_PHASE_OUT) {
+        if (moec_phase_out(p, at, &to))
+            p.out[to * p.out_pitch + row] = value;
+        return;
+    }
+    value = p.kind == MOEC_PHASE_GATED ? moec_activate(p.act, value, up)
+                                       : moec_activate(p.act, 0.0f, value);
+    moec_store<MOEC_DTYPE_BF16>(
+        p.h, at * p.h_pitch + moec_ordered(p.h_order, row - p.half[0]), value);
+}
+
+// A row of E4M3 that has a NaN: known to one lane of the quad, or more.
+__device__ static void note_nans(lane_rows *l, sums *all)
+{
+    MOEC_UNROLL
+    for (int i = 0; i < 4; i++) {
+        uint32_t n = l->nan[i / 2][i % 2];
+
+        n |= __shfl_xor_sync(MOEC_FULL_WARP, n, 1);
+        n |= __shfl_xor_sync(MOEC_FULL_WARP, n, 2);
+        if ((n & 0x80808080u) == 0)
+            continue;
+        MOEC_UNROLL
+        for (int j = 0; j < N_TILES; j++) {
+            all->at[i / 2][j][2 * (i % 2)] = __uint_as_float(0x7fc00000u);
+            all->at[i / 2][j][2 * (i % 2) + 1] = __uint_as_float(0x7fc00000u);
+        }
+    }
+}
+
+__device__ static void store(const moec_phase &p, const moec_dmat &m,
+                             const moec_piece &s, uint32_t tile,
+                             const lane_rows &l, const sums &all)
+{
+    uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, ignore;
+    bool gated = p.kind == MOEC_PHASE_GATED;
+
+    MOEC_UNROLL
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t t = i / 2, h = i % 2;
+        float bias = moec_bias_at(m, l.row[t][h]), up_bias = 0.0f;
+
+        if ((gated && t == 1) ||
+            !moec_phase_row(p, tile, 16 * t + 8 * h + g, &ignore))
+            continue;
+        if (gated)
+            up_bias = moec_bias_at(m, l.row[1][h]);
+        MOEC_UNROLL
+        for (uint32_t j = 0; j < N_TILES; j++)
+            MOEC_UNROLL
+            for (uint32_t c = 0; c < 2; c++)
+                if (j * 8 + q * 2 + c < s.n)
+                    store_one(p, s, l.row[t][h],
+                              all.at[t][j][2 * h + c] + bias,
+                              all.at[1][j][2 * h + c] + up_bias,
+                              j * 8 + q * 2 + c);
+    }
+}
+
+// Above 40 lines: the loop that is the kernel.
+template <class D>
+__global__ void __launch_bounds__(THREADS, 3) product_fast(moec_phase p,
+                                                           fast_params f)
+{
+    MOEC_DYNAMIC_SHARED(uint8_t, all_stages);
+    uint32_t warp = threadIdx.x / 32;
+    uint8_t *stages = all_stages + warp * STAGES * STAGE;
+    uint64_t step = static_cast<uint64_t>(gridDim.x) * WARPS;
+    uint64_t n_units = static_cast<uint64_t>(*p.n_pieces) * p.n_tiles;
+    stream next = {blockIdx.x * WARPS + warp, 0, 0, nullptr};
+    uint64_t unit = next.unit;
+    int stage = 0;
+
+    if (D::STAGED) {
+        seek(p, n_units, &next);
+        for (int i = 0; i < STAGES; i++)
+            fetch<D>(p, f, n_units, step, stages + i * STAGE, &next);
+    }
+    for (; unit < n_units; unit += step) {
+        moec_piece s = p.pieces[unit / p.n_tiles];
+        uint32_t tile = static_cast<uint32_t>(unit % p.n_tiles);
+        uint32_t n_tiles = (s.n + 7) / 8;
+        moec_dmat m = moec_dmat_at(p.m, s.expert);
+        sums all = {}, group = {};
+        lane_rows l = {};
+
+        begin_rows<D>(p, m, tile, &l);
+        for (uint32_t chunk = 0; chunk < f.n_chunks; chunk++) {
+            uint8_t *at = stages + stage * STAGE;
+
+            if (D::STAGED) {
+                moec_copy_wait<STAGES - 1>();
+                __syncwarp(); // what other lanes copied is there too
+            }
+            multiply_chunk<D>(p, m, f, s, chunk, at, n_tiles, &l, &group, &all);
+            if (D::STAGED) {
+                __syncwarp(); // all have read before it is written again
+                fetch<D>(p, f, n_units, step, at, &next);
+                stage = stage + 1 == STAGES ? 0 : stage + 1;
+            }
+        }
+        if (D::NAN_ROWS)
+            note_nans(&l, &all);
+        store(p, m, s, tile, l, all);
+    }
+}
+
+// ------------------------------------------------------------------- host
+
+enum fast_kind { FAST_ANY, FAST_BF16, FAST_E4M3, FAST_E2M1, FAST_INT4 };
+
+static uint32_t log2_of(uint32_t v)
+{
+    uint32_t n = 0;
+
+    while (v > 1) {
+        v /= 2;
+        n++;
+    }
+    return n;
+}
+
+// Whether groups of scales and chunks of `steps` times 32 k fit each other.
+static bool fit_groups(const moec_dmat &m, uint32_t steps, fast_params *f)
+{
+    uint32_t g = m.block_in, chunk = steps * 32;
+
+    f->one_group = g >= m.n_in;
+    f->group_shift = log2_of(steps);
+    f->group_chunks = 1;
+    f->chunks_shift = 0;
+    if (f->one_group)
+        return true;
+    if (g % chunk == 0) {
+        f->group_chunks = g / chunk;
+        return true;
+    }
+    if (g % 32 != 0 || chunk % g != 0)
+        return false;
+    f->group_shift = log2_of(g / 32);
+    f->chunks_shift = log2_of(chunk / g);
+    return true;
+}
+
+static fast_kind fast_kind_of(const moec_dmat &m, fast_params *f)
+{
+    *f = {};
+    f->n_chunks = moec_blocks(m.n_in, decode_any::STEPS * 32);
+    if (moec_misaligned(m.data, m.data_stride | m.row_bytes, 16))
+        return FAST_ANY;
+    if (m.format == MOEC_WFORMAT_BF16) {
+        f->n_chunks = moec_blocks(m.n_in, decode_bf16::STEPS * 32);
+        return FAST_BF16;
+    }
+    if (m.format == MOEC_WFORMAT_FP8 && fit_groups(m, decode_e4m3::STEPS, f)) {
+        f->n_chunks = moec_blocks(m.n_in, decode_e4m3::STEPS * 32);
+        return FAST_E4M3;
+    }
+    if ((m.format == MOEC_WFORMAT_MXFP4 || m.format == MOEC_WFORMAT_INT4) &&
+        fit_groups(m, decode_4bit::STEPS, f)) {
+        f->n_chunks = moec_blocks(m.n_in, decode_4bit::STEPS * 32);
+        return m.format == MOEC_WFORMAT_INT4 ? FAST_INT4 : FAST_E2M1;
+    }
+    return FAST_ANY;
+}
+
+uint32_t moec_fast_order(const moec_dmat &m)
+{
+    fast_params f;
+
+    switch (fast_kind_of(m, &f)) {
+    case FAST_E4M3:
+        return decode_e4m3::ORDER;
+    case FAST_E2M1:
+    case FAST_INT4:
+        return decode_4bit::ORDER;
+    case FAST_BF16:
+    case FAST_ANY:
+        break;
+    }
+    return MOEC_ORDER_PLAIN;
+}
+
+template <class D>
+static void launch(const moec_phase &p, const fast_params &f, cudaStream_t s)
+{
+    uint32_t multiprocessors, shared, each;
+
+    moec_device_shape(&multiprocessors, &shared);
+    each = D::STAGED ? shared / SHARED_COST : 3;
+    if (each < 1)
+        each = 1;
+    if (D::STAGED)
+        (void)cudaFuncSetAttribute(product_fast<D>,
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   SHARED);
+    MOEC_LAUNCH_KERNEL(product_fast<D>, multiprocessors * each, THREADS,
+                       D::STAGED ? SHARED : 0, s, p, f);
+}
+
+void moec_product_fast(const moec_phase &p, cudaStream_t s)
+{
+    fast_params f;
+
+    switch (fast_kind_of(p.m, &f)) {
+    case FAST_BF16:
+        launch<decode_bf16>(p, f, s);
+        return;
+    case FAST_E4M3:
+        launch<decode_e4m3>(p, f, s);
+        return;
+    case FAST_E2M1:
+        launch<decode_e2m1>(p, f, s);
+        return;
+    case FAST_INT4:
+        launch<decode_int4>(p, f, s);
+        return;
+    case FAST_ANY:
+        break;
+    }
+    launch<decode_any>(p, f, s);
+}
