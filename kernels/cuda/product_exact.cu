@@ -8,8 +8,9 @@
 // pieces times tiles of rows. 128 values of k at a time are decoded to
 // float32 in shared memory; of the 256 threads sixteen share four rows and
 // eight columns, each the partial sum k % 16 of all 32 dots, in the order of
-// k; at the end the sums meet by shuffles: 8 apart, then 4, 2, 1. Zeros behind
-// the last k change nothing: a sum that began at +0 is never -0.
+// k; at the end the sums lie in shared memory, and a thread adds the sixteen of
+// one dot. Zeros behind the last k change nothing: a sum that began at +0 is
+// never -0.
 
 #include "ffn.cuh"
 
@@ -21,9 +22,14 @@
 #define ROWS    4 // of a thread
 #define COLUMNS 8
 
-struct exact_tile {
-    float w[MOEC_TILE_OUT * PITCH];
-    float x[MOEC_EXACT_COLUMNS * PITCH];
+#define SUMS    17u // sixteen sums and a word, so that threads meet all banks
+
+union exact_tile {
+    struct {
+        float w[MOEC_TILE_OUT * PITCH];
+        float x[MOEC_EXACT_COLUMNS * PITCH];
+    };
+    float sums[MOEC_TILE_OUT * MOEC_EXACT_COLUMNS * SUMS];
 };
 
 __device__ static void load_tile(const moec_phase &p, const moec_dmat &m,
@@ -49,12 +55,17 @@ __device__ static void load_tile(const moec_phase &p, const moec_dmat &m,
     }
 }
 
-// Sum of the sixteen partial sums; every lane has it.
-__device__ static float sum16(float v)
+// The sixteen partial sums of row r and column t, pairwise.
+__device__ static float sum16(const exact_tile &tile, uint32_t r, uint32_t t)
 {
-    for (int d = 8; d > 0; d /= 2)
-        v = __fadd_rn(v, __shfl_xor_sync(MOEC_FULL_WARP, v, d, 16));
-    return v;
+    const float *s = tile.sums + (r * MOEC_EXACT_COLUMNS + t) * SUMS;
+    float a[8];
+
+    for (int i = 0; i < 8; i++)
+        a[i] = __fadd_rn(s[i], s[i + 8]);
+    for (int i = 0; i < 4; i++)
+        a[i] = __fadd_rn(a[i], a[i + 4]);
+    return __fadd_rn(__fadd_rn(a[0], a[2]), __fadd_rn(a[1], a[3]));
 }
 
 // Bias, activation and store of one row and one column.
@@ -86,7 +97,6 @@ __device__ static void finish(const moec_phase &p, const moec_dmat &m,
 __global__ void __launch_bounds__(THREADS) product_exact(moec_phase p)
 {
     __shared__ exact_tile tile;
-    __shared__ float sums[MOEC_TILE_OUT * MOEC_EXACT_COLUMNS];
     uint32_t lane = threadIdx.x % 16, t0 = threadIdx.x / 16 % 2 * COLUMNS;
     uint32_t r0 = threadIdx.x / 32 * ROWS;
     uint64_t n_pieces = p.pieces ? *p.n_pieces
@@ -99,7 +109,7 @@ __global__ void __launch_bounds__(THREADS) product_exact(moec_phase p)
         float acc[ROWS][COLUMNS] = {};
 
         for (uint32_t k0 = 0; k0 < m.n_in; k0 += KS) {
-            __syncthreads(); // the last tile, or sums, have been read
+            __syncthreads(); // the last tile, or the sums, have been read
             load_tile(p, m, s, tile_at, k0, &tile);
             __syncthreads();
             for (uint32_t k = lane; k < KS; k += 16) {
@@ -119,24 +129,22 @@ __global__ void __launch_bounds__(THREADS) product_exact(moec_phase p)
                 }
             }
         }
+        __syncthreads(); // the last tile has been read
         MOEC_UNROLL
         for (int t = 0; t < COLUMNS; t++)
-            if (t < static_cast<int>(s.n)) // the same for the whole warp
-                MOEC_UNROLL
-                for (int r = 0; r < ROWS; r++) {
-                    float v = sum16(acc[r][t]);
-
-                    if (lane == 0)
-                        sums[(r0 + r) * MOEC_EXACT_COLUMNS + t0 + t] = v;
-                }
+            MOEC_UNROLL
+            for (int r = 0; r < ROWS; r++)
+                tile.sums[((r0 + r) * MOEC_EXACT_COLUMNS + t0 + t) * SUMS +
+                          lane] = acc[r][t];
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < MOEC_TILE_OUT * s.n; i += THREADS) {
             uint32_t r = i / s.n, t = i % s.n;
+            bool gated = p.kind == MOEC_PHASE_GATED;
 
-            if (p.kind == MOEC_PHASE_GATED && r >= 16)
+            if (gated && r >= 16)
                 break;
-            finish(p, m, s, tile_at, r, t, sums[r * MOEC_EXACT_COLUMNS + t],
-                   sums[(r + 16) % MOEC_TILE_OUT * MOEC_EXACT_COLUMNS + t]);
+            finish(p, m, s, tile_at, r, t, sum16(tile, r, t),
+                   gated ? sum16(tile, r + 16, t) : 0.0f);
         }
     }
 }
