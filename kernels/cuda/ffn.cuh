@@ -14,7 +14,7 @@
 #define MOEC_TILE_OUT 32u
 // Columns of a piece.
 #define MOEC_EXACT_COLUMNS 16u
-#define MOEC_FAST_COLUMNS  32u
+#define MOEC_FAST_COLUMNS  16u
 // Padded columns of packed activations in FAST: of the longest chunk.
 #define MOEC_FAST_PAD 256u
 

@@ -7,8 +7,8 @@
 // A decode step reads every weight of the experts in use once and does next
 // to nothing with it: what counts is bytes in flight. So every warp is on its
 // own, without a barrier: it walks units of 32 output rows (two m16 tiles) and
-// up to 32 columns (four n8 tiles, those without columns skipped) over a fixed
-// grid, and keeps STAGES chunks of 32 rows times 128 bytes in flight by
+// up to 16 columns (two n8 tiles, the second skipped where it has none) over a
+// fixed grid, and keeps STAGES chunks of 32 rows times 128 bytes in flight by
 // cp.async into its own part of shared memory, across units. Twelve warps of a
 // multiprocessor have 192 KiB under way; 40 KiB are what latency times
 // bandwidth asks for on an H200.
@@ -21,10 +21,14 @@
 // GPTQ) is decoded by moec_decode8 and split into two bf16, 16 bits of its
 // significand, and reads memory without staging: right, and slower.
 //
-// Minifloats become bf16 by placing exponent and mantissa where bf16 has its
-// own and one multiplication by a power of two, which also makes their
-// denormals right. E4M3's NaN is no number that this gives: rows that have one
-// are noted and become NaN at the end.
+// Activations and scales are read a step of 32 k before they are used: their
+// latency, of the second-level cache, would else be met in every step.
+//
+// E2M1 becomes bf16 by placing exponent and mantissa where bf16 has its own
+// and one multiplication by a power of two, which also makes its denormal
+// right.
+
+#include <cmath>
 
 #include "ffn.cuh"
 #include "tensor.cuh"
@@ -32,7 +36,7 @@
 #define WARPS   4u
 #define THREADS (WARPS * 32u)
 #define STAGES  4
-#define N_TILES 4 // of eight columns
+#define N_TILES 2 // of eight columns
 #define CHUNK   128u // bytes of a row
 #define STAGE   (MOEC_TILE_OUT * CHUNK)
 #define SHARED  (WARPS * STAGES * STAGE)
@@ -42,10 +46,7 @@
 // What the kernel wants to know besides the phase.
 struct fast_params {
     uint32_t n_chunks;
-    uint32_t group_shift;  // steps of a scale group inside a chunk, log2
-    uint32_t chunks_shift; // groups of a chunk, log2, where there are several
-    uint32_t group_chunks; // or chunks of a group
-    bool one_group;        // a row has one scale
+    uint32_t group_shift; // steps of 32 k to a scale, log2
 };
 
 // --------------------------------------------------------------- decoders
@@ -54,9 +55,9 @@ struct fast_params {
 // by, so that a warp's reads hit all banks once.
 
 struct decode_bf16 {
-    static const bool STAGED = true, SCALED = false, NAN_ROWS = false;
-    static const bool ZEROS = false;
-    static const int STEPS = 2, PARTS = 1;
+    static const bool STAGED = true, SCALED = false, ZEROS = false;
+    static const int STEPS = 2, GROUP = 2, PARTS = 1;
+    static const int SCALE = MOEC_DTYPE_F32;
     static const uint32_t ORDER = MOEC_ORDER_PLAIN;
 
     __device__ static uint32_t swizzle(uint32_t row)
@@ -65,7 +66,7 @@ struct decode_bf16 {
     }
     __device__ static void load(const uint8_t *row, uint32_t swizzled,
                                 uint32_t step, uint32_t q, uint32_t,
-                                uint32_t v[4], uint32_t *)
+                                uint32_t v[4])
     {
         uint4 w = *reinterpret_cast<const uint4 *>(
             row + ((4 * step + q) ^ swizzled) * 16);
@@ -77,46 +78,38 @@ struct decode_bf16 {
     }
 };
 
-#define BF16X2_2_120 0x7b807b80u // 2^120 twice
-#define BF16X2_2_126 0x7e807e80u
-#define BF16X2_ONE   0x3f803f80u
-#define BF16X2_NIL   0x80008000u // -0: adding it changes nothing
-
-struct decode_e4m3 {
-    static const bool STAGED = true, SCALED = true, NAN_ROWS = true;
-    static const bool ZEROS = false;
-    static const int STEPS = 4, PARTS = 1;
-    static const uint32_t ORDER = 0x75643120u; // 0 2, 1 3, 4 6, 5 7
+// G: steps to a scale at least, 1 or 4; S: the dtype of scales.
+template <int S, int G> struct decode_e4m3 {
+    static const bool STAGED = true, SCALED = true, ZEROS = false;
+    static const int STEPS = 4, GROUP = G, PARTS = 1, SCALE = S;
+    static const uint32_t ORDER = MOEC_ORDER_PLAIN;
 
     __device__ static uint32_t swizzle(uint32_t row)
     {
         return (row & 3u) << 1;
     }
-    __device__ static void four(uint32_t w, uint32_t v[2], uint32_t *nan)
-    {
-        uint32_t even = (w & 0x00ff00ffu) * 16u + (w & 0x00800080u) * 240u;
-        uint32_t odd = (w >> 4 & 0x07f007f0u) | (w & 0x80008000u);
-
-        *nan |= (w & 0x7f7f7f7fu) + 0x01010101u;
-        v[0] = moec_bf16_fma(even, BF16X2_2_120, BF16X2_NIL);
-        v[1] = moec_bf16_fma(odd, BF16X2_2_120, BF16X2_NIL);
-    }
     __device__ static void load(const uint8_t *row, uint32_t swizzled,
                                 uint32_t step, uint32_t q, uint32_t,
-                                uint32_t v[4], uint32_t *nan)
+                                uint32_t v[4])
     {
         uint2 w = *reinterpret_cast<const uint2 *>(
             row + ((2 * step + q / 2) ^ swizzled) * 16 + q % 2 * 8);
 
-        four(w.x, v, nan);
-        four(w.y, v + 2, nan);
+        v[0] = moec_bf16_of_e4m3(w.x);
+        v[1] = moec_bf16_of_e4m3(w.x >> 16);
+        v[2] = moec_bf16_of_e4m3(w.y);
+        v[3] = moec_bf16_of_e4m3(w.y >> 16);
     }
 };
 
+#define BF16X2_2_126 0x7e807e80u // 2^126 twice
+#define BF16X2_ONE   0x3f803f80u
+#define BF16X2_NIL   0x80008000u // -0: adding it changes nothing
+
 // Nibbles: pairs are 0 4, 1 5, 2 6, 3 7.
 struct decode_4bit {
-    static const bool STAGED = true, SCALED = true, NAN_ROWS = false;
-    static const int STEPS = 8, PARTS = 1;
+    static const bool STAGED = true, SCALED = true;
+    static const int STEPS = 8, GROUP = 1, PARTS = 1;
     static const uint32_t ORDER = 0x75316420u;
 
     __device__ static uint32_t swizzle(uint32_t row)
@@ -133,10 +126,11 @@ struct decode_4bit {
 
 struct decode_e2m1 : decode_4bit {
     static const bool ZEROS = false;
+    static const int SCALE = MOEC_DTYPE_F8_E8M0;
 
     __device__ static void load(const uint8_t *row, uint32_t swizzled,
                                 uint32_t step, uint32_t q, uint32_t,
-                                uint32_t v[4], uint32_t *)
+                                uint32_t v[4])
     {
         uint32_t w = word(row, swizzled, step, q), u = w >> 8;
 
@@ -150,15 +144,16 @@ struct decode_e2m1 : decode_4bit {
     }
 };
 
-struct decode_int4 : decode_4bit {
+template <int S> struct decode_int4 : decode_4bit {
     static const bool ZEROS = true;
+    static const int SCALE = S;
 
     // `zero` is -(128 + zero point) twice.
     __device__ static void load(const uint8_t *row, uint32_t swizzled,
                                 uint32_t step, uint32_t q, uint32_t zero,
-                                uint32_t v[4], uint32_t *)
+                                uint32_t v[4])
     {
-        uint32_t w = word(row, swizzled, step, q);
+        uint32_t w = decode_4bit::word(row, swizzled, step, q);
 
         for (int i = 0; i < 4; i++) // 128 + the nibble, less 128 + zero
             v[i] = moec_bf16_fma((w >> (4 * i) & 0x000f000fu) | 0x43004300u,
@@ -167,9 +162,9 @@ struct decode_int4 : decode_4bit {
 };
 
 struct decode_any {
-    static const bool STAGED = false, SCALED = false, NAN_ROWS = false;
-    static const bool ZEROS = false;
-    static const int STEPS = 1, PARTS = 2;
+    static const bool STAGED = false, SCALED = false, ZEROS = false;
+    static const int STEPS = 1, GROUP = 1, PARTS = 2;
+    static const int SCALE = MOEC_DTYPE_F32;
     static const uint32_t ORDER = MOEC_ORDER_PLAIN;
 
     __device__ static uint32_t swizzle(uint32_t)
@@ -177,7 +172,7 @@ struct decode_any {
         return 0;
     }
     __device__ static void load(const uint8_t *, uint32_t, uint32_t, uint32_t,
-                                uint32_t, uint32_t *, uint32_t *)
+                                uint32_t, uint32_t *)
     {
     }
 };
@@ -188,18 +183,28 @@ struct decode_any {
 // that it multiplies.
 struct stream {
     uint64_t unit;
-    uint32_t chunk, tile;
-    const uint8_t *data; // of the unit's expert
+    uint32_t chunk;
+    const uint8_t *data;             // of the unit's expert
+    uint32_t row[MOEC_TILE_OUT / 4]; // bytes to each row that the lane copies
 };
 
 __device__ static void seek(const moec_phase &p, uint64_t n_units, stream *s)
 {
+    uint32_t tile;
+
     if (s->unit >= n_units)
         return;
     s->chunk = 0;
-    s->tile = static_cast<uint32_t>(s->unit % p.n_tiles);
+    tile = static_cast<uint32_t>(s->unit % p.n_tiles);
     s->data = p.m.data +
               p.pieces[s->unit / p.n_tiles].expert * p.m.data_stride;
+    MOEC_UNROLL
+    for (uint32_t i = 0; i < MOEC_TILE_OUT / 4; i++) {
+        uint32_t row;
+
+        (void)moec_phase_row(p, tile, threadIdx.x % 32 / 8 + 4 * i, &row);
+        s->row[i] = row * static_cast<uint32_t>(p.m.row_bytes);
+    }
 }
 
 // Begin the copy of a chunk to `stage`, and go to the next. A group is closed
@@ -209,7 +214,7 @@ __device__ static void fetch(const moec_phase &p, const fast_params &f,
                              uint64_t n_units, uint64_t step, uint8_t *stage,
                              stream *s)
 {
-    uint32_t lane = threadIdx.x % 32, part = lane % 8;
+    uint32_t r = threadIdx.x % 32 / 8, part = threadIdx.x % 8;
 
     if (s->unit < n_units) {
         uint32_t at = s->chunk * CHUNK + part * 16;
@@ -219,13 +224,10 @@ __device__ static void fetch(const moec_phase &p, const fast_params &f,
 
         bytes = bytes < 16 ? bytes : 16;
         MOEC_UNROLL
-        for (uint32_t i = 0; i < MOEC_TILE_OUT / 4; i++) {
-            uint32_t r = lane / 8 + 4 * i, row;
-
-            (void)moec_phase_row(p, s->tile, r, &row);
-            moec_copy16(stage + r * CHUNK + (part ^ D::swizzle(r)) * 16,
-                        from + row * p.m.row_bytes, bytes);
-        }
+        for (uint32_t i = 0; i < MOEC_TILE_OUT / 4; i++)
+            moec_copy16(stage + (r + 4 * i) * CHUNK +
+                            (part ^ D::swizzle(r + 4 * (i % 2))) * 16,
+                        from + s->row[i], bytes);
         if (++s->chunk == f.n_chunks) {
             s->unit += step;
             seek(p, n_units, s);
@@ -244,9 +246,13 @@ struct sums {
 struct lane_rows {
     uint32_t row[2][2];
     uint64_t scale[2][2], zero[2][2]; // first index of the row's
-    float s[2][2];                    // scale of the group at hand
-    uint32_t z[2][2];                 // what INT4 adds
-    uint32_t nan[2][2];
+};
+
+// What a step of 32 k needs besides weights, read one step ahead.
+struct ahead {
+    uint4 b[N_TILES]; // lane 4g + q: eight k of column g of each tile
+    float s[2][2];    // scales of the lane's rows
+    uint32_t z[2][2]; // what INT4 adds
 };
 
 template <class D>
@@ -259,8 +265,6 @@ __device__ static void begin_rows(const moec_phase &p, const moec_dmat &m,
 
         (void)moec_phase_row(p, tile, 16 * t + 8 * h + threadIdx.x % 32 / 4,
                              &l->row[t][h]);
-        l->nan[t][h] = 0;
-        l->z[t][h] = 0xc308c308u; // -136
         if (D::SCALED)
             l->scale[t][h] = moec_scale_row(m, l->row[t][h]);
         if (D::ZEROS && m.zeros)
@@ -269,52 +273,70 @@ __device__ static void begin_rows(const moec_phase &p, const moec_dmat &m,
 }
 
 template <class D>
-__device__ static void begin_group(const moec_dmat &m, const fast_params &f,
-                                   uint32_t chunk, uint32_t step, lane_rows *l)
+__device__ static void read_scales(const moec_dmat &m, const fast_params &f,
+                                   uint32_t step, const lane_rows &l, ahead *a)
 {
-    uint32_t sc = 0;
+    uint32_t sc = step >> f.group_shift;
 
-    if (!f.one_group)
-        sc = f.group_chunks > 1 ? chunk / f.group_chunks
-                                : (chunk << f.chunks_shift) +
-                                      (step >> f.group_shift);
     if (sc >= m.scale_cols) // zeros behind the end of the row
         sc = m.scale_cols - 1;
     MOEC_UNROLL
     for (uint32_t i = 0; i < 4; i++) {
         uint32_t t = i / 2, h = i % 2;
+        uint64_t at = l.scale[t][h] + sc;
 
-        l->s[t][h] =
-            moec_scalar(m.scale_dtype, m.scale, l->scale[t][h] + sc);
-        if (D::ZEROS && m.zeros)
-            l->z[t][h] =
-                0xc300c300u |
-                moec_zero_at(m, l->zero[t][h] + sc, l->row[t][h]) * 0x10001u;
+        a->s[t][h] = D::SCALE == MOEC_DTYPE_F8_E8M0
+                         ? moec_e8m0(m.scale[at])
+                         : moec_load<D::SCALE>(m.scale, at);
+        if (D::ZEROS) {
+            a->z[t][h] = 0xc308c308u; // -136
+            if (m.zeros)
+                a->z[t][h] =
+                    0xc300c300u |
+                    moec_zero_at(m, l.zero[t][h] + sc, l.row[t][h]) * 0x10001u;
+        }
     }
 }
 
-__device__ static void end_group(uint32_t n_tiles, const lane_rows &l,
-                                 sums *group, sums *all)
+// Read ahead for step `step` of the row.
+template <class D>
+__device__ static void look_ahead(const moec_phase &p, const moec_dmat &m,
+                                  const fast_params &f, const moec_piece &s,
+                                  uint32_t step, const lane_rows &l, ahead *a)
+{
+    uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+
+    if (step >= f.n_chunks * D::STEPS)
+        return;
+    MOEC_UNROLL
+    for (uint32_t j = 0; j < N_TILES; j++) {
+        a->b[j].x = a->b[j].y = a->b[j].z = a->b[j].w = 0;
+        if (j * 8 + g < s.n)
+            a->b[j] = *reinterpret_cast<const uint4 *>(
+                static_cast<const uint16_t *>(p.x) +
+                (s.first + j * 8 + g) * p.x_pitch + step * 32 + q * 8);
+    }
+    if (D::SCALED && step % D::GROUP == 0)
+        read_scales<D>(m, f, step, l, a);
+}
+
+__device__ static void end_group(const float s[2][2], sums *group, sums *all)
 {
     MOEC_UNROLL
-    for (int t = 0; t < 2; t++)
-        MOEC_UNROLL
-        for (int j = 0; j < N_TILES; j++)
-            if (j < static_cast<int>(n_tiles))
-                MOEC_UNROLL
-                for (int i = 0; i < 4; i++) {
-                    all->at[t][j][i] +=
-                        group->at[t][j][i] * l.s[t][i / 2];
-                    group->at[t][j][i] = 0.0f;
-                }
+    for (int i = 0; i < 2 * N_TILES * 4; i++) {
+        int t = i / (N_TILES * 4), j = i / 4 % N_TILES, c = i % 4;
+
+        all->at[t][j][c] =
+            fmaf(group->at[t][j][c], s[t][c / 2], all->at[t][j][c]);
+        group->at[t][j][c] = 0.0f;
+    }
 }
 
 // The fragments of one tile and 32 k, and their products.
 template <class D>
 __device__ static void multiply(const moec_dmat &m, const uint8_t *stage,
-                                uint32_t t, uint32_t k, uint32_t step,
-                                uint32_t n_tiles, const uint4 b[N_TILES],
-                                lane_rows *l, sums *to)
+                                uint32_t t, uint32_t step, uint32_t n_tiles,
+                                const ahead &now, const lane_rows &l, sums *to)
 {
     uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     uint32_t v[D::PARTS][2][4];
@@ -324,12 +346,12 @@ __device__ static void multiply(const moec_dmat &m, const uint8_t *stage,
         if (D::STAGED) {
             uint32_t r = 16 * t + 8 * h + g;
 
-            D::load(stage + r * CHUNK, D::swizzle(r), step, q, l->z[t][h],
-                    v[0][h], &l->nan[t][h]);
+            D::load(stage + r * CHUNK, D::swizzle(r), step % D::STEPS, q,
+                    now.z[t][h], v[0][h]);
         } else {
             float x[8];
 
-            moec_decode8(m, l->row[t][h], k + q * 8, x);
+            moec_decode8(m, l.row[t][h], step * 32 + q * 8, x);
             MOEC_UNROLL
             for (int i = 0; i < 4; i++)
                 moec_bf16_split(x[2 * i], x[2 * i + 1], &v[0][h][i],
@@ -345,51 +367,38 @@ __device__ static void multiply(const moec_dmat &m, const uint8_t *stage,
         MOEC_UNROLL
         for (int j = 0; j < N_TILES; j++)
             if (j < static_cast<int>(n_tiles)) {
-                moec_mma(to->at[t][j], a[0], b[j].x, b[j].y);
-                moec_mma(to->at[t][j], a[1], b[j].z, b[j].w);
+                moec_mma(to->at[t][j], a[0], now.b[j].x, now.b[j].y);
+                moec_mma(to->at[t][j], a[1], now.b[j].z, now.b[j].w);
             }
     }
 }
 
-// The activations of 32 k: lane 4g + q has eight of column g of each tile.
-__device__ static void load_columns(const moec_phase &p, const moec_piece &s,
-                                    uint32_t k, uint4 b[N_TILES])
-{
-    uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-
-    MOEC_UNROLL
-    for (uint32_t j = 0; j < N_TILES; j++) {
-        b[j].x = b[j].y = b[j].z = b[j].w = 0;
-        if (j * 8 + g < s.n)
-            b[j] = *reinterpret_cast<const uint4 *>(
-                static_cast<const uint16_t *>(p.x) +
-                (s.first + j * 8 + g) * p.x_pitch + k + q * 8);
-    }
-}
-
+// A chunk; `now` is what its first step needs, and becomes the next one's.
 template <class D>
 __device__ static void multiply_chunk(const moec_phase &p, const moec_dmat &m,
                                       const fast_params &f, const moec_piece &s,
                                       uint32_t chunk, const uint8_t *stage,
-                                      uint32_t n_tiles, lane_rows *l,
+                                      const lane_rows &l, ahead *now,
                                       sums *group, sums *all)
 {
-    uint32_t group_steps = 1u << f.group_shift;
+    uint32_t n_tiles = (s.n + 7) / 8;
 
     MOEC_UNROLL
-    for (uint32_t step = 0; step < D::STEPS; step++) {
-        uint32_t k = (chunk * D::STEPS + step) * 32;
-        uint4 b[N_TILES];
+    for (uint32_t i = 0; i < D::STEPS; i++) {
+        uint32_t step = chunk * D::STEPS + i;
+        ahead next = *now;
 
-        load_columns(p, s, k, b);
-        if (D::SCALED && step % group_steps == 0)
-            begin_group<D>(m, f, chunk, step, l);
+        if (D::GROUP == 1 || i + 1 < D::STEPS)
+            look_ahead<D>(p, m, f, s, step + 1, l, &next);
         MOEC_UNROLL
         for (uint32_t t = 0; t < 2; t++)
-            multiply<D>(m, stage, t, k, step, n_tiles, b, l,
+            multiply<D>(m, stage, t, step, n_tiles, *now, l,
                         D::SCALED ? group : all);
-        if (D::SCALED && (step + 1) % group_steps == 0)
-            end_group(n_tiles, *l, group, all);
+        if (D::SCALED && (i + 1) % D::GROUP == 0)
+            end_group(now->s, group, all);
+        if (D::GROUP != 1 && i + 1 == D::STEPS)
+            look_ahead<D>(p, m, f, s, step + 1, l, &next);
+        *now = next;
     }
 }
 
@@ -411,25 +420,6 @@ __device__ static void store_one(const moec_phase &p, const moec_piece &s,
                                        : moec_activate(p.act, 0.0f, value);
     moec_store<MOEC_DTYPE_BF16>(
         p.h, at * p.h_pitch + moec_ordered(p.h_order, row - p.half[0]), value);
-}
-
-// A row of E4M3 that has a NaN: known to one lane of the quad, or more.
-__device__ static void note_nans(lane_rows *l, sums *all)
-{
-    MOEC_UNROLL
-    for (int i = 0; i < 4; i++) {
-        uint32_t n = l->nan[i / 2][i % 2];
-
-        n |= __shfl_xor_sync(MOEC_FULL_WARP, n, 1);
-        n |= __shfl_xor_sync(MOEC_FULL_WARP, n, 2);
-        if ((n & 0x80808080u) == 0)
-            continue;
-        MOEC_UNROLL
-        for (int j = 0; j < N_TILES; j++) {
-            all->at[i / 2][j][2 * (i % 2)] = __uint_as_float(0x7fc00000u);
-            all->at[i / 2][j][2 * (i % 2) + 1] = __uint_as_float(0x7fc00000u);
-        }
-    }
 }
 
 __device__ static void store(const moec_phase &p, const moec_dmat &m,
@@ -471,10 +461,11 @@ __global__ void __launch_bounds__(THREADS, 3) product_fast(moec_phase p,
     uint8_t *stages = all_stages + warp * STAGES * STAGE;
     uint64_t step = static_cast<uint64_t>(gridDim.x) * WARPS;
     uint64_t n_units = static_cast<uint64_t>(*p.n_pieces) * p.n_tiles;
-    stream next = {blockIdx.x * WARPS + warp, 0, 0, nullptr};
-    uint64_t unit = next.unit;
+    stream next = {};
+    uint64_t unit = blockIdx.x * WARPS + warp;
     int stage = 0;
 
+    next.unit = unit;
     if (D::STAGED) {
         seek(p, n_units, &next);
         for (int i = 0; i < STAGES; i++)
@@ -483,12 +474,13 @@ __global__ void __launch_bounds__(THREADS, 3) product_fast(moec_phase p,
     for (; unit < n_units; unit += step) {
         moec_piece s = p.pieces[unit / p.n_tiles];
         uint32_t tile = static_cast<uint32_t>(unit % p.n_tiles);
-        uint32_t n_tiles = (s.n + 7) / 8;
         moec_dmat m = moec_dmat_at(p.m, s.expert);
         sums all = {}, group = {};
         lane_rows l = {};
+        ahead now = {};
 
         begin_rows<D>(p, m, tile, &l);
+        look_ahead<D>(p, m, f, s, 0, l, &now);
         for (uint32_t chunk = 0; chunk < f.n_chunks; chunk++) {
             uint8_t *at = stages + stage * STAGE;
 
@@ -496,22 +488,18 @@ __global__ void __launch_bounds__(THREADS, 3) product_fast(moec_phase p,
                 moec_copy_wait<STAGES - 1>();
                 __syncwarp(); // what other lanes copied is there too
             }
-            multiply_chunk<D>(p, m, f, s, chunk, at, n_tiles, &l, &group, &all);
+            multiply_chunk<D>(p, m, f, s, chunk, at, l, &now, &group, &all);
             if (D::STAGED) {
                 __syncwarp(); // all have read before it is written again
                 fetch<D>(p, f, n_units, step, at, &next);
                 stage = stage + 1 == STAGES ? 0 : stage + 1;
             }
         }
-        if (D::NAN_ROWS)
-            note_nans(&l, &all);
         store(p, m, s, tile, l, all);
     }
 }
 
 // ------------------------------------------------------------------- host
-
-enum fast_kind { FAST_ANY, FAST_BF16, FAST_E4M3, FAST_E2M1, FAST_INT4 };
 
 static uint32_t log2_of(uint32_t v)
 {
@@ -524,64 +512,38 @@ static uint32_t log2_of(uint32_t v)
     return n;
 }
 
-// Whether groups of scales and chunks of `steps` times 32 k fit each other.
-static bool fit_groups(const moec_dmat &m, uint32_t steps, fast_params *f)
+// Whether the matrix is D's: aligned, its scales of D's dtype, and a group of
+// them a power of two of steps, or of chunks where D wants that.
+template <class D> static bool fits(const moec_dmat &m, fast_params *f)
 {
-    uint32_t g = m.block_in, chunk = steps * 32;
+    uint32_t g = m.block_in, of = D::GROUP * 32;
+    int scale = m.scale_dtype == MOEC_DTYPE_U8
+                    ? static_cast<int>(MOEC_DTYPE_F8_E8M0)
+                    : m.scale_dtype;
+    bool one = g >= m.n_in;
 
-    f->one_group = g >= m.n_in;
-    f->group_shift = log2_of(steps);
-    f->group_chunks = 1;
-    f->chunks_shift = 0;
-    if (f->one_group)
-        return true;
-    if (g % chunk == 0) {
-        f->group_chunks = g / chunk;
-        return true;
-    }
-    if (g % 32 != 0 || chunk % g != 0)
-        return false;
-    f->group_shift = log2_of(g / 32);
-    f->chunks_shift = log2_of(chunk / g);
-    return true;
-}
-
-static fast_kind fast_kind_of(const moec_dmat &m, fast_params *f)
-{
     *f = {};
-    f->n_chunks = moec_blocks(m.n_in, decode_any::STEPS * 32);
-    if (moec_misaligned(m.data, m.data_stride | m.row_bytes, 16))
-        return FAST_ANY;
-    if (m.format == MOEC_WFORMAT_BF16) {
-        f->n_chunks = moec_blocks(m.n_in, decode_bf16::STEPS * 32);
-        return FAST_BF16;
-    }
-    if (m.format == MOEC_WFORMAT_FP8 && fit_groups(m, decode_e4m3::STEPS, f)) {
-        f->n_chunks = moec_blocks(m.n_in, decode_e4m3::STEPS * 32);
-        return FAST_E4M3;
-    }
-    if ((m.format == MOEC_WFORMAT_MXFP4 || m.format == MOEC_WFORMAT_INT4) &&
-        fit_groups(m, decode_4bit::STEPS, f)) {
-        f->n_chunks = moec_blocks(m.n_in, decode_4bit::STEPS * 32);
-        return m.format == MOEC_WFORMAT_INT4 ? FAST_INT4 : FAST_E2M1;
-    }
-    return FAST_ANY;
+    f->n_chunks = moec_blocks(m.n_in, D::STEPS * 32);
+    f->group_shift = one ? 31 : log2_of(g / 32);
+    if (moec_misaligned(m.data, m.data_stride | m.row_bytes, 16) ||
+        m.n_out * m.row_bytes > UINT32_MAX)
+        return false;
+    if (!D::SCALED || (one && scale == D::SCALE))
+        return true;
+    return scale == D::SCALE && g % of == 0 && (g & (g - 1)) == 0;
 }
 
 uint32_t moec_fast_order(const moec_dmat &m)
 {
     fast_params f;
 
-    switch (fast_kind_of(m, &f)) {
-    case FAST_E4M3:
-        return decode_e4m3::ORDER;
-    case FAST_E2M1:
-    case FAST_INT4:
+    if (m.format == MOEC_WFORMAT_MXFP4 && fits<decode_e2m1>(m, &f))
         return decode_4bit::ORDER;
-    case FAST_BF16:
-    case FAST_ANY:
-        break;
-    }
+    if (m.format == MOEC_WFORMAT_INT4 &&
+        (fits<decode_int4<MOEC_DTYPE_BF16>>(m, &f) ||
+         fits<decode_int4<MOEC_DTYPE_F16>>(m, &f) ||
+         fits<decode_int4<MOEC_DTYPE_F32>>(m, &f)))
+        return decode_4bit::ORDER;
     return MOEC_ORDER_PLAIN;
 }
 
@@ -602,25 +564,33 @@ static void launch(const moec_phase &p, const fast_params &f, cudaStream_t s)
                        D::STAGED ? SHARED : 0, s, p, f);
 }
 
-void moec_product_fast(const moec_phase &p, cudaStream_t s)
+template <class D>
+static bool launched(const moec_phase &p, int format, cudaStream_t s)
 {
     fast_params f;
 
-    switch (fast_kind_of(p.m, &f)) {
-    case FAST_BF16:
-        launch<decode_bf16>(p, f, s);
+    if (p.m.format != format || !fits<D>(p.m, &f))
+        return false;
+    launch<D>(p, f, s);
+    return true;
+}
+
+void moec_product_fast(const moec_phase &p, cudaStream_t s)
+{
+    const int bf16 = MOEC_DTYPE_BF16, f16 = MOEC_DTYPE_F16;
+    const int f32 = MOEC_DTYPE_F32, e8m0 = MOEC_DTYPE_F8_E8M0;
+    fast_params f = {};
+
+    if (launched<decode_bf16>(p, MOEC_WFORMAT_BF16, s) ||
+        launched<decode_e4m3<f32, 4>>(p, MOEC_WFORMAT_FP8, s) ||
+        launched<decode_e4m3<bf16, 4>>(p, MOEC_WFORMAT_FP8, s) ||
+        launched<decode_e4m3<e8m0, 4>>(p, MOEC_WFORMAT_FP8, s) ||
+        launched<decode_e4m3<e8m0, 1>>(p, MOEC_WFORMAT_FP8, s) ||
+        launched<decode_e2m1>(p, MOEC_WFORMAT_MXFP4, s) ||
+        launched<decode_int4<bf16>>(p, MOEC_WFORMAT_INT4, s) ||
+        launched<decode_int4<f16>>(p, MOEC_WFORMAT_INT4, s) ||
+        launched<decode_int4<f32>>(p, MOEC_WFORMAT_INT4, s))
         return;
-    case FAST_E4M3:
-        launch<decode_e4m3>(p, f, s);
-        return;
-    case FAST_E2M1:
-        launch<decode_e2m1>(p, f, s);
-        return;
-    case FAST_INT4:
-        launch<decode_int4>(p, f, s);
-        return;
-    case FAST_ANY:
-        break;
-    }
+    f.n_chunks = moec_blocks(p.m.n_in, decode_any::STEPS * 32);
     launch<decode_any>(p, f, s);
 }

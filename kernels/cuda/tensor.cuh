@@ -46,6 +46,13 @@ __device__ static inline uint32_t moec_bf16_fma(uint32_t a, uint32_t b,
     return moec_bf16_pair(static_cast<float>(low), static_cast<float>(high));
 }
 
+// Two E4M3 in the low half of `w` as a pair, exactly; NaN is NaN.
+__device__ static inline uint32_t moec_bf16_of_e4m3(uint32_t w)
+{
+    return moec_bf16_pair(moec_widen<4, 3, false>(w & 0xffu),
+                          moec_widen<4, 3, false>(w >> 8 & 0xffu));
+}
+
 // What half `k` % 2 of a pair stands for.
 static inline float moec_emulated_half(uint64_t pairs, int reg, int half)
 {
@@ -110,6 +117,36 @@ __device__ static inline uint32_t moec_bf16_fma(uint32_t a, uint32_t b,
 
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
     return r;
+}
+
+// Two E4M3 in the low half of `w` as a pair, exactly; NaN is NaN. sm_80 has no
+// instruction for it: exponent and mantissa go where bf16 has its own, and a
+// multiplication by 2^120 moves the bias, of denormals too.
+__device__ static inline uint32_t moec_bf16_of_e4m3(uint32_t w)
+{
+#  if __CUDA_ARCH__ >= 890
+    uint32_t halves;
+    float low, high;
+
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
+        : "=r"(halves)
+        : "h"(static_cast<uint16_t>(w)));
+    asm("{ .reg .f16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; "
+        "cvt.f32.f16 %1, h; }"
+        : "=f"(low), "=f"(high)
+        : "r"(halves));
+    return moec_bf16_pair(low, high);
+#  else
+    uint32_t v = __byte_perm(w, 0, 0x1404);
+    uint32_t r = moec_bf16_fma((v >> 4 & 0x07f007f0u) | (v & 0x80008000u),
+                               0x7b807b80u, 0x80008000u);
+
+    if ((v & 0x7f00u) == 0x7f00u)
+        r |= 0x7fc0u;
+    if ((v & 0x7f000000u) == 0x7f000000u)
+        r |= 0x7fc00000u;
+    return r;
+#  endif
 }
 
 __device__ static inline void moec_mma(float c[4], const uint32_t a[4],

@@ -135,6 +135,10 @@ static const moec_matrix formats[] = {
      .block_out = 24,
      .block_in = 64},
     {.format = MOEC_WFORMAT_FP8,
+     .scale_dtype = MOEC_DTYPE_F8_E8M0,
+     .block_out = 8,
+     .block_in = 64},
+    {.format = MOEC_WFORMAT_FP8,
      .scale_dtype = MOEC_DTYPE_F32,
      .block_out = 3,
      .block_in = 20},
@@ -427,11 +431,11 @@ static void cuts_columns_into_pieces(void **state)
     struct layer l;
 
     (void)state;
-    l = layer_make(config_of(MOEC_ACT_SILU, 128, 64), formats[3], formats[12],
+    l = layer_make(config_of(MOEC_ACT_SILU, 128, 64), formats[3], formats[13],
                    2, 81, 1, MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "fp8 then mxfp4");
     layer_free(&l);
-    l = layer_make(config_of(MOEC_ACT_RELU2, 64, 96), formats[9], formats[1], 1,
+    l = layer_make(config_of(MOEC_ACT_RELU2, 64, 96), formats[10], formats[1], 1,
                    40, 1, MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "int4 then bf16");
     layer_free(&l);
