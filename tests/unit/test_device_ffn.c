@@ -94,8 +94,8 @@ static void check_matmul(moec_matrix like, uint32_t n_out, uint32_t n_in,
     m = matrix_up(&c, 2);
     dx = test_to_device(device, x, tokens * xs * 4);
     dout = test_to_device(device, got, tokens * os * 4); /* the poison */
-    assert_int_equal(
-        moec_matmul(cpu, &c.m, 1, x, xs, tokens, want, os, &err), MOEC_OK);
+    assert_int_equal(moec_matmul(cpu, &c.m, 1, x, xs, tokens, want, os, &err),
+                     MOEC_OK);
     if (moec_device_matmul(device, &m, 1, dx, xs, tokens, dout, os, &l, &err) !=
         MOEC_OK)
         fail_msg("%s", err.text);
@@ -157,9 +157,7 @@ static const moec_matrix formats[] = {
     {.format = MOEC_WFORMAT_NVFP4,
      .scale_dtype = MOEC_DTYPE_F8_E4M3,
      .block_in = 16},
-    {.format = MOEC_WFORMAT_AWQ,
-     .scale_dtype = MOEC_DTYPE_F16,
-     .block_in = 32},
+    {.format = MOEC_WFORMAT_AWQ, .scale_dtype = MOEC_DTYPE_F16, .block_in = 32},
     {.format = MOEC_WFORMAT_GPTQ,
      .scale_dtype = MOEC_DTYPE_F16,
      .block_in = 32},
@@ -168,8 +166,7 @@ static const moec_matrix formats[] = {
 
 static void multiplies_bit_for_bit(void **state)
 {
-    static const uint32_t sizes[][3] = {
-        {8, 8, 1}, {40, 136, 2}, {24, 296, 17}};
+    static const uint32_t sizes[][3] = {{8, 8, 1}, {40, 136, 2}, {24, 296, 17}};
     uint64_t rng = 11;
 
     (void)state;
@@ -435,8 +432,8 @@ static void cuts_columns_into_pieces(void **state)
                    2, 81, 1, MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "fp8 then mxfp4");
     layer_free(&l);
-    l = layer_make(config_of(MOEC_ACT_RELU2, 64, 96), formats[10], formats[1], 1,
-                   40, 1, MOEC_DTYPE_F32, 0, &rng);
+    l = layer_make(config_of(MOEC_ACT_RELU2, 64, 96), formats[10], formats[1],
+                   1, 40, 1, MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "int4 then bf16");
     layer_free(&l);
 }
@@ -491,9 +488,9 @@ static void bounds_what_the_host_cannot_check(void **state)
 
     (void)state;
     for (int fast = 0; fast < 2; fast++) {
-        struct layer l = layer_make(config_of(MOEC_ACT_SILU, 32, 16),
-                                    formats[1], formats[1], 3, 4, 2,
-                                    MOEC_DTYPE_F32, 0, &rng);
+        struct layer l =
+            layer_make(config_of(MOEC_ACT_SILU, 32, 16), formats[1], formats[1],
+                       3, 4, 2, MOEC_DTYPE_F32, 0, &rng);
         float *want = on_device(&l, (moec_precision)fast, 0), *got;
         uint32_t out = l.sorted[0];
 
@@ -521,8 +518,8 @@ static void does_nothing_without_columns(void **state)
     in.w13 = &l.w13.m;
     in.w2 = &l.w2.m;
     assert_int_equal(moec_device_ffn_workspace_bytes(device, &l.c, 0, 3), 0);
-    assert_int_equal(
-        moec_device_ffn(device, &l.c, &in, 0, NULL, &launch, NULL), MOEC_OK);
+    assert_int_equal(moec_device_ffn(device, &l.c, &in, 0, NULL, &launch, NULL),
+                     MOEC_OK);
     (void)on_device(&l, MOEC_PRECISION_EXACT, 4);
     (void)on_device(&l, MOEC_PRECISION_FAST, 4);
     layer_free(&l);
