@@ -41,7 +41,7 @@ struct moec_counters {
 
 struct moec_dispatch_block {
     moec_counters counters;
-    moec_fill_plan plan;
+    const moec_fill_plan *plan; // shared
     uint32_t *visited; // [warps][32], shared: ranks of a row, one bit each
 };
 
@@ -286,7 +286,7 @@ __device__ static inline uint32_t
 moec_fill_best(const moec_dispatch_block &b, const moec_dispatch_args &d,
                uint32_t t, const int32_t *slots)
 {
-    const moec_fill_plan &p = b.plan;
+    const moec_fill_plan &p = *b.plan;
     uint32_t row = d.map.row0 + t;
     uint64_t sum;
 
@@ -304,8 +304,9 @@ moec_fill_best(const moec_dispatch_block &b, const moec_dispatch_args &d,
 
 // -------------------------------------------------------------------- row
 
-// Remap row t, whose K ids and weights stand in shared memory and are
+// Remap row t (FILL: waterfill may be DYNAMIC), whose K ids and weights stand in shared memory and are
 // overwritten, and store it. shared_weights[S] are of the shared columns.
+template <bool FILL>
 __device__ static inline void moec_dispatch_row(const moec_dispatch_args &d,
                                                 const moec_dispatch_block &b,
                                                 uint32_t t, int32_t *ids,
@@ -352,7 +353,7 @@ __device__ static inline void moec_dispatch_row(const moec_dispatch_args &d,
     }
     if (topo.n_shared_slots == 0)
         return;
-    if (valid && d.waterfill.mode == MOEC_WATERFILL_DYNAMIC)
+    if (FILL && valid && d.waterfill.mode == MOEC_WATERFILL_DYNAMIC)
         home = moec_fill_best(b, d, t, ids);
     for (uint32_t s = lane; s < topo.n_shared_slots; s += 32) {
         uint32_t q = moec_shared_first(topo, home) + s;
@@ -397,6 +398,7 @@ static inline uint64_t moec_dispatch_shared(moec_dispatch_args *d,
 
 // The block's part of shared memory, 8-byte aligned: zeroed counters, the
 // plan. All threads of the block come here.
+template <bool FILL>
 __device__ static inline void moec_dispatch_begin(const moec_dispatch_args &d,
                                                   unsigned char *shared,
                                                   moec_dispatch_block *b)
@@ -405,8 +407,9 @@ __device__ static inline void moec_dispatch_begin(const moec_dispatch_args &d,
     uint32_t *words, n_ranks = d.map.topology.n_ranks, n = 0;
 
     b->counters = {d.slot_counts, d.rank_counts, d.rank_loads};
+    b->plan = &plan;
     b->visited = nullptr;
-    if (d.waterfill.mode == MOEC_WATERFILL_DYNAMIC) {
+    if (FILL && d.waterfill.mode == MOEC_WATERFILL_DYNAMIC) {
         uint64_t *wide = reinterpret_cast<uint64_t *>(shared);
 
         if (threadIdx.x < 32)
@@ -432,8 +435,6 @@ __device__ static inline void moec_dispatch_begin(const moec_dispatch_args &d,
             words[i] = 0;
     }
     __syncthreads();
-    if (d.waterfill.mode == MOEC_WATERFILL_DYNAMIC)
-        b->plan = plan;
 }
 
 __device__ static inline void moec_add_counts(uint32_t *to,

@@ -25,6 +25,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __noinline__    __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict

@@ -37,7 +37,7 @@ void moec_dispatch_clear(const moec_dispatch_args &d, cudaStream_t s)
 
 // -------------------------------------------------------------- waterfill
 
-__global__ void __launch_bounds__(THREADS) fill_rows(moec_dispatch_args d)
+__global__ void __launch_bounds__(THREADS) fill_rows(const __grid_constant__ moec_dispatch_args d)
 {
     MOEC_DYNAMIC_SHARED(uint64_t, wide);
     __shared__ moec_fill_plan plan;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(THREADS) fill_rows(moec_dispatch_args d)
     for (uint32_t r = threadIdx.x; r < n_ranks; r += blockDim.x)
         moved[r] = 0;
     __syncthreads();
-    b.plan = plan;
+    b.plan = &plan;
     for (uint32_t t = blockIdx.x * blockDim.x + threadIdx.x; t < d.n_tokens;
          t += step) {
         int32_t *slots = d.slots + static_cast<uint64_t>(t) * d.n_cols;
@@ -103,7 +103,7 @@ struct row_of_warp {
     float weights[MOEC_TOP_K_MAX];
 };
 
-__global__ void __launch_bounds__(THREADS) dispatch_rows(dispatcher j)
+__global__ void __launch_bounds__(THREADS) dispatch_rows(const __grid_constant__ dispatcher j)
 {
     MOEC_DYNAMIC_SHARED(unsigned char, shared);
     __shared__ row_of_warp rows[WARPS];
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(THREADS) dispatch_rows(dispatcher j)
     uint32_t valid = moec_n_valid(j.on_device, j.n_valid, j.d.n_tokens);
     moec_dispatch_block b;
 
-    moec_dispatch_begin(j.d, shared, &b);
+    moec_dispatch_begin<true>(j.d, shared, &b);
     for (uint32_t t = blockIdx.x * WARPS + threadIdx.x / 32; t < j.d.n_tokens;
          t += gridDim.x * WARPS) {
         uint64_t at = static_cast<uint64_t>(t) * j.d.n_cols;
@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(THREADS) dispatch_rows(dispatcher j)
             w.weights[k] = t < valid ? j.weights[at + k] : 0.0f;
         }
         __syncwarp();
-        moec_dispatch_row(j.d, b, t, w.ids, w.weights,
-                          j.weights + at + j.d.top_k);
+        moec_dispatch_row<true>(j.d, b, t, w.ids, w.weights,
+                                j.weights + at + j.d.top_k);
         __syncwarp();
     }
     moec_dispatch_end(j.d, b);

@@ -279,8 +279,8 @@ __device__ static inline uint32_t moec_count_from(const moec_columns<V> &c,
 // The largest t that k keys reach, or MOEC_KEY_LEAST where fewer than k are
 // selectable.
 template <int V>
-__device__ static __noinline__ uint32_t moec_kth_key(const moec_columns<V> &c,
-                                                     uint32_t k)
+__device__ static inline uint32_t moec_kth_key(const moec_columns<V> &c,
+                                               uint32_t k)
 {
     uint32_t low = MOEC_KEY_LEAST, high = 0xff800000u; // +inf: nobody's
 
@@ -324,7 +324,7 @@ __device__ static inline uint32_t moec_gather(const moec_columns<V> &c,
 // The same of at most k columns: those above t, then those equal to it from
 // the lowest id on.
 template <int V>
-__device__ static __noinline__ uint32_t
+__device__ static inline uint32_t
 moec_gather_exact(const moec_columns<V> &c, uint32_t t, uint32_t k,
                   moec_row_scratch *w)
 {
@@ -332,6 +332,7 @@ moec_gather_exact(const moec_columns<V> &c, uint32_t t, uint32_t k,
     uint32_t above = moec_count_from(c, t + 1);
     uint32_t ties = k > above ? k - above : 0; // still to be taken
 
+    MOEC_UNROLL
     for (int v = 0; v < c.n(); v++) {
         uint32_t key = c.key(v), i = lane + 32u * static_cast<uint32_t>(v);
         uint32_t equal = __ballot_sync(MOEC_FULL_WARP, key == t);

@@ -6,9 +6,9 @@
 //
 // A warp a row, rows grid-stride; route_row.cuh says how a row is chosen,
 // dispatch_row.cuh how it is remapped. Two kernels:
-// route_rows<V, SCORED, DISPATCH>: up to 512 columns in registers, top K by
+// route_rows<V, SCORED, AFTER>: up to 512 columns in registers, top K by
 //   logit or (SCORED) by score + bias and in groups; what models do.
-// route_any<DISPATCH>: everything: up to 4096 columns, hash, forced ids, sparse
+// route_any<AFTER>: everything: up to 4096 columns, hash, forced ids, sparse
 //   mixer, softcap, thousands of groups. Keys in shared memory, logits are read
 //   as often as they are needed (they stay in the first cache).
 //
@@ -24,6 +24,13 @@
 #define GROUPS    32u // of route_rows
 #define KEYS_MAX  (64u << 10) // bytes of keys that a block of route_any takes
 #define FREE_MAX  (48u << 10) // shared memory without asking
+
+// What follows the choice of a row in the same kernel.
+enum after {
+    NOTHING,
+    DISPATCH,
+    DISPATCH_FILL // with waterfill DYNAMIC
+};
 
 struct router {
     moec_route_args a;
@@ -136,16 +143,17 @@ keep_groups(const moec_route_args &a, moec_columns<V> &c, uint32_t *keys,
 }
 
 // Remap a chosen row, and store what is wanted of it.
-template <bool DISPATCH>
+template <int AFTER>
 __device__ static inline void finish_row(const router &r,
                                          const moec_dispatch_block &b,
                                          uint32_t row, moec_row_scratch *w)
 {
-    if (!DISPATCH || r.a.ids)
+    if (AFTER == NOTHING || r.a.ids)
         moec_store_row(r.a, row, w);
-    if (DISPATCH) {
+    if (AFTER != NOTHING) {
         __syncwarp();
-        moec_dispatch_row(r.d, b, row, w->ids, w->s, w->s + r.a.c.top_k);
+        moec_dispatch_row<AFTER == DISPATCH_FILL>(
+            r.d, b, row, w->ids, w->s, w->s + r.a.c.top_k);
     }
     __syncwarp(); // the next row writes there
 }
@@ -194,8 +202,8 @@ __device__ static inline void make_keys(const moec_route_args &a,
         keep_groups(a, c, keys, first_lane);
 }
 
-template <int V, bool SCORED, bool DISPATCH>
-__global__ void __launch_bounds__(THREADS) route_rows(router r)
+template <int V, bool SCORED, int AFTER>
+__global__ void __launch_bounds__(THREADS) route_rows(const __grid_constant__ router r)
 {
     MOEC_DYNAMIC_SHARED(unsigned char, shared);
     __shared__ moec_row_scratch scratch[WARPS];
@@ -209,8 +217,9 @@ __global__ void __launch_bounds__(THREADS) route_rows(router r)
     float bias[V];
     uint32_t first_lane[V];
 
-    if (DISPATCH)
-        moec_dispatch_begin(r.d, shared + WARPS * r.warp_bytes, &b);
+    if (AFTER != NOTHING)
+        moec_dispatch_begin<AFTER == DISPATCH_FILL>(
+            r.d, shared + WARPS * r.warp_bytes, &b);
     MOEC_UNROLL
     for (int v = 0; SCORED && v < V; v++) {
         uint32_t i = moec_lane() + 32u * static_cast<uint32_t>(v);
@@ -233,9 +242,9 @@ __global__ void __launch_bounds__(THREADS) route_rows(router r)
         else
             moec_row_weights(r.a, c, moec_row_at(r.a, row), row, n,
                              SCORED ? NAN : moec_f32_unkey(best), w);
-        finish_row<DISPATCH>(r, b, row, w);
+        finish_row<AFTER>(r, b, row, w);
     }
-    if (DISPATCH)
+    if (AFTER != NOTHING)
         moec_dispatch_end(r.d, b);
 }
 
@@ -370,8 +379,8 @@ __device__ static inline uint32_t choose_any(const moec_route_args &a,
     return moec_select(c, a.c.top_k, w, &best);
 }
 
-template <bool DISPATCH>
-__global__ void __launch_bounds__(THREADS) route_any(router r)
+template <int AFTER>
+__global__ void __launch_bounds__(THREADS) route_any(const __grid_constant__ router r)
 {
     MOEC_DYNAMIC_SHARED(unsigned char, shared);
     __shared__ moec_row_scratch scratch[WARPS];
@@ -382,8 +391,9 @@ __global__ void __launch_bounds__(THREADS) route_any(router r)
     uint32_t valid = moec_n_valid(r.a.n_valid, r.a.in.n_valid, r.a.in.n_tokens);
     moec_dispatch_block b;
 
-    if (DISPATCH)
-        moec_dispatch_begin(r.d, shared + r.warps * r.warp_bytes, &b);
+    if (AFTER != NOTHING)
+        moec_dispatch_begin<AFTER == DISPATCH_FILL>(
+            r.d, shared + r.warps * r.warp_bytes, &b);
     for (uint32_t row = blockIdx.x * r.warps + warp; row < r.a.in.n_tokens;
          row += gridDim.x * r.warps) {
         moec_columns<0> c = {&r.a, nullptr, keys, r.a.n_choice};
@@ -401,9 +411,9 @@ __global__ void __launch_bounds__(THREADS) route_any(router r)
         } else {
             moec_row_weights(r.a, c, c.row, row, n, NAN, w);
         }
-        finish_row<DISPATCH>(r, b, row, w);
+        finish_row<AFTER>(r, b, row, w);
     }
-    if (DISPATCH)
+    if (AFTER != NOTHING)
         moec_dispatch_end(r.d, b);
 }
 
@@ -444,20 +454,36 @@ static void launch(K kernel, const router &r, uint32_t grid, uint64_t shared,
     MOEC_LAUNCH_KERNEL(kernel, grid, r.warps * 32, shared, s, r);
 }
 
-template <int V>
-static void launch_fast(const router &r, bool dispatch, uint32_t grid,
-                        uint64_t shared, cudaStream_t s)
+template <int V, int AFTER>
+static void launch_fast(const router &r, uint32_t grid, uint64_t shared,
+                        cudaStream_t s)
 {
-    bool scored = r.a.in.bias || r.a.c.n_group > 1;
-
-    if (scored && dispatch)
-        launch(route_rows<V, true, true>, r, grid, shared, s);
-    else if (scored)
-        launch(route_rows<V, true, false>, r, grid, shared, s);
-    else if (dispatch)
-        launch(route_rows<V, false, true>, r, grid, shared, s);
+    if (r.a.in.bias || r.a.c.n_group > 1)
+        launch(route_rows<V, true, AFTER>, r, grid, shared, s);
     else
-        launch(route_rows<V, false, false>, r, grid, shared, s);
+        launch(route_rows<V, false, AFTER>, r, grid, shared, s);
+}
+
+template <int AFTER>
+static void launch_after(const router &r, uint32_t grid, uint64_t shared,
+                         cudaStream_t s)
+{
+    uint32_t n = r.a.n_choice;
+
+    if (!is_fast(r.a))
+        launch(route_any<AFTER>, r, grid, shared, s);
+    else if (n <= 32)
+        launch_fast<1, AFTER>(r, grid, shared, s);
+    else if (n <= 64)
+        launch_fast<2, AFTER>(r, grid, shared, s);
+    else if (n <= 128)
+        launch_fast<4, AFTER>(r, grid, shared, s);
+    else if (n <= 256)
+        launch_fast<8, AFTER>(r, grid, shared, s);
+    else if (n <= 384)
+        launch_fast<12, AFTER>(r, grid, shared, s);
+    else
+        launch_fast<16, AFTER>(r, grid, shared, s);
 }
 
 static void launch_route(router *r, uint32_t ordinal, bool dispatch,
@@ -480,22 +506,16 @@ static void launch_route(router *r, uint32_t ordinal, bool dispatch,
     if (dispatch)
         shared += moec_dispatch_shared(&r->d, r->warps);
     grid = grid_of(ordinal, r->a.in.n_tokens, r->warps);
-    if (!fast && dispatch)
-        launch(route_any<true>, *r, grid, shared, s);
-    else if (!fast)
-        launch(route_any<false>, *r, grid, shared, s);
-    else if (n <= 32)
-        launch_fast<1>(*r, dispatch, grid, shared, s);
-    else if (n <= 64)
-        launch_fast<2>(*r, dispatch, grid, shared, s);
-    else if (n <= 128)
-        launch_fast<4>(*r, dispatch, grid, shared, s);
-    else if (n <= 256)
-        launch_fast<8>(*r, dispatch, grid, shared, s);
-    else if (n <= 384)
-        launch_fast<12>(*r, dispatch, grid, shared, s);
+    if (!dispatch)
+        launch_after<NOTHING>(*r, grid, shared, s);
+    else if (r->d.waterfill.mode != MOEC_WATERFILL_DYNAMIC)
+        launch_after<DISPATCH>(*r, grid, shared, s);
+    else if (fast && n <= 256) // two widths are enough for what is rare
+        launch_fast<8, DISPATCH_FILL>(*r, grid, shared, s);
+    else if (fast)
+        launch_fast<16, DISPATCH_FILL>(*r, grid, shared, s);
     else
-        launch_fast<16>(*r, dispatch, grid, shared, s);
+        launch(route_any<DISPATCH_FILL>, *r, grid, shared, s);
 }
 
 static moec_status check_in(const moec_route_config *c, const moec_route_in *in,
