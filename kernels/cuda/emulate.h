@@ -26,7 +26,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __grid_constant__
-#define __noinline__    __attribute__((noinline))
+#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __constant__ static
