@@ -19,10 +19,13 @@
 #include "remap.h"
 #include "route.h"
 
-/* Rows that one item of the pool takes: some microseconds of work. Batches
- * under two items run on the caller's thread. */
-#define DISPATCH_ROWS 512u
-#define FUSED_ROWS    64u
+/* Rows that one item of the pool takes. */
+#define REMAP_ROWS 512u
+#define ROUTE_ROWS 64u
+/* A row behind the choice is some nanoseconds: below these rows waking another
+ * thread costs more than it takes over. A row of the choice is ten times as
+ * long. */
+#define ALONE_ROWS 4096u
 
 typedef struct job {
     moec_remap remap;
@@ -32,6 +35,7 @@ typedef struct job {
     float *weights;
     moec_pool *pool;
     uint32_t rows_an_item;
+    uint32_t alone_rows; /* as many run on the caller's thread */
     uint32_t n_tokens;
     uint32_t *counts; /* [worker][stride]: slots, then rows; NULL: none */
     size_t stride;
@@ -47,9 +51,9 @@ static size_t stride_of(uint32_t n_slots)
 
 static uint64_t workspace_bytes_of(const moec_kernels *k,
                                    const moec_dispatch_map *map,
-                                   uint32_t n_tokens, uint32_t rows_an_item)
+                                   uint32_t n_tokens, uint32_t alone_rows)
 {
-    uint32_t workers = n_tokens > rows_an_item ? moec_kernels_n_threads(k) : 1;
+    uint32_t workers = n_tokens > alone_rows ? moec_kernels_n_threads(k) : 1;
 
     if (moec_topology_check(&map->topology, NULL) != MOEC_OK)
         return 0; /* the call itself says why */
@@ -61,7 +65,7 @@ uint64_t moec_dispatch_workspace_bytes(const moec_kernels *k,
                                        const moec_dispatch_map *map,
                                        uint32_t n_tokens)
 {
-    return workspace_bytes_of(k, map, n_tokens, DISPATCH_ROWS);
+    return workspace_bytes_of(k, map, n_tokens, ALONE_ROWS);
 }
 
 uint64_t moec_route_dispatch_workspace_bytes(const moec_router *router,
@@ -71,7 +75,7 @@ uint64_t moec_route_dispatch_workspace_bytes(const moec_router *router,
     /* Expert Choice is over before the counts begin. */
     return moec_max_u64(
         moec_route_workspace_bytes(router, n_tokens),
-        workspace_bytes_of(router->k, map, n_tokens, FUSED_ROWS));
+        workspace_bytes_of(router->k, map, n_tokens, ROUTE_ROWS));
 }
 
 static void note_bad(job *j, uint64_t where)
@@ -136,7 +140,7 @@ static void fill_item(void *ctx, size_t item, uint32_t worker)
 static uint32_t run_rows(job *j, moec_work_fn fn)
 {
     size_t n = moec_ceil_div(j->n_tokens, j->rows_an_item);
-    bool alone = n < 2;
+    bool alone = j->n_tokens <= j->alone_rows;
     uint32_t workers = alone ? 1 : moec_pool_n_threads(j->pool);
 
     if (j->counts)
@@ -205,6 +209,7 @@ static moec_status fill(job *j, const moec_waterfill *w,
                                       m->top_k, err));
     j->plan = &plan;
     j->by_rank = moec_divider(t->n_local + t->n_shared_slots);
+    j->alone_rows = ALONE_ROWS;
     workers = run_rows(j, fill_item);
     j->plan = NULL;
     if (!j->counts)
@@ -286,7 +291,7 @@ static moec_status take_workspace(job *j, const moec_kernels *k,
                                   uint64_t workspace_bytes, moec_error *err)
 {
     uint64_t need =
-        workspace_bytes_of(k, j->remap.map, j->n_tokens, j->rows_an_item);
+        workspace_bytes_of(k, j->remap.map, j->n_tokens, j->alone_rows);
 
     if (!out->slot_counts && !out->rank_counts &&
         !(w && w->mode == MOEC_WATERFILL_STATIC))
@@ -341,7 +346,8 @@ static void job_init(job *j, const moec_kernels *k,
     j->remap.n_valid = n_valid;
     j->remap.top_k = top_k;
     j->pool = k->pool;
-    j->rows_an_item = DISPATCH_ROWS;
+    j->rows_an_item = REMAP_ROWS;
+    j->alone_rows = ALONE_ROWS;
     j->n_tokens = n_tokens;
 }
 
@@ -413,6 +419,7 @@ static moec_status route_first(job *j, const moec_route_out *out,
     MOEC_TRY(
         moec_route(j->router, j->in, &all, workspace, workspace_bytes, err));
     j->router = NULL;
+    j->alone_rows = ALONE_ROWS;
     return MOEC_OK;
 }
 
@@ -437,7 +444,8 @@ moec_route_dispatch(const moec_router *router, const moec_route_in *in,
              router->config.top_k);
     j.router = router;
     j.in = in;
-    j.rows_an_item = FUSED_ROWS;
+    j.rows_an_item = ROUTE_ROWS;
+    j.alone_rows = ROUTE_ROWS;
     j.ids = out && out->ids ? out->ids : dispatch->slots;
     j.weights = out && out->ids ? out->weights : dispatch->weights;
     j.remap.ids = j.ids;

@@ -330,12 +330,12 @@ static void threads_and_back_ends_change_nothing(void **state)
     for (int isa = MOEC_ISA_SCALAR; isa <= MOEC_ISA_AVX512; isa++) {
         moec_kernels *k = open_kernels((moec_isa)isa, 3);
 
-        for (int turn = 0; k && turn < 8; turn++) {
+        for (int turn = 0; k && turn < 5; turn++) {
             moec_error err = MOEC_ERROR_INIT;
             struct batch b;
             moec_dispatch_out want;
 
-            random_batch(&seed, &b, 1000 + random_below(&seed, 2000));
+            random_batch(&seed, &b, 3800 + random_below(&seed, 2000));
             want = wanted(&b);
             if (dispatch(k, &b, &err) != MOEC_OK)
                 fail_msg("%s", err.text);
@@ -472,7 +472,7 @@ static void names_the_first_bad_id_whatever_the_threads(void **state)
     for (int turn = 0; turn < 20; turn++) {
         moec_error err = MOEC_ERROR_INIT;
 
-        plain_batch(&b, 4000);
+        plain_batch(&b, 5000);
         b.ids[3 * 3990] = 8;
         b.ids[3 * 1700 + 1] = 9;
         b.ids[3 * 1700 + 2] = 77; /* a shared column: not read */
@@ -496,7 +496,7 @@ static void names_the_first_of_two_that_race(void **state)
     void *ws;
 
     (void)state;
-    plain_batch(&b, 4000);
+    plain_batch(&b, 5000);
     for (uint32_t t = 0; t < 511; t++)
         b.ids[3 * t] = -1; /* the long way */
     b.ids[3 * 511 + 1] = 10;
