@@ -242,10 +242,13 @@ struct sums {
     float at[2][N_TILES][4]; // [m16 tile][n8 tile][c fragment]
 };
 
-// The four rows of a lane: rows g and g + 8 of two tiles.
+// The four rows of a lane, g and g + 8 of two tiles, and its columns, g of each
+// n8 tile: where the piece has less, the last one again, whose products are
+// dropped; so that nothing is asked in the loop.
 struct lane_rows {
     uint32_t row[2][2];
     uint64_t scale[2][2], zero[2][2]; // first index of the row's
+    const uint16_t *x[N_TILES];
 };
 
 // What a step of 32 k needs besides weights, read one step ahead.
@@ -257,14 +260,21 @@ struct ahead {
 
 template <class D>
 __device__ static void begin_rows(const moec_phase &p, const moec_dmat &m,
-                                  uint32_t tile, lane_rows *l)
+                                  const moec_piece &s, uint32_t tile,
+                                  lane_rows *l)
 {
+    uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+
+    MOEC_UNROLL
+    for (uint32_t j = 0; j < N_TILES; j++)
+        l->x[j] = static_cast<const uint16_t *>(p.x) + q * 8 +
+                  (s.first + (j * 8 + g < s.n ? j * 8 + g : s.n - 1)) *
+                      p.x_pitch;
     MOEC_UNROLL
     for (uint32_t i = 0; i < 4; i++) {
         uint32_t t = i / 2, h = i % 2;
 
-        (void)moec_phase_row(p, tile, 16 * t + 8 * h + threadIdx.x % 32 / 4,
-                             &l->row[t][h]);
+        (void)moec_phase_row(p, tile, 16 * t + 8 * h + g, &l->row[t][h]);
         if (D::SCALED)
             l->scale[t][h] = moec_scale_row(m, l->row[t][h]);
         if (D::ZEROS && m.zeros)
@@ -300,23 +310,15 @@ __device__ static void read_scales(const moec_dmat &m, const fast_params &f,
 
 // Read ahead for step `step` of the row.
 template <class D>
-__device__ static void look_ahead(const moec_phase &p, const moec_dmat &m,
-                                  const fast_params &f, const moec_piece &s,
-                                  uint32_t step, const lane_rows &l, ahead *a)
+__device__ static void look_ahead(const moec_dmat &m, const fast_params &f,
+                                  uint32_t n_tiles, uint32_t step, bool scales,
+                                  const lane_rows &l, ahead *a)
 {
-    uint32_t g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-
-    if (step >= f.n_chunks * D::STEPS)
-        return;
     MOEC_UNROLL
-    for (uint32_t j = 0; j < N_TILES; j++) {
-        a->b[j].x = a->b[j].y = a->b[j].z = a->b[j].w = 0;
-        if (j * 8 + g < s.n)
-            a->b[j] = *reinterpret_cast<const uint4 *>(
-                static_cast<const uint16_t *>(p.x) +
-                (s.first + j * 8 + g) * p.x_pitch + step * 32 + q * 8);
-    }
-    if (D::SCALED && step % D::GROUP == 0)
+    for (uint32_t j = 0; j < N_TILES; j++)
+        if (j == 0 || j < n_tiles)
+            a->b[j] = *reinterpret_cast<const uint4 *>(l.x[j] + step * 32);
+    if (D::SCALED && (D::GROUP == 1 || scales))
         read_scales<D>(m, f, step, l, a);
 }
 
@@ -366,7 +368,7 @@ __device__ static void multiply(const moec_dmat &m, const uint8_t *stage,
 
         MOEC_UNROLL
         for (int j = 0; j < N_TILES; j++)
-            if (j < static_cast<int>(n_tiles)) {
+            if (j == 0 || j < static_cast<int>(n_tiles)) {
                 moec_mma(to->at[t][j], a[0], now.b[j].x, now.b[j].y);
                 moec_mma(to->at[t][j], a[1], now.b[j].z, now.b[j].w);
             }
@@ -375,29 +377,31 @@ __device__ static void multiply(const moec_dmat &m, const uint8_t *stage,
 
 // A chunk; `now` is what its first step needs, and becomes the next one's.
 template <class D>
-__device__ static void multiply_chunk(const moec_phase &p, const moec_dmat &m,
-                                      const fast_params &f, const moec_piece &s,
-                                      uint32_t chunk, const uint8_t *stage,
-                                      const lane_rows &l, ahead *now,
-                                      sums *group, sums *all)
+__device__ static void multiply_chunk(const moec_dmat &m, const fast_params &f,
+                                      uint32_t n_tiles, uint32_t chunk,
+                                      const uint8_t *stage, const lane_rows &l,
+                                      ahead *now, sums *group, sums *all)
 {
-    uint32_t n_tiles = (s.n + 7) / 8;
+    uint32_t first = chunk * D::STEPS;
+    // Behind the last step the row's first is read again, for nothing.
+    uint32_t behind = chunk + 1 < f.n_chunks ? first + D::STEPS : 0;
 
     MOEC_UNROLL
     for (uint32_t i = 0; i < D::STEPS; i++) {
-        uint32_t step = chunk * D::STEPS + i;
+        uint32_t after = i + 1 < D::STEPS ? first + i + 1 : behind;
         ahead next = *now;
 
+        // Scales of a whole chunk are read when this one's have been used.
         if (D::GROUP == 1 || i + 1 < D::STEPS)
-            look_ahead<D>(p, m, f, s, step + 1, l, &next);
+            look_ahead<D>(m, f, n_tiles, after, i + 1 == D::STEPS, l, &next);
         MOEC_UNROLL
         for (uint32_t t = 0; t < 2; t++)
-            multiply<D>(m, stage, t, step, n_tiles, *now, l,
+            multiply<D>(m, stage, t, first + i, n_tiles, *now, l,
                         D::SCALED ? group : all);
         if (D::SCALED && (i + 1) % D::GROUP == 0)
             end_group(now->s, group, all);
         if (D::GROUP != 1 && i + 1 == D::STEPS)
-            look_ahead<D>(p, m, f, s, step + 1, l, &next);
+            look_ahead<D>(m, f, n_tiles, after, i + 1 == D::STEPS, l, &next);
         *now = next;
     }
 }
@@ -474,13 +478,14 @@ __global__ void __launch_bounds__(THREADS, 3) product_fast(moec_phase p,
     for (; unit < n_units; unit += step) {
         moec_piece s = p.pieces[unit / p.n_tiles];
         uint32_t tile = static_cast<uint32_t>(unit % p.n_tiles);
+        uint32_t n_tiles = (s.n + 7) / 8;
         moec_dmat m = moec_dmat_at(p.m, s.expert);
         sums all = {}, group = {};
         lane_rows l = {};
         ahead now = {};
 
-        begin_rows<D>(p, m, tile, &l);
-        look_ahead<D>(p, m, f, s, 0, l, &now);
+        begin_rows<D>(p, m, s, tile, &l);
+        look_ahead<D>(m, f, n_tiles, 0, true, l, &now);
         for (uint32_t chunk = 0; chunk < f.n_chunks; chunk++) {
             uint8_t *at = stages + stage * STAGE;
 
@@ -488,7 +493,7 @@ __global__ void __launch_bounds__(THREADS, 3) product_fast(moec_phase p,
                 moec_copy_wait<STAGES - 1>();
                 __syncwarp(); // what other lanes copied is there too
             }
-            multiply_chunk<D>(p, m, f, s, chunk, at, l, &now, &group, &all);
+            multiply_chunk<D>(m, f, n_tiles, chunk, at, l, &now, &group, &all);
             if (D::STAGED) {
                 __syncwarp(); // all have read before it is written again
                 fetch<D>(p, f, n_units, step, at, &next);
