@@ -108,7 +108,7 @@ static struct admit take_all(const moec_ec_job *job, moec_ec_space *space)
 
     a.block = moec_ec_block_rows(job->stride);
     a.room = (uint32_t)moec_min_u64(job->chunks.rows,
-                                    2 * (uint64_t)job->capacity + 64);
+                                    3 * (uint64_t)job->capacity + 16);
     a.pitch = a.room + 8;
     a.floors = moec_ec_take(space, (uint64_t)job->stride * 4);
     a.missed = moec_ec_take(space, n_experts * 4);
@@ -464,15 +464,20 @@ static void choose_rows(const struct admit *a, const struct lane *l,
                         uint64_t *to, const uint32_t *first)
 {
     const moec_router *r = a->job->r;
+    const moec_route_in *in = a->job->in;
+    uint32_t bytes = in->logits_dtype == MOEC_DTYPE_F32 ? 4 : 2;
     int32_t *ids = a->job->out->ids + (uint64_t)row * r->n_columns;
 
     for (uint32_t t = 0; t < n; t++, ids += r->n_columns) {
+        const char *logits = moec_route_row(r, in, row + t);
         uint32_t m =
             choose(a, l, row + t, to + first[t], first[t + 1] - first[t], ids);
 
         if (m < r->config.top_k)
             finish_short(a, l, counts, row + t, m);
         moec_ec_finish_ids(r, ids);
+        for (uint32_t i = 0; i < m; i++) /* for the weights */
+            __builtin_prefetch(logits + (size_t)ids[i] * bytes);
     }
 }
 
