@@ -108,7 +108,7 @@ moec_status moec_ec_check(const moec_route_config *config, moec_error *err)
     return MOEC_OK;
 }
 
-/* ---------------------------------------------------- the modes' common part */
+/* ------------------------------------------- what the modes have in common */
 
 void *moec_ec_take(moec_ec_space *space, uint64_t bytes)
 {

@@ -78,7 +78,7 @@ extern const struct moec_ec_fns moec_ec_avx2;
 extern const struct moec_ec_fns moec_ec_avx512;
 const struct moec_ec_fns *moec_ec_fns_of(moec_isa isa);
 
-/* ------------------------------------------------ between ec.c and the modes */
+/* ------------------------------------------- between ec.c and the modes */
 
 /* Rows of [0, n) that one thread does: never fewer than 16 of them. */
 typedef struct moec_ec_chunks {
@@ -118,7 +118,7 @@ static inline bool moec_ec_has_cols(const moec_ec_job *job)
 }
 
 /* Column keys of `n` rows from `row`, which are the row keys where it has no
- * others. The padding is left as it is. `scales` [n] is written where it has. */
+ * others. Padding is left as it is. `scales` [n] is written where it has. */
 static inline void moec_ec_cols(const moec_ec_job *job, uint32_t row,
                                 uint32_t n, uint32_t *cols,
                                 moec_row_scale *scales)

@@ -98,9 +98,9 @@ static inline void col_row_keys(uint32_t *cols, uint32_t n, float inverse)
 
 /* n <= ROWS rows. */
 static inline __attribute__((always_inline)) void
-col_rows(const moec_router *r, const moec_route_in *in, moec_dtype dtype,
-         float cap, uint32_t row, uint32_t n, uint32_t *cols, uint64_t stride,
-         struct col_rows *c)
+col_block(const moec_router *r, const moec_route_in *in, moec_dtype dtype,
+          float cap, uint32_t row, uint32_t n, uint32_t *cols, uint64_t stride,
+          struct col_rows *c)
 {
     uint32_t width = r->n_choice;
     vf v[16];
@@ -166,11 +166,11 @@ static void cols_vec(const moec_router *r, const moec_route_in *in,
         uint32_t *to = cols + at * stride;
 
         if (in->logits_dtype == MOEC_DTYPE_F32 && cap == 0.0f)
-            col_rows(r, in, MOEC_DTYPE_F32, 0.0f, row + at, left, to, stride,
-                     &c);
+            col_block(r, in, MOEC_DTYPE_F32, 0.0f, row + at, left, to, stride,
+                      &c);
         else
-            col_rows(r, in, in->logits_dtype, cap, row + at, left, to, stride,
-                     &c);
+            col_block(r, in, in->logits_dtype, cap, row + at, left, to, stride,
+                      &c);
         for (uint32_t i = 0; i < left; i++) {
             float inverse = 1.0f / c.sum[i];
 
