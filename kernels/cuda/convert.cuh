@@ -78,6 +78,8 @@ __device__ static inline float moec_load(const void *p, uint64_t i)
         return moec_widen<4, 3, false>(static_cast<const uint8_t *>(p)[i]);
     case MOEC_DTYPE_F8_E5M2:
         return moec_widen<5, 2, true>(static_cast<const uint8_t *>(p)[i]);
+    case MOEC_DTYPE_F32:
+        break;
     }
     return static_cast<const float *>(p)[i];
 }
@@ -106,6 +108,8 @@ __device__ static inline void moec_store(void *p, uint64_t i, float f)
         static_cast<uint8_t *>(p)[i] =
             static_cast<uint8_t>(moec_narrow<5, 2, true, true>(f));
         return;
+    case MOEC_DTYPE_F32:
+        break;
     }
     static_cast<float *>(p)[i] = f;
 }

@@ -295,9 +295,10 @@ __device__ static void read_scales(const moec_dmat &m, const fast_params &f,
         uint32_t t = i / 2, h = i % 2;
         uint64_t at = l.scale[t][h] + sc;
 
-        a->s[t][h] = D::SCALE == MOEC_DTYPE_F8_E8M0
-                         ? moec_e8m0(m.scale[at])
-                         : moec_load<D::SCALE>(m.scale, at);
+        if constexpr (D::SCALE == MOEC_DTYPE_F8_E8M0)
+            a->s[t][h] = moec_e8m0(m.scale[at]);
+        else
+            a->s[t][h] = moec_load<D::SCALE>(m.scale, at);
         if (D::ZEROS) {
             a->z[t][h] = 0xc308c308u; // -136
             if (m.zeros)
