@@ -47,6 +47,8 @@ static inline __m512i load_x(const uint8_t *p)
 #define PREFETCH(p, ahead)                                                     \
   _mm_prefetch((const char *)((uintptr_t)(p) + (ahead)), _MM_HINT_T1)
 
+#include "decode_bf16.h"
+
 /* ---------------------------------------------------------- bf16 tiles */
 
 /* ROWS rows by N tokens over n columns, added to the sums. Every pass over
@@ -111,221 +113,96 @@ typedef void (*plain_fn)(const uint8_t *w, size_t w_bytes, size_t ahead,
 static const plain_fn plain_tiles[PLAIN_TOKENS] = {plain_1, plain_2, plain_3,
                                                    plain_4, plain_5, plain_6};
 
-/* -------------------------------------------------------------- decode */
+/* -------------------------------------------------------- scaled tiles
+ * 128 columns at a time: the sums of four vectors get one scale a lane, or
+ * those of the first two and of the last two one each. */
 
-/* bf16 of an E4M3 magnitude, all but its sign: 3 mantissa bits below the
- * exponent; the eight denormals are m * 2^-9. NaN stays NaN. */
-#define E4M3(c)                                                                \
-  ((c) == 0      ? 0x0000                                                      \
-   : (c) == 0x7f ? 0x7fc0                                                      \
-   : (c) > 7     ? ((c) << 4) + (120 << 7)                                     \
-   : (c) > 3     ? (120 << 7) + ((c)-4) * 32                                   \
-   : (c) > 1     ? (119 << 7) + ((c)-2) * 64                                   \
-                 : 118 << 7)
-#define LOW(c)      (uint8_t)(E4M3(c) & 255)
-#define HIGH(c)     (uint8_t)(E4M3(c) >> 8)
-#define FOUR(f, c)  f(c), f((c) + 1), f((c) + 2), f((c) + 3)
-#define OF_16(f, c) FOUR(f, c), FOUR(f, c + 4), FOUR(f, c + 8), FOUR(f, c + 12)
-#define OF_64(f, c)                                                            \
-  OF_16(f, c), OF_16(f, c + 16), OF_16(f, c + 32), OF_16(f, c + 48)
-static const _Alignas(64) uint8_t e4m3_low[128] = {OF_64(LOW, 0),
-                                                   OF_64(LOW, 64)};
-static const _Alignas(64) uint8_t e4m3_high[128] = {OF_64(HIGH, 0),
-                                                    OF_64(HIGH, 64)};
-
-/* bf16 of the sixteen nibbles. */
-static const _Alignas(16) uint8_t e2m1_low[16] = {
-    0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0,
-    0, 0, 0x80, 0xc0, 0, 0x40, 0x80, 0xc0};
-static const _Alignas(16) uint8_t e2m1_high[16] = {
-    0,    0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40,
-    0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0};
-static const _Alignas(16) uint8_t int4_low[16] = {
-    0x00, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0x00, 0x80,
-    0x00, 0x80, 0x00, 0x40, 0x80, 0xa0, 0xc0, 0xe0};
-static const _Alignas(16) uint8_t int4_high[16] = {
-    0xc1, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xbf,
-    0x00, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40};
-
-struct tables {
-    __m512i low[2], high[2];
-};
-
-static inline struct tables tables_of(moec_wformat f)
-{
-    const void *low = f == MOEC_WFORMAT_INT4 ? int4_low : e2m1_low;
-    const void *high = f == MOEC_WFORMAT_INT4 ? int4_high : e2m1_high;
-    struct tables t;
-
-    if (f == MOEC_WFORMAT_FP8) {
-        for (int i = 0; i < 2; i++) {
-            t.low[i] = _mm512_load_si512(e4m3_low + i * 64);
-            t.high[i] = _mm512_load_si512(e4m3_high + i * 64);
-        }
-        return t;
-    }
-    t.low[0] = t.low[1] = _mm512_broadcast_i32x4(_mm_load_si128(low));
-    t.high[0] = t.high[1] = _mm512_broadcast_i32x4(_mm_load_si128(high));
-    return t;
-}
-
-/* The first n of 64, where n may be below 0 and above 64. */
-static inline __mmask64 first_of_64(int32_t n)
-{
-    return n >= 64 ? ~0ull : n > 0 ? (1ull << n) - 1 : 0;
-}
-
-/* 128 codes to bf16; those past the first `left` read as 0, which decodes to
- * something finite and meets inputs of 0. Codes are spread so that unpacking
- * within lanes leaves the results in memory's order. */
-static inline __attribute__((always_inline)) void
-decode_128(const struct tables *t, bool fp8, const uint8_t *p, uint32_t left,
-           __m512i out[4])
-{
-    const __m512i spread = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    int32_t n = left < 128 ? (int32_t)left : 128;
-
-    UNROLL
-    for (int h = 0; h < 2; h++) {
-        __m512i c, low, high;
-
-        if (fp8) {
-            c = _mm512_maskz_loadu_epi8(first_of_64(n - 64 * h), p + 64 * h);
-            c = _mm512_permutexvar_epi64(spread, c);
-            low = _mm512_permutex2var_epi8(t->low[0], c, t->low[1]);
-            high = _mm512_permutex2var_epi8(t->high[0], c, t->high[1]);
-            /* high | (c & 0x80): the sign */
-            high = _mm512_ternarylogic_epi32(
-                high, c, _mm512_set1_epi8((char)0x80), 0xf8);
-        } else {
-            __mmask32 k = (__mmask32)first_of_64((n + 1) / 2 - 32 * h);
-
-            c = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(k, p + 32 * h));
-            c = _mm512_and_si512(_mm512_or_si512(c, _mm512_slli_epi16(c, 4)),
-                                 _mm512_set1_epi8(15));
-            c = _mm512_permutexvar_epi64(spread, c);
-            low = _mm512_shuffle_epi8(t->low[0], c);
-            high = _mm512_shuffle_epi8(t->high[0], c);
-        }
-        out[2 * h] = _mm512_unpacklo_epi8(low, high);
-        out[2 * h + 1] = _mm512_unpackhi_epi8(low, high);
-    }
-}
-
-/* -------------------------------------------------------- scaled tiles */
-
-/* Scales that a tile keeps at once, each of `group` columns. */
-#define SCALES 512u
-
-struct decoded {
-    _Alignas(64) uint16_t w[ROWS][COLS];
-    _Alignas(64) float scale[ROWS][SCALES + 1];
-};
-
-#define SCALE_WHOLE(r, g) _mm512_set1_ps(d->scale[r][g])
-/* Groups of 16: the lower eight lanes and the upper eight. */
-#define SCALE_HALVES(r, g)                                                     \
-  _mm512_insertf32x8(_mm512_set1_ps(d->scale[r][2 * (g)]),                     \
-                     _mm256_set1_ps(d->scale[r][2 * (g) + 1]), 1)
-
-/* ROWS rows by N tokens over n columns, a multiple of STEPS * 32, whose sums
- * get one scale every STEPS vectors. */
-#define SCALED_TILE(name, N, STEPS, SCALE)                                     \
-  static void name(const struct decoded *d, const uint8_t *x, size_t x_bytes,  \
-                   uint32_t n, float(*sums)[ROWS][16])                         \
-  {                                                                            \
-    __m512 s[ROWS][N];                                                         \
-                                                                               \
-    UNROLL                                                                     \
-    for (unsigned r = 0; r < ROWS; r++)                                        \
-      UNROLL                                                                   \
-    for (unsigned t = 0; t < N; t++)                                           \
-      s[r][t] = _mm512_load_ps(sums[t][r]);                                    \
-    for (uint32_t g = 0; g < n / (32 * STEPS); g++) {                          \
-      __m512 p[ROWS][N];                                                       \
-                                                                               \
-      UNROLL                                                                   \
-      for (unsigned r = 0; r < ROWS; r++)                                      \
-        UNROLL                                                                 \
-      for (unsigned t = 0; t < N; t++)                                         \
-        p[r][t] = _mm512_setzero_ps();                                         \
-      UNROLL                                                                   \
-      for (unsigned k = 0; k < STEPS; k++) {                                   \
-        size_t i = ((size_t)g * STEPS + k) * 32;                               \
-        __m512i b[N];                                                          \
-                                                                               \
-        UNROLL                                                                 \
-        for (unsigned t = 0; t < N; t++)                                       \
-          b[t] = load_x(x + t * x_bytes + 2 * i);                              \
-        UNROLL                                                                 \
-        for (unsigned r = 0; r < ROWS; r++) {                                  \
-          __m512i a = _mm512_load_si512((const void *)(d->w[r] + i));          \
-          UNROLL                                                               \
-          for (unsigned t = 0; t < N; t++)                                     \
-            p[r][t] = _mm512_dpbf16_ps(p[r][t], as_bf16(a), as_bf16(b[t]));    \
-        }                                                                      \
-      }                                                                        \
-      UNROLL                                                                   \
-      for (unsigned r = 0; r < ROWS; r++) {                                    \
-        __m512 scale = SCALE(r, g);                                            \
-        UNROLL                                                                 \
-        for (unsigned t = 0; t < N; t++)                                       \
-          s[r][t] = _mm512_fmadd_ps(p[r][t], scale, s[r][t]);                  \
-      }                                                                        \
-    }                                                                          \
-    UNROLL                                                                     \
-    for (unsigned r = 0; r < ROWS; r++)                                        \
-      UNROLL                                                                   \
-    for (unsigned t = 0; t < N; t++)                                           \
-      _mm512_store_ps(sums[t][r], s[r][t]);                                    \
-  }
-
-#define SCALED_TILES(N)                                                        \
-  SCALED_TILE(scaled_16_##N, N, 1, SCALE_HALVES)                               \
-  SCALED_TILE(scaled_32_##N, N, 1, SCALE_WHOLE)                                \
-  SCALED_TILE(scaled_64_##N, N, 2, SCALE_WHOLE)                                \
-  SCALED_TILE(scaled_128_##N, N, 4, SCALE_WHOLE)
-SCALED_TILES(1)
-SCALED_TILES(2)
-SCALED_TILES(3)
+/* Scales that a tile keeps at once, each of `group` columns; what is read
+ * behind them is not used. */
+#define SCALES        512u
+#define SCALE_STRIDE  (SCALES + 16)
 #define SCALED_TOKENS 3u
 
-typedef void (*scaled_fn)(const struct decoded *d, const uint8_t *x,
-                          size_t x_bytes, uint32_t n, float (*sums)[ROWS][16]);
-/* By group: 16, 32, 64, 128. */
-static const scaled_fn scaled_tiles[4][SCALED_TOKENS] = {
-    {scaled_16_1, scaled_16_2, scaled_16_3},
-    {scaled_32_1, scaled_32_2, scaled_32_3},
-    {scaled_64_1, scaled_64_2, scaled_64_3},
-    {scaled_128_1, scaled_128_2, scaled_128_3},
-};
-
-/* The same sums without the way through memory: for so few tokens that a
- * weight is used once. What is prefetched as in PLAIN_STEP. */
-struct direct {
-    const uint8_t *w;
-    size_t w_bytes, ahead;
-    const float (*scale)[SCALES + 1];
+struct weights {
+    const uint8_t *p; /* codes, or bf16 in the order of decode_bf16.h */
+    size_t row_bytes, ahead;
+    const float (*scale)[SCALE_STRIDE];
+    uint32_t per_block; /* scales in 128 columns */
+    __m512i which[2];   /* of those the one of each lane, for both halves */
     struct tables tables;
 };
 
-static inline __attribute__((always_inline)) __m512
-direct_scale(const float *scale, unsigned group, uint32_t block, unsigned k)
+static inline __m512 lane_scales(const struct weights *w, unsigned row,
+                                 uint32_t block, unsigned half)
 {
-    const float *s = scale + block * (128 / group) + k * 32 / group;
-
-    if (group >= 32)
-        return _mm512_set1_ps(*s);
-    return _mm512_insertf32x8(_mm512_set1_ps(s[0]), _mm256_set1_ps(s[1]), 1);
+    return _mm512_permutexvar_ps(
+        w->which[half],
+        _mm512_loadu_ps(w->scale[row] + (size_t)block * w->per_block));
 }
 
+/* ROWS rows decoded before, by N tokens. */
 static inline __attribute__((always_inline)) void
-direct_tile(const struct direct *d, bool fp8, unsigned group, unsigned n_tokens,
-            const uint8_t *x, size_t x_bytes, uint32_t n,
-            float (*sums)[ROWS][16])
+decoded_tile(const struct weights *w, unsigned halves, unsigned n_tokens,
+             const uint8_t *x, size_t x_bytes, uint32_t n,
+             float (*sums)[ROWS][16])
 {
-    const struct tables tables = d->tables;
-    unsigned steps = group < 32 ? 1 : group / 32;
+    unsigned steps = 4 / halves;
+    __m512 s[ROWS][SCALED_TOKENS], p[ROWS][SCALED_TOKENS];
+
+    UNROLL
+    for (unsigned r = 0; r < ROWS; r++)
+        UNROLL
+    for (unsigned t = 0; t < n_tokens; t++)
+        s[r][t] = _mm512_load_ps(sums[t][r]);
+    for (uint32_t g = 0; g < (n + 127) / 128 * halves; g++) {
+        UNROLL
+        for (unsigned r = 0; r < ROWS; r++)
+            UNROLL
+        for (unsigned t = 0; t < n_tokens; t++)
+            p[r][t] = _mm512_setzero_ps();
+        UNROLL
+        for (unsigned k = 0; k < steps; k++) {
+            size_t at = ((size_t)g * steps + k) * 64;
+            __m512i b[SCALED_TOKENS];
+
+            UNROLL
+            for (unsigned t = 0; t < n_tokens; t++)
+                b[t] = load_x(x + t * x_bytes + at);
+            UNROLL
+            for (unsigned r = 0; r < ROWS; r++) {
+                __m512i a = load_x(w->p + r * w->row_bytes + at);
+
+                UNROLL
+                for (unsigned t = 0; t < n_tokens; t++)
+                    p[r][t] =
+                        _mm512_dpbf16_ps(p[r][t], as_bf16(a), as_bf16(b[t]));
+            }
+        }
+        UNROLL
+        for (unsigned r = 0; r < ROWS; r++) {
+            __m512 scale = lane_scales(w, r, g / halves, g % halves);
+
+            UNROLL
+            for (unsigned t = 0; t < n_tokens; t++)
+                s[r][t] = _mm512_fmadd_ps(p[r][t], scale, s[r][t]);
+        }
+    }
+    UNROLL
+    for (unsigned r = 0; r < ROWS; r++)
+        UNROLL
+    for (unsigned t = 0; t < n_tokens; t++)
+        _mm512_store_ps(sums[t][r], s[r][t]);
+}
+
+/* The same sums without the way through memory: for so few tokens that a
+ * weight is used once or twice. */
+static inline __attribute__((always_inline)) void
+coded_tile(const struct weights *w, bool fp8, unsigned halves,
+           unsigned n_tokens, const uint8_t *x, size_t x_bytes, uint32_t n,
+           float (*sums)[ROWS][16])
+{
+    const struct tables tables = w->tables;
+    unsigned steps = 4 / halves;
     __m512 s[ROWS][SCALED_TOKENS];
 
     UNROLL
@@ -334,18 +211,20 @@ direct_tile(const struct direct *d, bool fp8, unsigned group, unsigned n_tokens,
     for (unsigned t = 0; t < n_tokens; t++)
         s[r][t] = _mm512_load_ps(sums[t][r]);
     for (uint32_t b = 0; b < (n + 127) / 128; b++) {
-        size_t at = (size_t)b * (fp8 ? 128 : 64);
-
         UNROLL
         for (unsigned r = 0; r < ROWS; r++) {
-            const uint8_t *p = d->w + r * d->w_bytes + at;
+            const uint8_t *p =
+                w->p + r * w->row_bytes + (size_t)b * (fp8 ? 128 : 64);
+            __m512 scale[2], sum = _mm512_setzero_ps();
             __m512i a[4];
-            __m512 sum = _mm512_setzero_ps();
 
             decode_128(&tables, fp8, p, n - b * 128, a);
-            PREFETCH(p, d->ahead);
+            PREFETCH(p, w->ahead);
             if (fp8)
-                PREFETCH(p + 64, d->ahead);
+                PREFETCH(p + 64, w->ahead);
+            UNROLL
+            for (unsigned h = 0; h < halves; h++)
+                scale[h] = lane_scales(w, r, b, h);
             UNROLL
             for (unsigned t = 0; t < n_tokens; t++)
                 UNROLL
@@ -356,9 +235,7 @@ direct_tile(const struct direct *d, bool fp8, unsigned group, unsigned n_tokens,
                     sum = _mm512_setzero_ps();
                 sum = _mm512_dpbf16_ps(sum, as_bf16(a[k]), as_bf16(v));
                 if (k % steps == steps - 1)
-                    s[r][t] = _mm512_fmadd_ps(
-                        sum, direct_scale(d->scale[r], group, b, k - steps + 1),
-                        s[r][t]);
+                    s[r][t] = _mm512_fmadd_ps(sum, scale[k / steps], s[r][t]);
             }
         }
     }
@@ -369,35 +246,37 @@ direct_tile(const struct direct *d, bool fp8, unsigned group, unsigned n_tokens,
         _mm512_store_ps(sums[t][r], s[r][t]);
 }
 
-#define DIRECT_TILE(name, FP8, GROUP, N)                                       \
-  static void name(const struct direct *d, const uint8_t *x, size_t x_bytes,   \
-                   uint32_t n, float(*sums)[ROWS][16])                         \
+#define SCALED_ARGS                                                            \
+  const struct weights *w, const uint8_t *x, size_t x_bytes, uint32_t n,       \
+      float(*sums)[ROWS][16]
+#define SCALED_TILES(HALVES, N)                                                \
+  static void decoded_##HALVES##_##N(SCALED_ARGS)                              \
   {                                                                            \
-    direct_tile(d, FP8, GROUP, N, x, x_bytes, n, sums);                        \
-  }
-#define DIRECT_TILES(G)                                                        \
-  DIRECT_TILE(nibbles_##G##_1, false, G, 1)                                    \
-  DIRECT_TILE(nibbles_##G##_2, false, G, 2)                                    \
-  DIRECT_TILE(nibbles_##G##_3, false, G, 3)                                    \
-  DIRECT_TILE(bytes_##G##_1, true, G, 1)                                       \
-  DIRECT_TILE(bytes_##G##_2, true, G, 2)                                       \
-  DIRECT_TILE(bytes_##G##_3, true, G, 3)
-#define DIRECT_LIST(kind, G)                                                   \
+    decoded_tile(w, HALVES, N, x, x_bytes, n, sums);                           \
+  }                                                                            \
+  static void nibbles_##HALVES##_##N(SCALED_ARGS)                              \
   {                                                                            \
-    kind##_##G##_1, kind##_##G##_2, kind##_##G##_3                             \
+    coded_tile(w, false, HALVES, N, x, x_bytes, n, sums);                      \
+  }                                                                            \
+  static void bytes_##HALVES##_##N(SCALED_ARGS)                                \
+  {                                                                            \
+    coded_tile(w, true, HALVES, N, x, x_bytes, n, sums);                       \
   }
-DIRECT_TILES(16)
-DIRECT_TILES(32)
-DIRECT_TILES(64)
-DIRECT_TILES(128)
+SCALED_TILES(1, 1)
+SCALED_TILES(1, 2)
+SCALED_TILES(1, 3)
+SCALED_TILES(2, 1)
+SCALED_TILES(2, 2)
+SCALED_TILES(2, 3)
 
-typedef void (*direct_fn)(const struct direct *d, const uint8_t *x,
-                          size_t x_bytes, uint32_t n, float (*sums)[ROWS][16]);
-static const direct_fn direct_tiles[2][4][SCALED_TOKENS] = {
-    {DIRECT_LIST(nibbles, 16), DIRECT_LIST(nibbles, 32),
-     DIRECT_LIST(nibbles, 64), DIRECT_LIST(nibbles, 128)},
-    {DIRECT_LIST(bytes, 16), DIRECT_LIST(bytes, 32), DIRECT_LIST(bytes, 64),
-     DIRECT_LIST(bytes, 128)},
+enum { DECODED, NIBBLES, BYTES };
+typedef void (*scaled_fn)(SCALED_ARGS);
+static const scaled_fn scaled_tiles[3][2][SCALED_TOKENS] = {
+    {{decoded_1_1, decoded_1_2, decoded_1_3},
+     {decoded_2_1, decoded_2_2, decoded_2_3}},
+    {{nibbles_1_1, nibbles_1_2, nibbles_1_3},
+     {nibbles_2_1, nibbles_2_2, nibbles_2_3}},
+    {{bytes_1_1, bytes_1_2, bytes_1_3}, {bytes_2_1, bytes_2_2, bytes_2_3}},
 };
 
 /* ---------------------------------------------------------------- rows */
@@ -452,7 +331,7 @@ static void get_scales(const struct moec_matrix_fns *f,
  * one, up to 128 columns, weigh 0. */
 static void tile_scales(const struct moec_matrix_fns *f,
                         const struct moec_mat *m, uint32_t row, uint32_t n_rows,
-                        uint32_t col, uint32_t n, float (*out)[SCALES + 1])
+                        uint32_t col, uint32_t n, float (*out)[SCALE_STRIDE])
 {
     uint32_t group = group_of(m), used = (n + group - 1) / group;
     uint32_t all = (n + 127) / 128 * (128 / group);
@@ -544,33 +423,59 @@ static void plain_rows(const struct moec_mat *m, uint32_t row, uint32_t n_rows,
     }
 }
 
-static uint32_t group_number(const struct moec_mat *m)
+/* Everything of a tile's weights but where they are. */
+static struct weights weights_of(const struct moec_mat *m,
+                                 const float (*scale)[SCALE_STRIDE])
 {
-    uint32_t group = group_of(m);
+    struct weights w = {.row_bytes = m->row_bytes,
+                        .scale = scale,
+                        .per_block = 128 / group_of(m),
+                        .tables = tables_of(m->format)};
+    const __m512i lane = _mm512_srli_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+        2);
 
-    return group == 128 ? 3 : group == 64 ? 2 : group == 32 ? 1 : 0;
+    for (int h = 0; h < 2; h++) { /* columns in units of 16, over the group */
+        __m512i at = m->format == MOEC_WFORMAT_FP8
+                         ? _mm512_add_epi32(lane, _mm512_set1_epi32(4 * h))
+                         : _mm512_add_epi32(_mm512_add_epi32(lane, lane),
+                                            _mm512_set1_epi32(h));
+
+        w.which[h] = _mm512_srlv_epi32(
+            at, _mm512_set1_epi32(__builtin_ctz(group_of(m) / 16)));
+    }
+    return w;
+}
+
+/* Whether the two halves of a block differ in scale. */
+static unsigned halves_of(const struct moec_mat *m)
+{
+    return group_of(m) < (m->format == MOEC_WFORMAT_FP8 ? 128 : 32) ? 2 : 1;
+}
+
+static size_t code_bytes(const struct moec_mat *m, uint32_t n)
+{
+    return m->format == MOEC_WFORMAT_FP8 ? n : n / 2;
 }
 
 /* Few tokens: decoded in registers. */
-static void direct_rows(const struct moec_matrix_fns *f,
-                        const struct moec_mat *m, uint32_t row, size_t ahead,
-                        const struct moec_acts *x, tile_sums sums)
+static void coded_rows(const struct moec_matrix_fns *f,
+                       const struct moec_mat *m, uint32_t row, size_t ahead,
+                       const struct moec_acts *x, tile_sums sums)
 {
-    bool fp8 = m->format == MOEC_WFORMAT_FP8;
-    direct_fn tile = direct_tiles[fp8][group_number(m)][x->n - 1];
-    float scale[ROWS][SCALES + 1];
-    struct direct d = {.w_bytes = m->row_bytes,
-                       .ahead = ahead,
-                       .scale = (const float(*)[SCALES + 1]) scale,
-                       .tables = tables_of(m->format)};
+    int kind = m->format == MOEC_WFORMAT_FP8 ? BYTES : NIBBLES;
+    scaled_fn tile = scaled_tiles[kind][halves_of(m) - 1][x->n - 1];
+    float scale[ROWS][SCALE_STRIDE];
+    struct weights w = weights_of(m, (const float(*)[SCALE_STRIDE])scale);
     uint32_t most = SCALES * group_of(m), n;
 
+    w.ahead = ahead;
     memset(sums, 0, x->n * sizeof(sums[0]));
     for (uint32_t col = 0; col < m->n_in; col += n) {
         n = m->n_in - col < most ? m->n_in - col : most;
         tile_scales(f, m, row, ROWS, col, n, scale);
-        d.w = m->data + row * m->row_bytes + (fp8 ? col : col / 2);
-        tile(&d, (const uint8_t *)x->x + 2 * (size_t)col, x->bytes, n, sums);
+        w.p = m->data + row * m->row_bytes + code_bytes(m, col);
+        tile(&w, (const uint8_t *)x->x + 2 * (size_t)col, x->bytes, n, sums);
     }
 }
 
@@ -578,14 +483,13 @@ static void decode_row(const struct moec_mat *m, const struct tables *t,
                        uint32_t row, uint32_t col, uint32_t n, size_t ahead,
                        uint16_t *out)
 {
-    bool fp8 = m->format == MOEC_WFORMAT_FP8;
-    const uint8_t *p = m->data + row * m->row_bytes + (fp8 ? col : col / 2);
+    const uint8_t *p = m->data + row * m->row_bytes + code_bytes(m, col);
 
     for (uint32_t i = 0; i < n; i += 128) {
         __m512i a[4];
 
-        PREFETCH(p + (fp8 ? i : i / 2), ahead);
-        if (fp8) {
+        PREFETCH(p + code_bytes(m, i), ahead);
+        if (m->format == MOEC_WFORMAT_FP8) {
             PREFETCH(p + i + 64, ahead);
             decode_128(t, true, p + i, n - i, a);
         } else {
@@ -597,28 +501,33 @@ static void decode_row(const struct moec_mat *m, const struct tables *t,
     }
 }
 
-static void scaled_rows(const struct moec_matrix_fns *f,
-                        const struct moec_mat *m, uint32_t row, uint32_t n_rows,
-                        size_t ahead, const struct moec_acts *x, tile_sums sums)
+static void decoded_rows(const struct moec_matrix_fns *f,
+                         const struct moec_mat *m, uint32_t row,
+                         uint32_t n_rows, size_t ahead,
+                         const struct moec_acts *x, tile_sums sums)
 {
-    const scaled_fn *tiles = scaled_tiles[group_number(m)];
-    const struct tables tables = tables_of(m->format);
-    struct decoded d;
+    const scaled_fn *tiles = scaled_tiles[DECODED][halves_of(m) - 1];
+    _Alignas(64) uint16_t code[ROWS][COLS];
+    float scale[ROWS][SCALE_STRIDE];
+    struct weights w = weights_of(m, (const float(*)[SCALE_STRIDE])scale);
 
-    if (n_rows < ROWS) /* rows that are not there still take part */
-        memset(&d, 0, sizeof(d));
+    if (n_rows < ROWS) { /* rows that are not there still take part */
+        memset(code, 0, sizeof(code));
+        memset(scale, 0, sizeof(scale));
+    }
+    w.p = (const uint8_t *)code;
+    w.row_bytes = sizeof(code[0]);
     memset(sums, 0, x->n * sizeof(sums[0]));
     for (uint32_t col = 0; col < m->n_in; col += COLS) {
         uint32_t n = m->n_in - col < COLS ? m->n_in - col : COLS, step;
         const uint8_t *xs = (const uint8_t *)x->x + 2 * (size_t)col;
 
         for (uint32_t r = 0; r < n_rows; r++)
-            decode_row(m, &tables, row + r, col, n, ahead, d.w[r]);
-        tile_scales(f, m, row, n_rows, col, n, d.scale);
+            decode_row(m, &w.tables, row + r, col, n, ahead, code[r]);
+        tile_scales(f, m, row, n_rows, col, n, scale);
         for (uint32_t t = 0; t < x->n; t += step) {
             step = (uint32_t)moec_min_u64(x->n - t, SCALED_TOKENS);
-            tiles[step - 1](&d, xs + t * x->bytes, x->bytes,
-                            (n + 127) / 128 * 128, sums + t);
+            tiles[step - 1](&w, xs + t * x->bytes, x->bytes, n, sums + t);
         }
     }
 }
@@ -652,9 +561,9 @@ static void rows_bf16(const struct moec_matrix_fns *f, const struct moec_mat *m,
         if (m->format == MOEC_WFORMAT_BF16)
             plain_rows(m, row, n, ahead, x, sums);
         else if (n == ROWS && x->n <= SCALED_TOKENS)
-            direct_rows(f, m, row, ahead, x, sums);
+            coded_rows(f, m, row, ahead, x, sums);
         else
-            scaled_rows(f, m, row, n, ahead, x, sums);
+            decoded_rows(f, m, row, n, ahead, x, sums);
         put_sums(m, row, n, sums, (uint32_t)x->n, out + (size_t)i * ROWS,
                  out_stride);
     }
@@ -669,40 +578,66 @@ static size_t x_bytes_bf16(uint32_t n_in)
     return ((size_t)n_in + 127) / 128 * 128 * sizeof(uint16_t) + 64;
 }
 
-static void pack_bf16(const float *x, uint32_t first, uint32_t n, uint32_t n_in,
-                      void *row)
+/* Sixteen of n values from i, 0 behind them. */
+static inline __m256i bf16_at(const float *x, uint32_t i, uint32_t n)
 {
-    uint16_t *out = (uint16_t *)row + first;
-    uint32_t end = first + n == n_in ? (n_in + 127) / 128 * 128 - first : n;
+    __mmask16 k = (__mmask16)(n >= i + 16 ? 0xffffu
+                              : n > i     ? (1u << (n - i)) - 1u
+                                          : 0u);
 
-    for (uint32_t i = 0; i < end; i += 16) {
-        __mmask16 k = (__mmask16)(n >= i + 16 ? 0xffffu
-                                  : n > i     ? (1u << (n - i)) - 1u
-                                              : 0u);
-        __mmask16 to =
-            (__mmask16)(end >= i + 16 ? 0xffffu : (1u << (end - i)) - 1u);
-        __m256bh h = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(k, x + i));
-
-        _mm256_mask_storeu_epi16(out + i, to, (__m256i)h);
-    }
+    return (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(k, x + i));
 }
 
-static const struct moec_product product_bf16 = {
-    .x_bytes = x_bytes_bf16, .pack = pack_bf16, .rows = rows_bf16};
+/* One past the values to write: up to 128 behind the row's last. */
+static uint32_t pack_end(uint32_t first, uint32_t n, uint32_t n_in)
+{
+    return first + n == n_in ? (n_in + 127) / 128 * 128 - first : n;
+}
+
+static void pack_plain(const float *x, uint32_t first, uint32_t n,
+                       uint32_t n_in, void *row)
+{
+    uint16_t *out = (uint16_t *)row + first;
+
+    for (uint32_t i = 0; i < pack_end(first, n, n_in); i += 16)
+        _mm256_store_si256((void *)(out + i), bf16_at(x, i, n));
+}
+
+static void pack_bytes(const float *x, uint32_t first, uint32_t n,
+                       uint32_t n_in, void *row)
+{
+    for (uint32_t i = 0; i < pack_end(first, n, n_in); i += 16)
+        put_bytes(row, first + i, bf16_at(x, i, n));
+}
+
+static void pack_nibbles(const float *x, uint32_t first, uint32_t n,
+                         uint32_t n_in, void *row)
+{
+    for (uint32_t i = 0; i < pack_end(first, n, n_in); i += 16)
+        put_nibbles(row, first + i, bf16_at(x, i, n));
+}
+
+static const struct moec_product product_plain = {
+    .x_bytes = x_bytes_bf16, .pack = pack_plain, .rows = rows_bf16};
+static const struct moec_product product_bytes = {
+    .x_bytes = x_bytes_bf16, .pack = pack_bytes, .rows = rows_bf16};
+static const struct moec_product product_nibbles = {
+    .x_bytes = x_bytes_bf16, .pack = pack_nibbles, .rows = rows_bf16};
 
 const struct moec_product *moec_fast_bf16(const struct moec_mat *m)
 {
     switch (m->format) {
     case MOEC_WFORMAT_BF16:
-        return &product_bf16;
+        return &product_plain;
+    case MOEC_WFORMAT_FP8:
+        return group_of(m) ? &product_bytes : NULL;
     case MOEC_WFORMAT_INT4:
         if (m->zeros)
             return NULL;
-        return group_of(m) ? &product_bf16 : NULL;
-    case MOEC_WFORMAT_FP8:
+        return group_of(m) ? &product_nibbles : NULL;
     case MOEC_WFORMAT_MXFP4:
     case MOEC_WFORMAT_NVFP4:
-        return group_of(m) ? &product_bf16 : NULL;
+        return group_of(m) ? &product_nibbles : NULL;
     case MOEC_WFORMAT_F32:
     case MOEC_WFORMAT_F16:
     case MOEC_WFORMAT_AWQ:

@@ -353,7 +353,10 @@ static void dot16_scalar(const float *w, size_t w_stride, uint32_t n_rows,
                 s2 += va[2] * vb[2];
                 s3 += va[3] * vb[3];
             }
-            s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3;
+            s[0] = s0;
+            s[1] = s1;
+            s[2] = s2;
+            s[3] = s3;
             for (; i < n; i++)
                 acc[i % 16] += a[i] * b[i];
         }

@@ -93,7 +93,7 @@ static double act64(const moec_ffn_config *c, double g, double u)
     case MOEC_ACT_SITU:
         return b * tanh(g / b) * sigmoid64(g) * lb * tanh(u / lb);
     }
-    return NAN;
+    return (double)NAN;
 }
 
 static double x_value(const struct layer *l, uint32_t column, uint32_t i)
