@@ -256,6 +256,20 @@ static float sum16(const float *s)
     return a[0] + a[1];
 }
 
+/* Ask for columns [col, col + n) of the rows behind a tile while it is being
+ * multiplied; the transposed formats are left to the hardware. */
+static void prefetch_rows(const struct moec_mat *m, uint32_t row,
+                          uint32_t n_rows, uint32_t col, uint32_t n)
+{
+    uint64_t bits = formats[m->format].bits, from = col * bits / 8;
+
+    if (in_out(m->format) || row + 2 * (uint64_t)n_rows > m->n_out)
+        return;
+    for (uint32_t r = row + n_rows; r < row + 2 * n_rows; r++)
+        for (uint64_t i = from; i < from + n * bits / 8; i += 64)
+            __builtin_prefetch(m->data + r * m->row_bytes + i, 0, 2);
+}
+
 /* Up to MOEC_TILE_ROWS rows and MOEC_TILE_TOKENS tokens. */
 static void dot_tile(const struct moec_matrix_fns *f, const struct moec_mat *m,
                      uint32_t row, uint32_t n_rows, const struct moec_acts *x,
@@ -271,6 +285,7 @@ static void dot_tile(const struct moec_matrix_fns *f, const struct moec_mat *m,
 
         n = n < MOEC_TILE_COLS ? n : MOEC_TILE_COLS;
         f->tile(m, row, n_rows, col, n, w, MOEC_TILE_COLS);
+        prefetch_rows(m, row, n_rows, col, n);
         f->dot16(w, MOEC_TILE_COLS, n_rows, (const float *)x->x + col,
                  x->bytes / sizeof(float), nt, n, acc);
     }

@@ -64,17 +64,18 @@ static void to_f32_avx2(moec_dtype dtype, const void *in, uint64_t n,
     const uint8_t *p = in;
     uint64_t i = 0;
 
-    for (; i + 8 <= n; i += 8)
-        if (dtype == MOEC_DTYPE_BF16)
+    if (dtype == MOEC_DTYPE_BF16)
+        for (; i + 8 <= n; i += 8)
             _mm256_storeu_ps(out + i, widen_bf16(load16(p + 2 * i)));
-        else if (dtype == MOEC_DTYPE_F16)
+    else if (dtype == MOEC_DTYPE_F16)
+        for (; i + 8 <= n; i += 8)
             _mm256_storeu_ps(out + i, _mm256_cvtph_ps(load16(p + 2 * i)));
-        else if (dtype == MOEC_DTYPE_F8_E4M3)
+    else if (dtype == MOEC_DTYPE_F8_E4M3)
+        for (; i + 8 <= n; i += 8)
             _mm256_storeu_ps(out + i, widen_e4m3(load8(p + i)));
-        else if (dtype == MOEC_DTYPE_F8_E5M2)
+    else if (dtype == MOEC_DTYPE_F8_E5M2)
+        for (; i + 8 <= n; i += 8)
             _mm256_storeu_ps(out + i, widen_e5m2(load8(p + i)));
-        else
-            break;
     moec_to_f32_scalar(dtype, p + i * (moec_dtype_bits(dtype) / 8), n - i,
                        out + i);
 }

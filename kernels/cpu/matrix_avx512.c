@@ -68,26 +68,24 @@ static void to_f32_avx512(moec_dtype dtype, const void *in, uint64_t n,
 {
     const uint8_t *p = in;
 
-    if (dtype == MOEC_DTYPE_F32) {
+#define WIDEN_ALL(wide)                                                        \
+  for (uint64_t i = 0; i < n; i += 16) {                                       \
+    __mmask16 m = tail_mask(n - i);                                            \
+    _mm512_mask_storeu_ps(out + i, m, wide);                                   \
+  }
+    if (dtype == MOEC_DTYPE_F32)
         memcpy(out, in, n * sizeof(*out));
-        return;
-    }
-    for (uint64_t i = 0; i < n; i += 16) {
-        __mmask16 m = tail_mask(n - i);
-        __m512 f;
-
-        if (dtype == MOEC_DTYPE_BF16)
-            f = widen_bf16(_mm256_maskz_loadu_epi16(m, p + 2 * i));
-        else if (dtype == MOEC_DTYPE_F16)
-            f = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p + 2 * i));
-        else if (dtype == MOEC_DTYPE_F8_E4M3)
-            f = widen_e4m3(_mm_maskz_loadu_epi8(m, p + i));
-        else if (dtype == MOEC_DTYPE_F8_E5M2)
-            f = widen_e5m2(_mm_maskz_loadu_epi8(m, p + i));
-        else
-            f = widen_e8m0(_mm_maskz_loadu_epi8(m, p + i));
-        _mm512_mask_storeu_ps(out + i, m, f);
-    }
+    else if (dtype == MOEC_DTYPE_BF16)
+        WIDEN_ALL(widen_bf16(_mm256_maskz_loadu_epi16(m, p + 2 * i)))
+    else if (dtype == MOEC_DTYPE_F16)
+        WIDEN_ALL(_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p + 2 * i)))
+    else if (dtype == MOEC_DTYPE_F8_E4M3)
+        WIDEN_ALL(widen_e4m3(_mm_maskz_loadu_epi8(m, p + i)))
+    else if (dtype == MOEC_DTYPE_F8_E5M2)
+        WIDEN_ALL(widen_e5m2(_mm_maskz_loadu_epi8(m, p + i)))
+    else
+        WIDEN_ALL(widen_e8m0(_mm_maskz_loadu_epi8(m, p + i)))
+#undef WIDEN_ALL
 }
 
 /* ----------------------------------------------------------- narrowing */

@@ -455,7 +455,8 @@ typedef struct moec_matrix {
     moec_dtype scale_dtype;       /* F32, BF16, F16, F8_E8M0, F8_E4M3, U8 as
                                      E8M0 */
     uint32_t block_out, block_in; /* elements that one scale covers; edges
-                                     may be cut */
+                                     may be cut. 0: one row, and the columns
+                                     usual for the format (FP8 has none) */
     const float *scale2;          /* NVFP4: [halves] per matrix, or NULL */
     uint64_t scale2_stride;
     uint32_t scale2_rows; /* rows that one scale2 covers; 0: all */
@@ -538,7 +539,9 @@ typedef enum moec_precision {
     MOEC_PRECISION_EXACT = 0, /* float32 throughout, the dot product of
                                  moec_matmul: bit for bit on every back end */
     MOEC_PRECISION_FAST = 1   /* inputs and activations rounded to bf16,
-                                 float32 sums in any order: what serves */
+                                 weights not, float32 sums in the back end's
+                                 order: what serves. The same for a token in
+                                 any batch on any number of threads */
 } moec_precision;
 
 typedef struct moec_ffn_config {
