@@ -471,6 +471,120 @@ static void mixes_formats(void **state)
     layer_free(&l);
 }
 
+/* w13 is the identity and every token one unit vector, so y[t] is column t of
+ * w2, to the bit: codes, scales and the order in which a product takes them.
+ * `step` tokens a call. */
+static void check_columns(const moec_kernels *k, const struct matrix_case *w2,
+                          const moec_matrix *w13, uint32_t step)
+{
+    uint32_t n = w2->m.n_in, h = w2->m.n_out;
+    moec_ffn_config c = config_of(MOEC_ACT_RELU2, h, n);
+    float *x = calloc((size_t)n * h, sizeof(float));
+    float *y = malloc((size_t)n * h * sizeof(float));
+    uint32_t *sorted = malloc(n * sizeof(uint32_t));
+    uint64_t bytes = moec_ffn_workspace_bytes(k, &c, n);
+    void *ws = aligned_alloc(64, (bytes + 63) / 64 * 64);
+
+    assert_true(x && y && sorted && ws);
+    c.precision = MOEC_PRECISION_FAST;
+    for (uint32_t t = 0; t < n; t++) {
+        x[(size_t)t * h + t] = 1.0f;
+        sorted[t] = t;
+    }
+    for (uint32_t t = 0; t < n; t += step) {
+        uint64_t first[2] = {t, t + step < n ? t + step : n};
+        moec_ffn_in in = {.struct_bytes = sizeof(in),
+                          .w13 = w13,
+                          .w2 = &w2->m,
+                          .n_rows = 1,
+                          .x_dtype = MOEC_DTYPE_F32,
+                          .x = x,
+                          .n_tokens = n,
+                          .n_cols = 1,
+                          .sorted = sorted,
+                          .slot_first = first};
+
+        assert_int_equal(moec_ffn(k, &c, &in, y, ws, bytes, NULL), MOEC_OK);
+    }
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t o = 0; o < h; o++)
+            if (y[(size_t)t * h + o] != w2->values[(size_t)o * n + t])
+                fail_msg("format %u step %u: w2[%u][%u] is %a, not %a",
+                         (unsigned)w2->m.format, (unsigned)step, (unsigned)o,
+                         (unsigned)t, (double)y[(size_t)t * h + o],
+                         (double)w2->values[(size_t)o * n + t]);
+    free(x);
+    free(y);
+    free(sorted);
+    free(ws);
+}
+
+static void takes_every_weight_as_it_is(void **state)
+{
+    enum { H = 264, I = 264 };
+    static const moec_matrix formats[] = {
+        {.format = MOEC_WFORMAT_BF16},
+        {.format = MOEC_WFORMAT_FP8,
+         .scale_dtype = MOEC_DTYPE_F32,
+         .block_out = 128,
+         .block_in = 128},
+        {.format = MOEC_WFORMAT_FP8,
+         .scale_dtype = MOEC_DTYPE_BF16,
+         .block_out = 2,
+         .block_in = 64},
+        {.format = MOEC_WFORMAT_FP8,
+         .scale_dtype = MOEC_DTYPE_U8,
+         .block_in = 32},
+        {.format = MOEC_WFORMAT_FP8,
+         .scale_dtype = MOEC_DTYPE_F16,
+         .block_out = 1,
+         .block_in = 48},
+        {.format = MOEC_WFORMAT_INT4,
+         .scale_dtype = MOEC_DTYPE_BF16,
+         .block_in = 32},
+        {.format = MOEC_WFORMAT_INT4,
+         .scale_dtype = MOEC_DTYPE_F16,
+         .block_in = 64},
+        {.format = MOEC_WFORMAT_INT4,
+         .scale_dtype = MOEC_DTYPE_F32,
+         .block_in = 128},
+        {.format = MOEC_WFORMAT_MXFP4,
+         .scale_dtype = MOEC_DTYPE_U8,
+         .block_in = 32},
+        {.format = MOEC_WFORMAT_NVFP4,
+         .scale_dtype = MOEC_DTYPE_F8_E4M3,
+         .block_in = 16},
+    };
+    uint16_t *unit = guarded((size_t)I * H * 2);
+    moec_matrix w13 = {.struct_bytes = sizeof(w13),
+                       .format = MOEC_WFORMAT_BF16,
+                       .n_out = I,
+                       .n_in = H,
+                       .data = unit};
+    uint64_t rng = 7;
+
+    (void)state;
+    for (uint32_t i = 0; i < I; i++)
+        for (uint32_t j = 0; j < H; j++)
+            unit[(size_t)i * H + j] = i == j ? 0x3f80 : 0;
+    for (size_t f = 0; f < sizeof(formats) / sizeof(formats[0]); f++) {
+        moec_matrix m = formats[f];
+        struct matrix_case w2;
+
+        if (m.block_in && !m.block_out)
+            m.block_out = 1;
+        m.n_out = H;
+        m.n_in = I;
+        w2 = matrix_case_make(m, 1, 0, &rng);
+        for (size_t b = 0; b < n_back_ends; b += 2) {
+            check_columns(back_ends[b], &w2, &w13, I);
+            check_columns(back_ends[b], &w2, &w13, 2);
+        }
+        matrix_case_free(&w2);
+    }
+    guarded_free_all();
+}
+
 /* A column's result does not depend on the others of the call, in EXACT and
  * in FAST. */
 static void is_invariant_to_the_batch(void **state)
@@ -590,6 +704,7 @@ int main(void)
         cmocka_unit_test(obeys_every_option),
         cmocka_unit_test(multiplies_every_format),
         cmocka_unit_test(mixes_formats),
+        cmocka_unit_test(takes_every_weight_as_it_is),
         cmocka_unit_test(is_invariant_to_the_batch),
         cmocka_unit_test(does_nothing_without_columns),
         cmocka_unit_test(refuses_what_does_not_fit),
