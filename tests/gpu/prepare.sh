@@ -33,7 +33,7 @@ ln -s libcmocka.so.0 "$carry/lib/libcmocka.so"
     printf '#include <%s>\n' setjmp.h stdarg.h stddef.h stdint.h
     grep -rhE '^# *include <(openssl/|jansson|xxhash|cmocka)' \
         loader kernels mapping validate tests/unit tests/support | sort -u
-} | ${CC:-gcc} -M -xc - | tr -s ' \\' '\n\n' |
+} | ${CC:-gcc} -M -xc - | tr -s ' ' '\n' |
     grep -E '/(openssl/.*|jansson.*|xxhash|cmocka.*)\.h$' |
     while read -r path; do
         case $path in
