@@ -37,7 +37,8 @@ void moec_self_differs(moec_self *s, const moec_kernels *k, const char *fmt,
     va_list ap;
 
     if (s->result == MOEC_CASE_PASSED && k)
-        s->backend = moec_isa_name(moec_kernels_isa(k));
+        s->backend =
+            s->opts->device ? "device" : moec_isa_name(moec_kernels_isa(k));
     va_start(ap, fmt);
     set_verdict(s, MOEC_CASE_FAILED, fmt, ap);
     va_end(ap);

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <moec/device.h>
 #include <moec/kernels.h>
 
 /* A vector file in memory. */
@@ -49,6 +50,9 @@ typedef struct moec_selftest_opts {
     /* Back ends, opened by the caller. */
     moec_kernels *const *backends;
     size_t n_backends;
+    /* NULL, or where the calls run instead: there is one back end then, which
+     * makes the routers. */
+    moec_device *device;
     moec_case_fn fn; /* told of every case; may be NULL */
     void *ctx;
 } moec_selftest_opts;

@@ -415,8 +415,15 @@ static moec_status run_dispatch(moec_self *s, const moec_kernels *k,
         out.slots[i] = -77;
         out.weights[i] = NAN;
     }
-    st = moec_dispatch(k, &x->map, waterfill, ids, weights, x->n_rows,
-                       x->n_valid, x->top_k, &out, workspace, bytes, &got);
+    if (s->opts->device) {
+        const moec_self_dispatch on = {&x->map,   waterfill,  ids,      weights,
+                                       x->n_rows, x->n_valid, x->top_k, out};
+
+        st = moec_self_device_dispatch(s->opts->device, &on, &got);
+    } else {
+        st = moec_dispatch(k, &x->map, waterfill, ids, weights, x->n_rows,
+                           x->n_valid, x->top_k, &out, workspace, bytes, &got);
+    }
     if (st != MOEC_OK)
         return moec_self_refused(s, k, st, &got, err);
     if (!moec_self_same_ids(s, k, "slot", out.slots, x->want, x->n_rows,

@@ -302,8 +302,12 @@ static moec_status route(moec_self *s, const moec_kernels *k,
     if (st != MOEC_OK)
         goto destroy;
     room->out.ec = &room->ec;
-    st = moec_route(r, &x->in, &room->out, room->workspace,
-                    room->workspace_bytes, &got);
+    if (s->opts->device)
+        st = moec_self_device_route(s->opts->device, r, &x->in, &room->out,
+                                    &got);
+    else
+        st = moec_route(r, &x->in, &room->out, room->workspace,
+                        room->workspace_bytes, &got);
     *ran = st == MOEC_OK;
     if (st != MOEC_OK)
         st = moec_self_refused(s, k, st, &got, err);

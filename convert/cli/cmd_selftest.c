@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * moe-convert selftest: this machine's kernels against reference vectors, on
- * every back end that the CPU has or on one. Refuses: a back end or device
- * that is not here (exit 7), vector files that are malformed (exit 3).
+ * every back end that the CPU has or on one, or on a CUDA device. Refuses: a
+ * back end or device that is not here (exit 7), vector files that are malformed (exit 3).
  */
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +17,14 @@ static const moec_cli_opt own_opts[] = {
      "built into the program", 0},
     {"device", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, device), "cpu|cuda",
      "where the kernels run", "cpu", NULL, 0},
+    {"plugin", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, plugin), "PATH",
+     "the plug-in of --device cuda", NULL,
+     "beside the library, then where it is installed", 0},
     {"cpu", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, cpu),
      "scalar|avx2|avx512", "one back end of the CPU", NULL,
      "every one that it has", 0},
 };
-static const moec_cli_group own = {"Self-test", own_opts, 3};
+static const moec_cli_group own = {"Self-test", own_opts, 4};
 static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
 
 enum { MAX_BACKENDS = 3 };
@@ -31,6 +34,7 @@ typedef struct run {
     const moec_cli *cli;
     moec_kernels *backends[MAX_BACKENDS];
     size_t n_backends;
+    moec_device *device; /* NULL: the CPU */
     moec_selftest_counts counts;
     /* The document begins with "ok", which the last case decides: rows of
      * --json wait in memory. */
@@ -104,6 +108,17 @@ static moec_status open_backend(run *r, moec_isa isa, moec_error *err)
     return st;
 }
 
+/* The device, and the scalar back end that makes its routers. */
+static moec_status open_cuda(run *r, moec_error *err)
+{
+    moec_device_opts opts = MOEC_DEVICE_OPTS_INIT;
+    opts.plugin = r->cli->args.plugin;
+    moec_status st = moec_device_open(&r->device, &opts, err);
+    if (st == MOEC_OK)
+        st = open_backend(r, MOEC_ISA_SCALAR, err);
+    return st;
+}
+
 /* The chosen one, or every one that this CPU has. */
 static moec_status open_backends(run *r, moec_error *err)
 {
@@ -111,8 +126,7 @@ static moec_status open_backends(run *r, moec_error *err)
                                    MOEC_ISA_AVX512};
     uint32_t chosen = r->cli->args.cpu;
     if (r->cli->args.device == MOEC_CHOICE_DEVICE_CUDA)
-        return moec_cli_error(err, MOEC_E_NO_DEVICE, MOEC_RULE_NONE,
-                              "--device cuda: this build has no CUDA kernels");
+        return open_cuda(r, err);
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         moec_error e = MOEC_ERROR_INIT;
         if (chosen != 0 && chosen != i + 1)
@@ -133,6 +147,7 @@ static void close_run(run *r)
 {
     for (size_t i = 0; i < r->n_backends; i++)
         moec_kernels_close(r->backends[i]);
+    moec_device_close(r->device);
     if (r->rows != NULL)
         (void)fclose(r->rows);
     free(r->text);
@@ -152,8 +167,12 @@ static void tell_json(run *r)
     moec_cli_json_begin(&j, r->cli, is_ok(r));
     moec_cli_json_str(&j, "vectors", r->cli->args.vectors);
     moec_cli_json_str(&j, "cpu_features", moec_cpu_features());
+    if (r->device != NULL)
+        moec_cli_json_str(&j, "device", moec_device_name(r->device));
     moec_cli_json_array_row(&j, "backends");
-    for (size_t i = 0; i < r->n_backends; i++)
+    if (r->device != NULL)
+        moec_cli_json_str(&j, NULL, "cuda");
+    for (size_t i = 0; r->device == NULL && i < r->n_backends; i++)
         moec_cli_json_str(&j, NULL,
                           moec_isa_name(moec_kernels_isa(r->backends[i])));
     moec_cli_json_end(&j);
@@ -170,7 +189,11 @@ static void tell_json(run *r)
 
 static void tell_text(const run *r)
 {
-    if (!r->cli->args.quiet) {
+    if (r->device != NULL && !r->cli->args.quiet) {
+        moec_cli_line(stdout,
+                      "device %s; ids exact, weights within %g relative",
+                      moec_device_name(r->device), MOEC_SELFTEST_TOLERANCE);
+    } else if (!r->cli->args.quiet) {
         char list[64] = "";
         for (size_t i = 0; i < r->n_backends; i++) {
             size_t at = strlen(list);
@@ -196,6 +219,7 @@ static moec_status run_all(run *r, moec_error *err)
                                      .n_builtin = MOEC_N_BUILTIN_VECTORS,
                                      .backends = r->backends,
                                      .n_backends = r->n_backends,
+                                     .device = r->device,
                                      .fn = tell_case,
                                      .ctx = r};
     moec_status st = moec_selftest(&opts, &r->counts, err);
@@ -211,6 +235,8 @@ static int selftest(moec_cli *cli)
     moec_error err = MOEC_ERROR_INIT;
     if (cli->args.device == MOEC_CHOICE_DEVICE_CUDA && cli->args.cpu != 0)
         return moec_cli_usage(cli, "--cpu is for --device cpu");
+    if (cli->args.device != MOEC_CHOICE_DEVICE_CUDA && cli->args.plugin != NULL)
+        return moec_cli_usage(cli, "--plugin is for --device cuda");
     moec_status st = open_backends(&r, &err);
     if (st == MOEC_OK && cli->args.json) {
         r.rows = open_memstream(&r.text, &r.bytes);

@@ -62,6 +62,7 @@ typedef struct moec_cli_args {
     uint32_t tokens, seed;
     uint32_t format, level, device, cpu;
     const char *vectors;
+    const char *plugin;
     moec_cli_list mutate;
     /* the rest */
     const char **paths;

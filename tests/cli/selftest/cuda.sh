@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-moe-convert selftest --device cuda
+moe-convert selftest --device cuda --plugin ./none.so
