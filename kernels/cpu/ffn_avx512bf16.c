@@ -327,6 +327,13 @@ static void get_scales(const struct moec_matrix_fns *f,
     }
 }
 
+/* Whether all rows from a to b have the same scales. */
+static bool one_block(const struct moec_mat *m, uint32_t a, uint32_t b)
+{
+    return m->block_out > 1 && !m->scale2 &&
+           moec_mat_scale_row(m, a) == moec_mat_scale_row(m, b);
+}
+
 /* Scales of a tile. Rows of one block share theirs; groups behind the last
  * one, up to 128 columns, weigh 0. */
 static void tile_scales(const struct moec_matrix_fns *f,
@@ -337,9 +344,7 @@ static void tile_scales(const struct moec_matrix_fns *f,
     uint32_t all = (n + 127) / 128 * (128 / group);
 
     for (uint32_t r = 0; r < n_rows; r++) {
-        uint32_t block = m->block_out, in = (row + r) % m->part_rows;
-
-        if (r > 0 && in % block != 0 && in != 0) {
+        if (r > 0 && one_block(m, row + r - 1, row + r)) {
             memcpy(out[r], out[r - 1], all * sizeof(float));
             continue;
         }
@@ -458,24 +463,34 @@ static size_t code_bytes(const struct moec_mat *m, uint32_t n)
     return m->format == MOEC_WFORMAT_FP8 ? n : n / 2;
 }
 
-/* Few tokens: decoded in registers. */
-static void coded_rows(const struct moec_matrix_fns *f,
-                       const struct moec_mat *m, uint32_t row, size_t ahead,
-                       const struct moec_acts *x, tile_sums sums)
-{
-    int kind = m->format == MOEC_WFORMAT_FP8 ? BYTES : NIBBLES;
-    scaled_fn tile = scaled_tiles[kind][halves_of(m) - 1][x->n - 1];
+/* What the tiles of a call have in common. */
+struct scaled_call {
+    const struct moec_matrix_fns *f;
+    const struct moec_mat *m;
+    const struct moec_acts *x;
+    struct weights w;
     float scale[ROWS][SCALE_STRIDE];
-    struct weights w = weights_of(m, (const float(*)[SCALE_STRIDE])scale);
+    bool whole; /* a row's scales fit, and are kept from tile to tile */
+};
+
+/* Few tokens: decoded in registers. */
+static void coded_rows(struct scaled_call *c, uint32_t row, bool same_scales,
+                       size_t ahead, tile_sums sums)
+{
+    const struct moec_mat *m = c->m;
+    int kind = m->format == MOEC_WFORMAT_FP8 ? BYTES : NIBBLES;
+    scaled_fn tile = scaled_tiles[kind][halves_of(m) - 1][c->x->n - 1];
     uint32_t most = SCALES * group_of(m), n;
 
-    w.ahead = ahead;
-    memset(sums, 0, x->n * sizeof(sums[0]));
+    c->w.ahead = ahead;
+    c->w.row_bytes = m->row_bytes;
     for (uint32_t col = 0; col < m->n_in; col += n) {
         n = m->n_in - col < most ? m->n_in - col : most;
-        tile_scales(f, m, row, ROWS, col, n, scale);
-        w.p = m->data + row * m->row_bytes + code_bytes(m, col);
-        tile(&w, (const uint8_t *)x->x + 2 * (size_t)col, x->bytes, n, sums);
+        if (!same_scales)
+            tile_scales(c->f, m, row, ROWS, col, n, c->scale);
+        c->w.p = m->data + row * m->row_bytes + code_bytes(m, col);
+        tile(&c->w, (const uint8_t *)c->x->x + 2 * (size_t)col, c->x->bytes, n,
+             sums);
     }
 }
 
@@ -501,33 +516,30 @@ static void decode_row(const struct moec_mat *m, const struct tables *t,
     }
 }
 
-static void decoded_rows(const struct moec_matrix_fns *f,
-                         const struct moec_mat *m, uint32_t row,
-                         uint32_t n_rows, size_t ahead,
-                         const struct moec_acts *x, tile_sums sums)
+static void decoded_rows(struct scaled_call *c, uint32_t row, uint32_t n_rows,
+                         size_t ahead, tile_sums sums)
 {
+    const struct moec_mat *m = c->m;
+    const struct moec_acts *x = c->x;
     const scaled_fn *tiles = scaled_tiles[DECODED][halves_of(m) - 1];
     _Alignas(64) uint16_t code[ROWS][COLS];
-    float scale[ROWS][SCALE_STRIDE];
-    struct weights w = weights_of(m, (const float(*)[SCALE_STRIDE])scale);
 
     if (n_rows < ROWS) { /* rows that are not there still take part */
         memset(code, 0, sizeof(code));
-        memset(scale, 0, sizeof(scale));
+        memset(c->scale, 0, sizeof(c->scale));
     }
-    w.p = (const uint8_t *)code;
-    w.row_bytes = sizeof(code[0]);
-    memset(sums, 0, x->n * sizeof(sums[0]));
+    c->w.p = (const uint8_t *)code;
+    c->w.row_bytes = sizeof(code[0]);
     for (uint32_t col = 0; col < m->n_in; col += COLS) {
         uint32_t n = m->n_in - col < COLS ? m->n_in - col : COLS, step;
         const uint8_t *xs = (const uint8_t *)x->x + 2 * (size_t)col;
 
         for (uint32_t r = 0; r < n_rows; r++)
-            decode_row(m, &w.tables, row + r, col, n, ahead, code[r]);
-        tile_scales(f, m, row, n_rows, col, n, scale);
+            decode_row(m, &c->w.tables, row + r, col, n, ahead, code[r]);
+        tile_scales(c->f, m, row, n_rows, col, n, c->scale);
         for (uint32_t t = 0; t < x->n; t += step) {
             step = (uint32_t)moec_min_u64(x->n - t, SCALED_TOKENS);
-            tiles[step - 1](&w, xs + t * x->bytes, x->bytes, n, sums + t);
+            tiles[step - 1](&c->w, xs + t * x->bytes, x->bytes, n, sums + t);
         }
     }
 }
@@ -547,23 +559,48 @@ static size_t ahead_of(const struct moec_mat *m, uint32_t row, uint32_t tile,
            (uintptr_t)(m->data + row * m->row_bytes);
 }
 
-static void rows_bf16(const struct moec_matrix_fns *f, const struct moec_mat *m,
-                      uint32_t row, uint32_t n_rows, const struct moec_acts *x,
-                      float *out, size_t out_stride)
+static void rows_plain(const struct moec_matrix_fns *f,
+                       const struct moec_mat *m, uint32_t row, uint32_t n_rows,
+                       const struct moec_acts *x, float *out, size_t out_stride)
 {
     uint32_t n_tiles = (n_rows + ROWS - 1) / ROWS;
     _Alignas(64) tile_sums sums;
 
+    (void)f;
+    for (uint32_t i = 0; i < n_tiles; i++, row += ROWS) {
+        uint32_t n = n_rows - i * ROWS < ROWS ? n_rows - i * ROWS : ROWS;
+
+        plain_rows(m, row, n, ahead_of(m, row, i, n_tiles, x->then), x, sums);
+        put_sums(m, row, n, sums, (uint32_t)x->n, out + (size_t)i * ROWS,
+                 out_stride);
+    }
+}
+
+static void rows_scaled(const struct moec_matrix_fns *f,
+                        const struct moec_mat *m, uint32_t row, uint32_t n_rows,
+                        const struct moec_acts *x, float *out,
+                        size_t out_stride)
+{
+    uint32_t n_tiles = (n_rows + ROWS - 1) / ROWS;
+    struct scaled_call c; /* its scales are written before they are read */
+    _Alignas(64) tile_sums sums;
+
+    c.f = f;
+    c.m = m;
+    c.x = x;
+    c.w = weights_of(m, (const float(*)[SCALE_STRIDE])c.scale);
+    c.whole = m->n_in <= SCALES * group_of(m);
     for (uint32_t i = 0; i < n_tiles; i++, row += ROWS) {
         uint32_t n = n_rows - i * ROWS < ROWS ? n_rows - i * ROWS : ROWS;
         size_t ahead = ahead_of(m, row, i, n_tiles, x->then);
 
-        if (m->format == MOEC_WFORMAT_BF16)
-            plain_rows(m, row, n, ahead, x, sums);
-        else if (n == ROWS && x->n <= SCALED_TOKENS)
-            coded_rows(f, m, row, ahead, x, sums);
+        memset(sums, 0, x->n * sizeof(sums[0]));
+        if (n == ROWS && x->n <= SCALED_TOKENS)
+            coded_rows(&c, row,
+                       i > 0 && c.whole && one_block(m, row - 1, row + 3),
+                       ahead, sums);
         else
-            decoded_rows(f, m, row, n, ahead, x, sums);
+            decoded_rows(&c, row, n, ahead, sums);
         put_sums(m, row, n, sums, (uint32_t)x->n, out + (size_t)i * ROWS,
                  out_stride);
     }
@@ -618,11 +655,11 @@ static void pack_nibbles(const float *x, uint32_t first, uint32_t n,
 }
 
 static const struct moec_product product_plain = {
-    .x_bytes = x_bytes_bf16, .pack = pack_plain, .rows = rows_bf16};
+    .x_bytes = x_bytes_bf16, .pack = pack_plain, .rows = rows_plain};
 static const struct moec_product product_bytes = {
-    .x_bytes = x_bytes_bf16, .pack = pack_bytes, .rows = rows_bf16};
+    .x_bytes = x_bytes_bf16, .pack = pack_bytes, .rows = rows_scaled};
 static const struct moec_product product_nibbles = {
-    .x_bytes = x_bytes_bf16, .pack = pack_nibbles, .rows = rows_bf16};
+    .x_bytes = x_bytes_bf16, .pack = pack_nibbles, .rows = rows_scaled};
 
 const struct moec_product *moec_fast_bf16(const struct moec_mat *m)
 {
