@@ -31,11 +31,13 @@
 #else
 #  define MOEC_UNROLL _Pragma("unroll")
 #endif
+#define MOEC_RARE(x) __builtin_expect(!!(x), 0)
 
 #define MOEC_ROW_CAND 64u // gathered columns; top_k is at most this
 #define MOEC_ROW_COLS 80u // K + S
 // The least key of a finite number; what is not selectable has a smaller one.
 #define MOEC_KEY_LEAST 0x00800000u
+#define MOEC_KEY_MOST  0xff7fffffu // of FLT_MAX
 
 // A call, as kernels get it. Pointers are the device's.
 struct moec_route_args {
@@ -62,9 +64,30 @@ __device__ static inline uint32_t moec_lane()
     return threadIdx.x % 32;
 }
 
+// moec_f32_key in two instructions.
+__device__ static inline uint32_t moec_key_of(float x)
+{
+    uint32_t u = __float_as_uint(x);
+
+    return u ^ (static_cast<uint32_t>(static_cast<int32_t>(u) >> 31) |
+                0x80000000u);
+}
+
 __device__ static inline float moec_warp_max(float x)
 {
-    return moec_f32_unkey(__reduce_max_sync(MOEC_FULL_WARP, moec_f32_key(x)));
+    return moec_f32_unkey(__reduce_max_sync(MOEC_FULL_WARP, moec_key_of(x)));
+}
+
+__device__ static inline float moec_widen_f16(uint16_t h)
+{
+#ifdef MOEC_EMULATE
+    return moec_widen<5, 10, true>(h);
+#else
+    float f;
+
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); // exact
+    return f;
+#endif
 }
 
 // ------------------------------------------------------------------ logits
@@ -82,8 +105,9 @@ __device__ static inline float moec_load_any(const void *row, int dtype,
 {
     if (dtype == MOEC_DTYPE_F32)
         return moec_load<MOEC_DTYPE_F32>(row, i);
-    return dtype == MOEC_DTYPE_BF16 ? moec_load<MOEC_DTYPE_BF16>(row, i)
-                                    : moec_load<MOEC_DTYPE_F16>(row, i);
+    if (dtype == MOEC_DTYPE_BF16)
+        return moec_load<MOEC_DTYPE_BF16>(row, i);
+    return moec_widen_f16(static_cast<const uint16_t *>(row)[i]);
 }
 
 __device__ static inline const void *moec_row_at(const moec_route_args &a,
@@ -253,12 +277,12 @@ __device__ static inline uint32_t moec_biased_key(float raw, float score,
 
     if (!(raw > -INFINITY) || !(c > -INFINITY))
         return 0;
-    return moec_f32_key(moec_clamped(c));
+    return moec_key_of(moec_clamped(c));
 }
 
 __device__ static inline uint32_t moec_raw_key(float raw)
 {
-    return raw > -INFINITY ? moec_f32_key(raw) : 0;
+    return raw > -INFINITY ? moec_key_of(raw) : 0;
 }
 
 // --------------------------------------------------------------- selection
@@ -353,29 +377,39 @@ moec_gather_exact(const moec_columns<V> &c, uint32_t t, uint32_t k,
     return n;
 }
 
-// w->ids[0, k): the best k columns, best first, the lower id where keys are
-// equal, then -1. Returns how many there are. *best_out: the best key of all.
+// The lane's best key.
 template <int V>
-__device__ static inline uint32_t moec_select(const moec_columns<V> &c,
-                                              uint32_t k, moec_row_scratch *w,
-                                              uint32_t *best_out)
+__device__ static inline uint32_t moec_lane_best(const moec_columns<V> &c)
 {
-    uint32_t lane = moec_lane(), mine = 0, t = MOEC_KEY_LEAST, n;
+    uint32_t mine = 0;
 
     MOEC_UNROLL
     for (int v = 0; v < c.n(); v++)
-        mine = c.key(v) > mine ? c.key(v) : mine;
-    *best_out = __reduce_max_sync(MOEC_FULL_WARP, mine);
+        mine = max(mine, c.key(v));
+    return mine;
+}
+
+// w->ids[0, k): the best k columns, best first, the lower id where keys are
+// equal, then -1. Returns how many there are. `mine` is the lane's best key,
+// `best` the warp's.
+template <int V>
+__device__ static inline uint32_t moec_select(const moec_columns<V> &c,
+                                              uint32_t k, uint32_t mine,
+                                              uint32_t best,
+                                              moec_row_scratch *w)
+{
+    uint32_t lane = moec_lane(), t = MOEC_KEY_LEAST, n;
+
     if (k <= 32) {
-        t = *best_out;
+        t = best;
         for (uint32_t r = 1; r < k; r++) {
             mine = mine == t ? 0 : mine;
             t = __reduce_max_sync(MOEC_FULL_WARP, mine);
         }
-        t = t < MOEC_KEY_LEAST ? MOEC_KEY_LEAST : t;
+        t = max(t, MOEC_KEY_LEAST);
     }
     n = moec_gather(c, t, w);
-    if (n > MOEC_ROW_CAND) {
+    if (MOEC_RARE(n > MOEC_ROW_CAND)) {
         __syncwarp(); // before others write there again
         n = moec_gather_exact(c, moec_kth_key(c, k), k, w);
     }
@@ -419,19 +453,38 @@ __device__ static inline float moec_shared_score(const moec_route_args &a,
 __device__ static inline float moec_chosen_sum(const moec_route_args &a,
                                                const moec_row_scratch *w)
 {
-    bool p2 = a.c.norm == MOEC_NORM_P && a.c.norm_arg == 2.0f;
-    bool p1 = a.c.norm == MOEC_NORM_P && !p2;
+    bool square = a.c.norm == MOEC_NORM_P && a.c.norm_arg == 2.0f;
+    bool absolute = a.c.norm == MOEC_NORM_P && !square;
     float sum = 0.0f;
 
-    for (uint32_t k = 0; k < a.c.top_k; k++) {
-        float v = w->s[k];
+    for (uint32_t k = 0; k < a.c.top_k; k += 4) {
+        float4 v = *reinterpret_cast<const float4 *>(&w->s[k]);
+        float q[4] = {v.x, v.y, v.z, v.w};
 
-        if (p2)
-            v = v * v;
-        if (p1)
-            v = fabsf(v);
-        sum = sum + v;
+        MOEC_UNROLL
+        for (uint32_t i = 0; i < 4; i++) {
+            float x = square ? q[i] * q[i] : q[i];
+
+            if (absolute)
+                x = fabsf(x);
+            sum = k + i < a.c.top_k ? sum + x : sum;
+        }
     }
+    return sum;
+}
+
+// The same and the shared experts' scores, which stay in w->key.
+__device__ static inline float moec_joint_sum(const moec_route_args &a,
+                                              const void *row, float sum,
+                                              moec_row_scratch *w)
+{
+    float *shared = reinterpret_cast<float *>(w->key);
+
+    for (uint32_t j = moec_lane(); j < a.c.n_shared_logits; j += 32)
+        shared[j] = moec_shared_score(a, row, j);
+    __syncwarp();
+    for (uint32_t j = 0; j < a.c.n_shared_logits; j++)
+        sum = sum + shared[j];
     return sum;
 }
 
@@ -443,34 +496,24 @@ moec_divisor(const moec_route_args &a, const moec_columns<V> &c,
 {
     bool softmax = a.c.score == MOEC_SCORE_SOFTMAX &&
                    a.c.choice != MOEC_CHOICE_SPARSE_MIXER;
-    float sum, all = 1.0f, *shared = reinterpret_cast<float *>(w->key);
+    moec_route_norm norm = a.c.norm;
+    float sum = norm == MOEC_NORM_NONE ? 1.0f : moec_chosen_sum(a, w);
+    float all = 1.0f; // sum over all columns, where it counts
 
-    if (a.c.norm == MOEC_NORM_NONE)
-        return softmax ? moec_row_sum(a, c, m) : 1.0f;
-    sum = moec_chosen_sum(a, w);
-    if (a.c.norm == MOEC_NORM_SUM) {
-        if (sum == 0.0f)
-            return 0.0f;
-        if (softmax && sum < 1e-8f)
-            all = moec_row_sum(a, c, m);
-        return sum + 1e-20f * all;
-    }
-    if (a.c.norm == MOEC_NORM_FLOOR) {
-        if (softmax)
-            all = moec_row_sum(a, c, m);
+    if (softmax && (norm == MOEC_NORM_NONE || norm == MOEC_NORM_FLOOR ||
+                    (norm == MOEC_NORM_SUM && MOEC_RARE(sum < 1e-8f))))
+        all = moec_row_sum(a, c, m);
+    if (norm == MOEC_NORM_NONE)
+        return all;
+    if (norm == MOEC_NORM_SUM)
+        return sum == 0.0f ? 0.0f : sum + 1e-20f * all;
+    if (norm == MOEC_NORM_FLOOR) {
         all = a.c.norm_arg * all;
         return sum > all ? sum : all;
     }
-    if (a.c.norm == MOEC_NORM_P)
+    if (norm == MOEC_NORM_P)
         return a.c.norm_arg == 2.0f ? sqrtf(sum) : sum;
-    if (a.c.norm == MOEC_NORM_JOINT) {
-        for (uint32_t j = moec_lane(); j < a.c.n_shared_logits; j += 32)
-            shared[j] = moec_shared_score(a, row, j);
-        __syncwarp();
-        for (uint32_t j = 0; j < a.c.n_shared_logits; j++)
-            sum = sum + shared[j];
-    }
-    return sum;
+    return norm == MOEC_NORM_JOINT ? moec_joint_sum(a, row, sum, w) : sum;
 }
 
 // Ids and weights of the shared columns of a row that has an expert.

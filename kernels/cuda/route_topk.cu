@@ -79,7 +79,7 @@ __device__ static inline uint32_t group_key(const moec_route_args &a,
         return best;
     if (second == 0)
         return 0;
-    return moec_f32_key(
+    return moec_key_of(
         moec_clamped(moec_f32_unkey(best) + moec_f32_unkey(second)));
 }
 
@@ -158,48 +158,97 @@ __device__ static inline void finish_row(const router &r,
     __syncwarp(); // the next row writes there
 }
 
+// Logits as they come, -INFINITY behind the columns. All loads are under way
+// before the first is looked at.
 template <int V>
 __device__ static inline void load_columns(const moec_route_args &a,
                                            uint32_t row, moec_columns<V> &c)
 {
     const void *at = moec_row_at(a, row);
+    bool bf16 = a.in.logits_dtype == MOEC_DTYPE_BF16;
     uint32_t lane = moec_lane();
-    int dtype = static_cast<int>(a.in.logits_dtype);
+    uint16_t h[V];
 
+    if (a.in.logits_dtype == MOEC_DTYPE_F32) {
+        MOEC_UNROLL
+        for (int v = 0; v < V; v++) {
+            uint32_t i = lane + 32u * static_cast<uint32_t>(v);
+
+            c.x[v] = -INFINITY;
+            if (i < a.n_choice)
+                c.x[v] = static_cast<const float *>(at)[i];
+        }
+        return;
+    }
     MOEC_UNROLL
     for (int v = 0; v < V; v++) {
         uint32_t i = lane + 32u * static_cast<uint32_t>(v);
 
-        c.x[v] = -INFINITY;
+        h[v] = bf16 ? 0xff80 : 0xfc00;
         if (i < a.n_choice)
-            c.x[v] = moec_load_any(at, dtype, i);
+            h[v] = static_cast<const uint16_t *>(at)[i];
     }
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++)
+        c.x[v] = bf16 ? __uint_as_float(static_cast<uint32_t>(h[v]) << 16)
+                      : moec_widen_f16(h[v]);
 }
 
-// From logits as loaded to keys. Returns false where nothing was known of the
-// row's maximum.
-template <int V, bool SCORED>
-__device__ static inline void make_keys(const moec_route_args &a,
-                                        moec_columns<V> &c,
-                                        const float (&bias)[V],
-                                        const uint32_t (&first_lane)[V],
-                                        uint32_t *keys)
+template <int V>
+__device__ static inline void clean_columns(moec_columns<V> &c)
 {
     MOEC_UNROLL
     for (int v = 0; v < V; v++) {
         c.x[v] = moec_clean(c.x[v]);
-        if (SCORED && a.in.bias && !(bias[v] > -INFINITY))
-            c.x[v] = -INFINITY;
+        c.k[v] = moec_key_of(c.x[v]);
     }
-    if (!SCORED) {
-        MOEC_UNROLL
-        for (int v = 0; v < V; v++)
-            c.k[v] = moec_f32_key(c.x[v]); // -inf is below MOEC_KEY_LEAST
-        return;
+}
+
+// Top K by logit. -inf has a key below MOEC_KEY_LEAST, and so has a NaN with a
+// sign; the keys of +inf and of other NaNs are above MOEC_KEY_MOST, so that one
+// look at the best finds the rare row that has to be cleaned. *best: the best
+// key.
+template <int V>
+__device__ static inline uint32_t choose_by_logit(const moec_route_args &a,
+                                                  moec_columns<V> &c,
+                                                  moec_row_scratch *w,
+                                                  uint32_t *best)
+{
+    uint32_t mine;
+
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++)
+        c.k[v] = moec_key_of(c.x[v] + 0.0f);
+    mine = moec_lane_best(c);
+    *best = __reduce_max_sync(MOEC_FULL_WARP, mine);
+    if (MOEC_RARE(*best > MOEC_KEY_MOST)) {
+        clean_columns(c);
+        mine = moec_lane_best(c);
+        *best = __reduce_max_sync(MOEC_FULL_WARP, mine);
+    }
+    return moec_select(c, a.c.top_k, mine, *best, w);
+}
+
+template <int V>
+__device__ static inline uint32_t
+choose_by_score(const moec_route_args &a, moec_columns<V> &c,
+                const float (&bias)[V], const uint32_t (&first_lane)[V],
+                uint32_t *keys, moec_row_scratch *w)
+{
+    uint32_t mine;
+
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++) {
+        c.x[v] = moec_clean(c.x[v]);
+        if (a.in.bias && !(bias[v] > -INFINITY))
+            c.x[v] = -INFINITY;
     }
     scored_keys(a, c, bias);
     if (a.c.n_group > 1)
         keep_groups(a, c, keys, first_lane);
+    mine = moec_lane_best(c);
+    return moec_select(c, a.c.top_k, mine,
+                       __reduce_max_sync(MOEC_FULL_WARP, mine), w);
 }
 
 template <int V, bool SCORED, int AFTER>
@@ -230,12 +279,12 @@ __global__ void __launch_bounds__(THREADS) route_rows(const __grid_constant__ ro
     }
     for (uint32_t row = blockIdx.x * WARPS + warp; row < r.a.in.n_tokens;
          row += gridDim.x * WARPS) {
-        uint32_t n = 0, best;
+        uint32_t n = 0, best = 0;
 
         if (row < valid) {
             load_columns(r.a, row, c);
-            make_keys<V, SCORED>(r.a, c, bias, first_lane, keys);
-            n = moec_select(c, r.a.c.top_k, w, &best);
+            n = SCORED ? choose_by_score(r.a, c, bias, first_lane, keys, w)
+                       : choose_by_logit(r.a, c, w, &best);
         }
         if (n == 0)
             moec_no_row(r.a, w);
@@ -268,7 +317,7 @@ keep_groups_any(const moec_route_args &a, const moec_columns<0> &c,
             if (key != 0 && !a.in.bias && a.c.group_score == MOEC_GROUP_TOP2) {
                 float x = moec_capped(a, moec_raw_at(a, c.row, i));
 
-                key = moec_f32_key(a.c.score == MOEC_SCORE_SOFTMAX
+                key = moec_key_of(a.c.score == MOEC_SCORE_SOFTMAX
                                        ? moec_f32_exp(x - m) / sum
                                        : moec_score_of(a.c.score, x) + 0.0f);
             }
@@ -360,7 +409,7 @@ __device__ static inline uint32_t choose_any(const moec_route_args &a,
                                              uint32_t row, uint32_t *groups,
                                              moec_row_scratch *w)
 {
-    uint32_t best, token;
+    uint32_t mine, token;
 
     if (a.in.forced_ids)
         return take_given(
@@ -376,7 +425,9 @@ __device__ static inline uint32_t choose_any(const moec_route_args &a,
                           w);
     }
     make_keys_any(a, c, groups);
-    return moec_select(c, a.c.top_k, w, &best);
+    mine = moec_lane_best(c);
+    return moec_select(c, a.c.top_k, mine,
+                       __reduce_max_sync(MOEC_FULL_WARP, mine), w);
 }
 
 template <int AFTER>

@@ -262,11 +262,11 @@ static void agrees_with_the_cpu(void **state)
 }
 
 /* More slots than a block has counters for. */
-static void counts_a_million_slots(void **state)
+static void counts_many_slots(void **state)
 {
     uint64_t seed = 2;
     struct batch b = {.waterfill = {.mode = MOEC_WATERFILL_OFF}};
-    uint32_t n = 1u << 19, *table = guarded(n * 4ull);
+    uint32_t n = 1u << 14, *table = guarded(n * 4ull);
 
     (void)state;
     b.map.struct_bytes = sizeof(b.map);
@@ -418,7 +418,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(agrees_with_every_chain),
         cmocka_unit_test(agrees_with_every_waterfill),
         cmocka_unit_test(agrees_with_the_cpu),
-        cmocka_unit_test(counts_a_million_slots),
+        cmocka_unit_test(counts_many_slots),
         cmocka_unit_test(fused_equals_the_cpu),
         cmocka_unit_test(ids_that_no_map_has_are_left_out),
         cmocka_unit_test(refuses_what_does_not_fit),
