@@ -6,18 +6,18 @@
 //   groups, the best K, their weights. Equal to kernels/cpu/route_scalar.c,
 //   which says why: ids bit for bit, and weights too, as every operation is
 //   the same in the same order.
-// Layout: column i stands in lane i % 32, item i / 32: in registers up to
-//   512 columns (moec_columns<V>), else logits in global and keys in shared
-//   memory (moec_columns<0>). So the 16 partial sums of route.h are each two
-//   lanes of one warp, and ballots of an item come in the order of ids.
+// Layout: up to 512 columns stand in registers, V adjacent ones in a lane
+//   (moec_columns<V>): few wide loads, and a group of experts is a few whole
+//   lanes. Beyond that logits stay in global and keys stand in shared memory,
+//   column i at lane i % 32 (moec_columns<0>).
 // Rules: all 32 lanes of a warp come here together, with the same arguments
 //   but for what stands in the columns.
 //
 // The best K (moec_select): K rounds of a warp maximum over the LANES' best
 // give a bound that at least K columns reach and few more do; those are
-// gathered in the order of ids, and each counts how many come before it. Where
-// more than fit reach the bound (ties, K near 32) the exact key of the K-th is
-// bisected. No order of execution decides anything.
+// gathered, and each counts how many rank before it. Where too many reach the
+// bound (ties, K near 32) the exact key of the K-th is bisected. No order of
+// execution decides anything.
 
 #include <cfloat>
 #include <cmath>
@@ -33,7 +33,7 @@
 #endif
 #define MOEC_RARE(x) __builtin_expect(!!(x), 0)
 
-#define MOEC_ROW_CAND 64u // gathered columns; top_k is at most this
+#define MOEC_ROW_CAND 64u // columns that are ranked; top_k is at most this
 #define MOEC_ROW_COLS 80u // K + S
 // The least key of a finite number; what is not selectable has a smaller one.
 #define MOEC_KEY_LEAST 0x00800000u
@@ -51,12 +51,43 @@ struct moec_route_args {
     float *weights;
 };
 
-// Shared memory of a warp.
-struct moec_row_scratch {
-    alignas(16) uint32_t key[MOEC_ROW_CAND + 4]; // and the joint norm's scores
-    uint32_t cand[MOEC_ROW_CAND];
-    int32_t ids[MOEC_ROW_COLS]; // the outcome: K + S columns
+// Entries of a warp's list, which is also its room for one word a column.
+template <int V> struct moec_row_room {
+    static constexpr uint32_t n =
+        V * 32 > static_cast<int>(MOEC_ROW_CAND) ? V * 32 : MOEC_ROW_CAND;
+};
+
+// A gathered column: as one number, larger is better.
+struct alignas(8) moec_cand {
+    uint32_t not_id, key;
+};
+
+// Shared memory of a warp of a kernel with V items a lane.
+template <int V> struct moec_row_memory {
+    alignas(16) moec_cand cand[moec_row_room<V>::n + 2];
     alignas(16) float s[MOEC_ROW_COLS];
+    int32_t ids[MOEC_ROW_COLS];
+};
+
+// The same for functions. `cand` is free but in moec_select.
+struct moec_row_scratch {
+    moec_cand *cand;
+    float *s;     // the outcome: K + S columns
+    int32_t *ids;
+
+    template <int V>
+    __device__ explicit moec_row_scratch(moec_row_memory<V> *m)
+        : cand(m->cand), s(m->s), ids(m->ids)
+    {
+    }
+    __device__ uint32_t *words() const
+    {
+        return reinterpret_cast<uint32_t *>(cand);
+    }
+    __device__ float *floats() const
+    {
+        return reinterpret_cast<float *>(cand);
+    }
 };
 
 __device__ static inline uint32_t moec_lane()
@@ -149,6 +180,10 @@ template <int V> struct moec_columns {
     {
         return V;
     }
+    __device__ static uint32_t id(int v)
+    {
+        return moec_lane() * V + static_cast<uint32_t>(v);
+    }
     __device__ float raw(int v) const
     {
         return x[v];
@@ -170,17 +205,17 @@ template <> struct moec_columns<0> {
     {
         return static_cast<int>((count + 31) / 32);
     }
+    __device__ static uint32_t id(int v)
+    {
+        return moec_lane() + 32u * static_cast<uint32_t>(v);
+    }
     __device__ float raw(int v) const
     {
-        uint32_t i = moec_lane() + 32u * static_cast<uint32_t>(v);
-
-        return i < count ? moec_raw_at(*a, row, i) : -INFINITY;
+        return id(v) < count ? moec_raw_at(*a, row, id(v)) : -INFINITY;
     }
     __device__ uint32_t key(int v) const
     {
-        uint32_t i = moec_lane() + 32u * static_cast<uint32_t>(v);
-
-        return i < count ? keys[i] : 0;
+        return id(v) < count ? keys[id(v)] : 0;
     }
 };
 
@@ -207,7 +242,8 @@ __device__ static inline float moec_row_max(const moec_route_args &a,
 }
 
 // The sum over all columns of e in the order of route.h: columns i % 16 by
-// themselves, which are lanes l and l + 16 in turn, then pairwise.
+// themselves, then pairwise. Here for columns that stand at lane i % 32: lanes
+// l and l + 16 in turn.
 struct moec_sum16 {
     float sum;
     bool high;
@@ -233,14 +269,54 @@ struct moec_sum16 {
     }
 };
 
+// Store V adjacent words of each lane, 16 bytes at a time where they are.
+template <int V, class T>
+__device__ static inline void moec_store_items(T *to, const T (&from)[V])
+{
+    static_assert(sizeof(T) == 4, "words");
+    MOEC_UNROLL
+    for (int v = 0; v + 4 <= V; v += 4) {
+        struct alignas(16) four {
+            T v[4];
+        };
+
+        *reinterpret_cast<four *>(&to[moec_lane() * V + v]) = {
+            {from[v], from[v + 1], from[v + 2], from[v + 3]}};
+    }
+    MOEC_UNROLL
+    for (int v = V / 4 * 4; v < V; v++)
+        to[moec_lane() * V + v] = from[v];
+}
+
 // Sum of e^(x - m) over all selectable columns.
 template <int V>
+__device__ static inline float moec_row_sum(const moec_route_args &,
+                                            const moec_columns<V> &c, float m,
+                                            const moec_row_scratch &w)
+{
+    const float *all = w.floats();
+    uint32_t lane = moec_lane();
+    moec_sum16 sum;
+    float e[V];
+
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++)
+        e[v] = moec_f32_exp(c.x[v] - m);
+    moec_store_items(w.floats(), e);
+    __syncwarp();
+    MOEC_UNROLL // what is behind the columns is 0
+    for (uint32_t i = 0; i < 2 * V; i++)
+        sum.sum = sum.sum + all[16 * i + lane % 16];
+    __syncwarp();
+    return sum.total();
+}
+
 __device__ static inline float moec_row_sum(const moec_route_args &a,
-                                            const moec_columns<V> &c, float m)
+                                            const moec_columns<0> &c, float m,
+                                            const moec_row_scratch &)
 {
     moec_sum16 sum;
 
-    MOEC_UNROLL
     for (int v = 0; v < c.n(); v++)
         sum.add(moec_f32_exp(moec_x(a, c, v) - m));
     return sum.total();
@@ -319,30 +395,45 @@ __device__ static inline uint32_t moec_kth_key(const moec_columns<V> &c,
     return low;
 }
 
-// Gather columns with a key from t on, in the order of ids: all that fit.
-// Returns how many there are.
+// Sum over the lanes before this one; *all: over all.
+__device__ static inline uint32_t moec_before(uint32_t n, uint32_t *all)
+{
+    uint32_t upto = n;
+
+    MOEC_UNROLL
+    for (uint32_t d = 1; d < 32; d *= 2) {
+        uint32_t other = __shfl_up_sync(MOEC_FULL_WARP, upto, d);
+
+        upto += moec_lane() >= d ? other : 0;
+    }
+    *all = __shfl_sync(MOEC_FULL_WARP, upto, 31);
+    return upto - n;
+}
+
+// Gather columns with a key from t on, in any order: all that fit. Returns how
+// many there are.
 template <int V>
 __device__ static inline uint32_t moec_gather(const moec_columns<V> &c,
-                                              uint32_t t, moec_row_scratch *w)
+                                              uint32_t t,
+                                              const moec_row_scratch &w)
 {
-    uint32_t lane = moec_lane(), below = (1u << lane) - 1u, n = 0;
+    uint32_t n = 0, all, at;
 
+    MOEC_UNROLL
+    for (int v = 0; v < c.n(); v++)
+        n += c.key(v) >= t ? 1 : 0;
+    at = moec_before(n, &all);
     MOEC_UNROLL
     for (int v = 0; v < c.n(); v++) {
         uint32_t key = c.key(v);
-        uint32_t all = __ballot_sync(MOEC_FULL_WARP, key >= t);
 
         if (key >= t) {
-            uint32_t at = n + static_cast<uint32_t>(__popc(all & below));
-
-            if (at < MOEC_ROW_CAND) {
-                w->key[at] = key;
-                w->cand[at] = lane + 32u * static_cast<uint32_t>(v);
-            }
+            if (V != 0 || at < MOEC_ROW_CAND)
+                w.cand[at] = {~c.id(v), key};
+            at++;
         }
-        n += static_cast<uint32_t>(__popc(all));
     }
-    return n;
+    return all;
 }
 
 // The same of at most k columns: those above t, then those equal to it from
@@ -350,31 +441,36 @@ __device__ static inline uint32_t moec_gather(const moec_columns<V> &c,
 template <int V>
 __device__ static inline uint32_t
 moec_gather_exact(const moec_columns<V> &c, uint32_t t, uint32_t k,
-                  moec_row_scratch *w)
+                  const moec_row_scratch &w)
 {
-    uint32_t lane = moec_lane(), below = (1u << lane) - 1u, n = 0;
-    uint32_t above = moec_count_from(c, t + 1);
-    uint32_t ties = k > above ? k - above : 0; // still to be taken
+    uint32_t above = moec_gather(c, t + 1, w), n = 0, at, all;
+    uint32_t ties = k > above ? k - above : 0;
 
+    if (V != 0) { // ids ascend with the lanes
+        MOEC_UNROLL
+        for (int v = 0; v < c.n(); v++)
+            n += c.key(v) == t ? 1 : 0;
+        at = moec_before(n, &all);
+    }
     MOEC_UNROLL
     for (int v = 0; v < c.n(); v++) {
-        uint32_t key = c.key(v), i = lane + 32u * static_cast<uint32_t>(v);
-        uint32_t equal = __ballot_sync(MOEC_FULL_WARP, key == t);
-        bool take = key > t || (key == t && static_cast<uint32_t>(__popc(
-                                                equal & below)) < ties);
-        uint32_t all = __ballot_sync(MOEC_FULL_WARP, take);
-        uint32_t n_equal = static_cast<uint32_t>(__popc(equal));
+        bool tie = c.key(v) == t;
 
-        if (take) {
-            uint32_t at = n + static_cast<uint32_t>(__popc(all & below));
+        if (V == 0) { // with the items
+            uint32_t ballot = __ballot_sync(MOEC_FULL_WARP, tie);
 
-            w->key[at] = key;
-            w->cand[at] = i;
+            at = n + static_cast<uint32_t>(
+                         __popc(ballot & ((1u << moec_lane()) - 1u)));
+            n += static_cast<uint32_t>(__popc(ballot));
         }
-        n += static_cast<uint32_t>(__popc(all));
-        ties -= n_equal < ties ? n_equal : ties;
+        if (tie && at < ties)
+            w.cand[above + at] = {~c.id(v), t};
+        if (V != 0 && tie)
+            at++;
     }
-    return n;
+    if (V == 0)
+        all = n;
+    return above + (all < ties ? all : ties);
 }
 
 // The lane's best key.
@@ -389,14 +485,13 @@ __device__ static inline uint32_t moec_lane_best(const moec_columns<V> &c)
     return mine;
 }
 
-// w->ids[0, k): the best k columns, best first, the lower id where keys are
+// w.ids[0, k): the best k columns, best first, the lower id where keys are
 // equal, then -1. Returns how many there are. `mine` is the lane's best key,
-// `best` the warp's.
-template <int V>
-__device__ static inline uint32_t moec_select(const moec_columns<V> &c,
-                                              uint32_t k, uint32_t mine,
-                                              uint32_t best,
-                                              moec_row_scratch *w)
+// `best` the warp's. LOGITS: keys are of logits; w.s[0, k) gets those.
+template <bool LOGITS, int V>
+__device__ static inline uint32_t
+moec_select(const moec_columns<V> &c, uint32_t k, uint32_t mine, uint32_t best,
+            const moec_row_scratch &w)
 {
     uint32_t lane = moec_lane(), t = MOEC_KEY_LEAST, n;
 
@@ -410,28 +505,31 @@ __device__ static inline uint32_t moec_select(const moec_columns<V> &c,
     }
     n = moec_gather(c, t, w);
     if (MOEC_RARE(n > MOEC_ROW_CAND)) {
+        t = moec_kth_key(c, k);
         __syncwarp(); // before others write there again
-        n = moec_gather_exact(c, moec_kth_key(c, k), k, w);
+        n = moec_gather_exact(c, t, k, w);
     }
-    if (lane < 4)
-        w->key[n + lane] = 0;
+    if (lane == 0)
+        w.cand[n] = {0, 0}; // two are read at a time
     for (uint32_t i = n + lane; i < k; i += 32)
-        w->ids[i] = -1;
+        w.ids[i] = -1;
     __syncwarp();
     for (uint32_t j = lane; j < n; j += 32) {
-        uint32_t key = w->key[j], rank = 0;
+        const uint64_t *all = reinterpret_cast<const uint64_t *>(w.cand);
+        uint64_t me = all[j];
+        uint32_t rank = 0;
 
-        // key - 1 makes "greater" of "greater or equal": earlier ones win.
-        for (uint32_t i = 0; i < n; i += 4) {
-            uint4 q = *reinterpret_cast<const uint4 *>(&w->key[i]);
+        for (uint32_t i = 0; i < n; i += 2) {
+            ulonglong2 q = *reinterpret_cast<const ulonglong2 *>(&all[i]);
 
-            rank += q.x > key - (i < j);
-            rank += q.y > key - (i + 1 < j);
-            rank += q.z > key - (i + 2 < j);
-            rank += q.w > key - (i + 3 < j);
+            rank += q.x > me ? 1 : 0;
+            rank += q.y > me ? 1 : 0;
         }
-        if (rank < k)
-            w->ids[rank] = static_cast<int32_t>(w->cand[j]);
+        if (rank < k) {
+            w.ids[rank] = static_cast<int32_t>(~static_cast<uint32_t>(me));
+            if (LOGITS)
+                w.s[rank] = moec_f32_unkey(static_cast<uint32_t>(me >> 32));
+        }
     }
     __syncwarp();
     return n < k ? n : k;
@@ -449,16 +547,16 @@ __device__ static inline float moec_shared_score(const moec_route_args &a,
                                  a.n_choice + s)));
 }
 
-// Sum of what the norm adds up of w->s[0, K), in rank order.
+// Sum of what the norm adds up of w.s[0, K), in rank order.
 __device__ static inline float moec_chosen_sum(const moec_route_args &a,
-                                               const moec_row_scratch *w)
+                                               const moec_row_scratch &w)
 {
     bool square = a.c.norm == MOEC_NORM_P && a.c.norm_arg == 2.0f;
     bool absolute = a.c.norm == MOEC_NORM_P && !square;
     float sum = 0.0f;
 
     for (uint32_t k = 0; k < a.c.top_k; k += 4) {
-        float4 v = *reinterpret_cast<const float4 *>(&w->s[k]);
+        float4 v = *reinterpret_cast<const float4 *>(&w.s[k]);
         float q[4] = {v.x, v.y, v.z, v.w};
 
         MOEC_UNROLL
@@ -473,12 +571,12 @@ __device__ static inline float moec_chosen_sum(const moec_route_args &a,
     return sum;
 }
 
-// The same and the shared experts' scores, which stay in w->key.
+// The same and the shared experts' scores, which stay in w.floats().
 __device__ static inline float moec_joint_sum(const moec_route_args &a,
                                               const void *row, float sum,
-                                              moec_row_scratch *w)
+                                              const moec_row_scratch &w)
 {
-    float *shared = reinterpret_cast<float *>(w->key);
+    float *shared = w.floats();
 
     for (uint32_t j = moec_lane(); j < a.c.n_shared_logits; j += 32)
         shared[j] = moec_shared_score(a, row, j);
@@ -488,11 +586,11 @@ __device__ static inline float moec_joint_sum(const moec_route_args &a,
     return sum;
 }
 
-// What the scores in w->s are divided by; 0 makes all weights 0.
+// What the scores in w.s are divided by; 0 makes all weights 0.
 template <int V>
 __device__ static inline float
 moec_divisor(const moec_route_args &a, const moec_columns<V> &c,
-             const void *row, float m, moec_row_scratch *w)
+             const void *row, float m, const moec_row_scratch &w)
 {
     bool softmax = a.c.score == MOEC_SCORE_SOFTMAX &&
                    a.c.choice != MOEC_CHOICE_SPARSE_MIXER;
@@ -502,7 +600,7 @@ moec_divisor(const moec_route_args &a, const moec_columns<V> &c,
 
     if (softmax && (norm == MOEC_NORM_NONE || norm == MOEC_NORM_FLOOR ||
                     (norm == MOEC_NORM_SUM && MOEC_RARE(sum < 1e-8f))))
-        all = moec_row_sum(a, c, m);
+        all = moec_row_sum(a, c, m, w);
     if (norm == MOEC_NORM_NONE)
         return all;
     if (norm == MOEC_NORM_SUM)
@@ -519,9 +617,9 @@ moec_divisor(const moec_route_args &a, const moec_columns<V> &c,
 // Ids and weights of the shared columns of a row that has an expert.
 __device__ static inline void moec_shared_columns(const moec_route_args &a,
                                                   uint32_t row, float d,
-                                                  moec_row_scratch *w)
+                                                  const moec_row_scratch &w)
 {
-    const float *joint = reinterpret_cast<const float *>(w->key);
+    const float *joint = w.floats();
 
     for (uint32_t j = moec_lane(); j < a.c.n_shared; j += 32) {
         float v = a.shared_weight;
@@ -534,8 +632,8 @@ __device__ static inline void moec_shared_columns(const moec_route_args &a,
         } else if (a.c.shared_kind == MOEC_SHARED_SIGMOID) {
             v = v * moec_f32_sigmoid(a.in.shared_gate[row]);
         }
-        w->s[a.c.top_k + j] = v;
-        w->ids[a.c.top_k + j] = static_cast<int32_t>(a.n_choice + j);
+        w.s[a.c.top_k + j] = v;
+        w.ids[a.c.top_k + j] = static_cast<int32_t>(a.n_choice + j);
     }
 }
 
@@ -544,7 +642,7 @@ __device__ static inline void moec_shared_columns(const moec_route_args &a,
 // longer needed and holds x.
 __device__ static __noinline__ void
 moec_mixer_scores(const moec_route_args &a, const moec_columns<0> &c,
-                  uint32_t n_ids, moec_row_scratch *w)
+                  uint32_t n_ids, const moec_row_scratch &w)
 {
     float *xs = reinterpret_cast<float *>(c.keys);
     float limit = 2.0f * a.c.mixer_eps;
@@ -553,7 +651,7 @@ moec_mixer_scores(const moec_route_args &a, const moec_columns<0> &c,
     for (uint32_t i = lane; i < a.n_choice; i += 32)
         xs[i] = moec_capped(a, moec_raw_at(a, c.row, i));
     for (uint32_t k = 0; k < n_ids; k++) {
-        uint32_t taken = static_cast<uint32_t>(w->ids[k]);
+        uint32_t taken = static_cast<uint32_t>(w.ids[k]);
         float m = -INFINITY, mine = 0.0f, total;
         moec_sum16 sum;
 
@@ -576,19 +674,20 @@ moec_mixer_scores(const moec_route_args &a, const moec_columns<0> &c,
         mine = __shfl_sync(MOEC_FULL_WARP, mine, static_cast<int>(taken % 32));
         total = sum.total();
         if (lane == 0)
-            w->s[k] = mine > 0.0f ? mine / total : 0.0f;
+            w.s[k] = mine > 0.0f ? mine / total : 0.0f;
     }
     for (uint32_t k = n_ids + lane; k < a.c.top_k; k += 32)
-        w->s[k] = 0.0f;
+        w.s[k] = 0.0f;
 }
 
-// w->s[0, K): score, or for softmax e^(x - m), of each chosen id; 0 for none.
-// `m` is the row's maximum where the caller knows it, else NaN. Returns m.
-template <int V>
+// w.s[0, K): score, or for softmax e^(x - m), of each chosen id; 0 for none.
+// `m` is the row's maximum where the caller knows it, else NaN. LOGITS: w.s
+// has the chosen logits, else they are read again. Returns m.
+template <bool LOGITS, int V>
 __device__ static inline float
 moec_chosen_scores(const moec_route_args &a, const moec_columns<V> &c,
                    const void *row, uint32_t n_ids, float m,
-                   moec_row_scratch *w)
+                   const moec_row_scratch &w)
 {
     bool of_chosen = a.c.norm == MOEC_NORM_SOFTMAX;
     bool exps = of_chosen || a.c.score == MOEC_SCORE_SOFTMAX;
@@ -597,12 +696,13 @@ moec_chosen_scores(const moec_route_args &a, const moec_columns<V> &c,
     for (uint32_t k = moec_lane(); k < a.c.top_k; k += 32) {
         float x = -INFINITY;
 
-        if (k < n_ids) {
-            x = moec_raw_at(a, row, static_cast<uint32_t>(w->ids[k]));
-            if (moec_columns<V>::capped)
-                x = moec_capped(a, x);
-        }
-        w->s[k] = x;
+        if (LOGITS && k < n_ids)
+            x = w.s[k];
+        else if (k < n_ids)
+            x = moec_raw_at(a, row, static_cast<uint32_t>(w.ids[k]));
+        if (!LOGITS && moec_columns<V>::capped)
+            x = moec_capped(a, x);
+        w.s[k] = x;
         best = x > best ? x : best;
     }
     if (of_chosen)
@@ -610,23 +710,22 @@ moec_chosen_scores(const moec_route_args &a, const moec_columns<V> &c,
     else if (exps && !(m == m))
         m = moec_row_max(a, c);
     for (uint32_t k = moec_lane(); k < a.c.top_k; k += 32) {
-        float x = w->s[k];
+        float x = w.s[k];
 
         if (!(x > -INFINITY))
-            w->s[k] = 0.0f;
+            w.s[k] = 0.0f;
         else
-            w->s[k] = exps ? moec_f32_exp(x - m)
-                           : moec_score_of(a.c.score, x);
+            w.s[k] = exps ? moec_f32_exp(x - m) : moec_score_of(a.c.score, x);
     }
     return m;
 }
 
-// Divide, scale, and append the shared columns: w->ids and w->s are whole.
+// Divide, scale, and append the shared columns: w.ids and w.s are whole.
 template <int V>
 __device__ static inline void
 moec_finish_weights(const moec_route_args &a, const moec_columns<V> &c,
                     const void *row_at, uint32_t row, float m,
-                    moec_row_scratch *w)
+                    const moec_row_scratch &w)
 {
     float d;
 
@@ -634,52 +733,53 @@ moec_finish_weights(const moec_route_args &a, const moec_columns<V> &c,
     d = moec_divisor(a, c, row_at, m, w);
     __syncwarp();
     for (uint32_t k = moec_lane(); k < a.c.top_k; k += 32) {
-        int32_t id = w->ids[k];
-        float v = d == 0.0f || id < 0 ? 0.0f : w->s[k] / d;
+        int32_t id = w.ids[k];
+        float v = d == 0.0f || id < 0 ? 0.0f : w.s[k] / d;
 
         if (a.c.rsf_on == MOEC_RSF_ON_WEIGHTS)
             v = v * a.c.rsf;
         if (a.in.expert_scale && id >= 0 &&
             static_cast<uint32_t>(id) < a.c.n_experts)
             v = v * a.in.expert_scale[id];
-        w->s[k] = v;
+        w.s[k] = v;
     }
     moec_shared_columns(a, row, d, w);
     __syncwarp();
 }
 
-// Weights of K + S columns of a row whose n_ids > 0 ids are in w->ids, in rank
-// order, -1 behind them. Not for the sparse mixer.
-template <int V>
+// Weights of K + S columns of a row whose n_ids > 0 ids are in w.ids, in rank
+// order, -1 behind them (LOGITS: and their logits in w.s). Not for the sparse
+// mixer.
+template <bool LOGITS, int V>
 __device__ static inline void
 moec_row_weights(const moec_route_args &a, const moec_columns<V> &c,
                  const void *row_at, uint32_t row, uint32_t n_ids, float m,
-                 moec_row_scratch *w)
+                 const moec_row_scratch &w)
 {
-    m = moec_chosen_scores(a, c, row_at, n_ids, m, w);
+    m = moec_chosen_scores<LOGITS>(a, c, row_at, n_ids, m, w);
     moec_finish_weights(a, c, row_at, row, m, w);
 }
 
 // No expert: id -1 and weight 0 in all columns.
 __device__ static inline void moec_no_row(const moec_route_args &a,
-                                          moec_row_scratch *w)
+                                          const moec_row_scratch &w)
 {
     for (uint32_t k = moec_lane(); k < a.n_cols; k += 32) {
-        w->ids[k] = -1;
-        w->s[k] = 0.0f;
+        w.ids[k] = -1;
+        w.s[k] = 0.0f;
     }
     __syncwarp();
 }
 
 __device__ static inline void moec_store_row(const moec_route_args &a,
                                              uint32_t row,
-                                             const moec_row_scratch *w)
+                                             const moec_row_scratch &w)
 {
     uint64_t at = static_cast<uint64_t>(row) * a.n_cols;
 
     for (uint32_t k = moec_lane(); k < a.n_cols; k += 32) {
-        a.ids[at + k] = w->ids[k];
-        a.weights[at + k] = w->s[k];
+        a.ids[at + k] = w.ids[k];
+        a.weights[at + k] = w.s[k];
     }
 }
 

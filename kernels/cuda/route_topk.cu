@@ -35,8 +35,9 @@ enum after {
 struct router {
     moec_route_args a;
     moec_dispatch_args d;
-    uint32_t warp_bytes; // shared memory of a warp: keys, groups
+    uint32_t warp_bytes; // of route_any: keys and groups in shared memory
     uint32_t warps;
+    uint32_t wide; // rows may be read V elements at a time
 };
 
 // Keys of all items where the score or a group decides. `bias` is -INFINITY
@@ -44,7 +45,8 @@ struct router {
 template <int V>
 __device__ static inline void scored_keys(const moec_route_args &a,
                                           moec_columns<V> &c,
-                                          const float (&bias)[V])
+                                          const float (&bias)[V],
+                                          const moec_row_scratch &w)
 {
     float m, sum;
 
@@ -58,7 +60,7 @@ __device__ static inline void scored_keys(const moec_route_args &a,
             c.k[v] = moec_biased_key(c.x[v], moec_f32_sigmoid(c.x[v]), bias[v]);
     } else if (a.c.score == MOEC_SCORE_SOFTMAX) {
         m = moec_row_max(a, c);
-        sum = moec_row_sum(a, c, m);
+        sum = moec_row_sum(a, c, m, w);
         MOEC_UNROLL
         for (int v = 0; v < V; v++)
             c.k[v] = moec_biased_key(c.x[v], moec_f32_exp(c.x[v] - m) / sum,
@@ -83,111 +85,160 @@ __device__ static inline uint32_t group_key(const moec_route_args &a,
         moec_clamped(moec_f32_unkey(best) + moec_f32_unkey(second)));
 }
 
-// Lanes that share a group: a power of two, 32 of them in all.
-static inline __host__ __device__ uint32_t lanes_a_group(uint32_t n_group)
+// The best two keys of a group, of `lanes` adjacent lanes that each have two.
+__device__ static inline void best_two(uint32_t lanes, uint32_t *best,
+                                       uint32_t *second)
 {
-    uint32_t n = 1;
+    for (uint32_t d = lanes / 2; d; d /= 2) {
+        uint32_t b = __shfl_xor_sync(MOEC_FULL_WARP, *best, d);
+        uint32_t s = __shfl_xor_sync(MOEC_FULL_WARP, *second, d);
 
-    while (n * 2 * n_group <= 32)
-        n *= 2;
-    return n;
+        *second = max(min(*best, b), max(*second, s));
+        *best = max(*best, b);
+    }
 }
 
-// Clear the keys of the groups that are not kept: up to 32 groups by score +
-// bias, or by their best. first_lane[v]: the first lane of item v's group.
+// How a warp finds the best two of each group. Lanes [g * lanes, (g + 1) *
+// lanes) are group g's: they hold its columns (whole), or read them from shared
+// memory.
+struct grouping {
+    uint32_t lanes, width;
+    bool whole;
+};
+
 template <int V>
-__device__ static inline void
-keep_groups(const moec_route_args &a, moec_columns<V> &c, uint32_t *keys,
-            const uint32_t (&first_lane)[V])
+__device__ static inline grouping grouping_of(const moec_route_args &a)
 {
-    uint32_t lane = moec_lane(), per = lanes_a_group(a.c.n_group);
-    uint32_t g = lane / per, best = 0, second = 0, mine, better = 0, kept;
-    uint32_t width = a.c.n_experts / a.c.n_group;
-    uint32_t steps = (width + per - 1) / per;
+    grouping g = {1, a.c.n_experts / a.c.n_group, false};
 
-    MOEC_UNROLL
-    for (int v = 0; v < V; v++)
-        if (lane + 32u * static_cast<uint32_t>(v) < a.n_choice)
-            keys[lane + 32u * static_cast<uint32_t>(v)] = c.k[v];
-    __syncwarp();
-    // Groups begin at different steps: or all would meet in one bank.
-    for (uint32_t s = 0, at = g % steps; s < steps; s++) {
-        uint32_t i = at * per + lane % per, key = 0;
+    while (g.lanes * 2 * a.c.n_group <= 32)
+        g.lanes *= 2;
+    g.whole = g.lanes * V == g.width;
+    return g;
+}
 
-        if (g < a.c.n_group && i < width)
-            key = keys[g * width + i];
-        second = max(second, min(best, key));
-        best = max(best, key);
-        at = at + 1 < steps ? at + 1 : 0;
+// Clear the keys of the groups that are not kept: up to 32 groups, by score +
+// bias or by their best.
+template <int V>
+__device__ static inline void keep_groups(const moec_route_args &a,
+                                          moec_columns<V> &c,
+                                          const grouping &how,
+                                          const moec_row_scratch &w)
+{
+    uint32_t lane = moec_lane(), lanes = how.lanes, g = lane / lanes;
+    uint32_t best = 0, second = 0, mine, better = 0, kept, mine_kept;
+
+    if (how.whole) {
+        MOEC_UNROLL
+        for (int v = 0; v < V; v++) {
+            second = max(second, min(best, c.k[v]));
+            best = max(best, c.k[v]);
+        }
+    } else {
+        moec_store_items(w.words(), c.k);
+        __syncwarp();
+        for (uint32_t i = lane % lanes; i < how.width; i += lanes) {
+            uint32_t key = g < a.c.n_group ? w.words()[g * how.width + i] : 0;
+
+            second = max(second, min(best, key));
+            best = max(best, key);
+        }
+        __syncwarp();
     }
-    __syncwarp(); // keys are written again in the next row
-    for (uint32_t d = per / 2; d; d /= 2) {
-        uint32_t b = __shfl_xor_sync(MOEC_FULL_WARP, best, d);
-        uint32_t s = __shfl_xor_sync(MOEC_FULL_WARP, second, d);
-
-        second = max(min(best, b), max(second, s));
-        best = max(best, b);
-    }
+    best_two(lanes, &best, &second);
     mine = g < a.c.n_group ? group_key(a, best, second) : 0;
     for (uint32_t o = 0; o < a.c.n_group; o++) {
         uint32_t other =
-            __shfl_sync(MOEC_FULL_WARP, mine, static_cast<int>(o * per));
+            __shfl_sync(MOEC_FULL_WARP, mine, static_cast<int>(o * lanes));
 
-        better += other > mine || (other == mine && o < g);
+        better += other > mine || (other == mine && o < g) ? 1 : 0;
     }
-    kept = __ballot_sync(MOEC_FULL_WARP, mine != 0 && better < a.c.topk_group);
+    mine_kept = mine != 0 && better < a.c.topk_group;
+    kept = __ballot_sync(MOEC_FULL_WARP, mine_kept != 0);
     MOEC_UNROLL
-    for (int v = 0; v < V; v++)
-        if ((kept >> first_lane[v] & 1u) == 0)
-            c.k[v] = 0;
+    for (int v = 0; v < V; v++) {
+        if (!how.whole)
+            mine_kept = kept >> c.id(v) / how.width * lanes % 32 & 1u;
+        c.k[v] = mine_kept ? c.k[v] : 0;
+    }
 }
 
 // Remap a chosen row, and store what is wanted of it.
 template <int AFTER>
 __device__ static inline void finish_row(const router &r,
                                          const moec_dispatch_block &b,
-                                         uint32_t row, moec_row_scratch *w)
+                                         uint32_t row, const moec_row_scratch &w)
 {
     if (AFTER == NOTHING || r.a.ids)
         moec_store_row(r.a, row, w);
     if (AFTER != NOTHING) {
         __syncwarp();
         moec_dispatch_row<AFTER == DISPATCH_FILL>(
-            r.d, b, row, w->ids, w->s, w->s + r.a.c.top_k);
+            r.d, b, row, w.ids, w.s, w.s + r.a.c.top_k);
     }
     __syncwarp(); // the next row writes there
+}
+
+// The lane's V logits as one load or a few: how wide the row's place allows.
+// Elements of T, `at` the lane's first.
+template <int V, class T>
+__device__ static inline void load_wide(const T *at, T (&to)[V])
+{
+    constexpr int bytes = V * sizeof(T) % 16 == 0  ? 16
+                          : V * sizeof(T) % 8 == 0 ? 8
+                          : V * sizeof(T) % 4 == 0 ? 4
+                                                   : 2;
+    struct alignas(bytes) word {
+        T v[bytes / sizeof(T)];
+    };
+    constexpr int n = bytes / static_cast<int>(sizeof(T));
+
+    MOEC_UNROLL
+    for (int v = 0; v < V; v += n) {
+        word x = *reinterpret_cast<const word *>(at + v);
+
+        MOEC_UNROLL
+        for (int i = 0; i < n; i++)
+            to[v + i] = x.v[i];
+    }
+}
+
+template <int V, class T>
+__device__ static inline void load_items(const router &r, const T *row, T none,
+                                         T (&to)[V])
+{
+    uint32_t first = moec_lane() * V;
+
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++)
+        to[v] = none;
+    if (r.wide) { // V divides the columns: all of the lane's are, or none
+        if (first < r.a.n_choice)
+            load_wide(row + first, to);
+        return;
+    }
+    MOEC_UNROLL
+    for (int v = 0; v < V; v++)
+        if (first + static_cast<uint32_t>(v) < r.a.n_choice)
+            to[v] = row[first + static_cast<uint32_t>(v)];
 }
 
 // Logits as they come, -INFINITY behind the columns. All loads are under way
 // before the first is looked at.
 template <int V>
-__device__ static inline void load_columns(const moec_route_args &a,
-                                           uint32_t row, moec_columns<V> &c)
+__device__ static inline void load_columns(const router &r, uint32_t row,
+                                           moec_columns<V> &c)
 {
-    const void *at = moec_row_at(a, row);
-    bool bf16 = a.in.logits_dtype == MOEC_DTYPE_BF16;
-    uint32_t lane = moec_lane();
+    const void *at = moec_row_at(r.a, row);
+    bool bf16 = r.a.in.logits_dtype == MOEC_DTYPE_BF16;
     uint16_t h[V];
 
-    if (a.in.logits_dtype == MOEC_DTYPE_F32) {
-        MOEC_UNROLL
-        for (int v = 0; v < V; v++) {
-            uint32_t i = lane + 32u * static_cast<uint32_t>(v);
-
-            c.x[v] = -INFINITY;
-            if (i < a.n_choice)
-                c.x[v] = static_cast<const float *>(at)[i];
-        }
+    if (r.a.in.logits_dtype == MOEC_DTYPE_F32) {
+        load_items(r, static_cast<const float *>(at), -INFINITY, c.x);
         return;
     }
-    MOEC_UNROLL
-    for (int v = 0; v < V; v++) {
-        uint32_t i = lane + 32u * static_cast<uint32_t>(v);
-
-        h[v] = bf16 ? 0xff80 : 0xfc00;
-        if (i < a.n_choice)
-            h[v] = static_cast<const uint16_t *>(at)[i];
-    }
+    load_items(r, static_cast<const uint16_t *>(at),
+               static_cast<uint16_t>(bf16 ? 0xff80 : 0xfc00), h);
     MOEC_UNROLL
     for (int v = 0; v < V; v++)
         c.x[v] = bf16 ? __uint_as_float(static_cast<uint32_t>(h[v]) << 16)
@@ -211,7 +262,7 @@ __device__ static inline void clean_columns(moec_columns<V> &c)
 template <int V>
 __device__ static inline uint32_t choose_by_logit(const moec_route_args &a,
                                                   moec_columns<V> &c,
-                                                  moec_row_scratch *w,
+                                                  const moec_row_scratch &w,
                                                   uint32_t *best)
 {
     uint32_t mine;
@@ -226,14 +277,14 @@ __device__ static inline uint32_t choose_by_logit(const moec_route_args &a,
         mine = moec_lane_best(c);
         *best = __reduce_max_sync(MOEC_FULL_WARP, mine);
     }
-    return moec_select(c, a.c.top_k, mine, *best, w);
+    return moec_select<true>(c, a.c.top_k, mine, *best, w);
 }
 
 template <int V>
 __device__ static inline uint32_t
 choose_by_score(const moec_route_args &a, moec_columns<V> &c,
-                const float (&bias)[V], const uint32_t (&first_lane)[V],
-                uint32_t *keys, moec_row_scratch *w)
+                const float (&bias)[V], const grouping &how,
+                const moec_row_scratch &w)
 {
     uint32_t mine;
 
@@ -243,55 +294,52 @@ choose_by_score(const moec_route_args &a, moec_columns<V> &c,
         if (a.in.bias && !(bias[v] > -INFINITY))
             c.x[v] = -INFINITY;
     }
-    scored_keys(a, c, bias);
+    scored_keys(a, c, bias, w);
     if (a.c.n_group > 1)
-        keep_groups(a, c, keys, first_lane);
+        keep_groups(a, c, how, w);
     mine = moec_lane_best(c);
-    return moec_select(c, a.c.top_k, mine,
-                       __reduce_max_sync(MOEC_FULL_WARP, mine), w);
+    return moec_select<false>(c, a.c.top_k, mine,
+                              __reduce_max_sync(MOEC_FULL_WARP, mine), w);
 }
 
 template <int V, bool SCORED, int AFTER>
-__global__ void __launch_bounds__(THREADS) route_rows(const __grid_constant__ router r)
+__global__ void __launch_bounds__(THREADS)
+    route_rows(const __grid_constant__ router r)
 {
     MOEC_DYNAMIC_SHARED(unsigned char, shared);
-    __shared__ moec_row_scratch scratch[WARPS];
+    __shared__ moec_row_memory<V> memory[WARPS];
     uint32_t warp = threadIdx.x / 32;
-    moec_row_scratch *w = &scratch[warp];
-    uint32_t *keys =
-        reinterpret_cast<uint32_t *>(shared + warp * r.warp_bytes);
+    moec_row_scratch w(&memory[warp]);
     uint32_t valid = moec_n_valid(r.a.n_valid, r.a.in.n_valid, r.a.in.n_tokens);
+    uint32_t row = blockIdx.x * WARPS + warp, step = gridDim.x * WARPS;
+    grouping how = grouping_of<V>(r.a);
     moec_dispatch_block b;
     moec_columns<V> c;
     float bias[V];
-    uint32_t first_lane[V];
 
     if (AFTER != NOTHING)
-        moec_dispatch_begin<AFTER == DISPATCH_FILL>(
-            r.d, shared + WARPS * r.warp_bytes, &b);
+        moec_dispatch_begin<AFTER == DISPATCH_FILL>(r.d, shared, &b);
     MOEC_UNROLL
-    for (int v = 0; SCORED && v < V; v++) {
-        uint32_t i = moec_lane() + 32u * static_cast<uint32_t>(v);
-
-        bias[v] = r.a.in.bias && i < r.a.n_choice ? r.a.in.bias[i] : -INFINITY;
-        first_lane[v] = i / (r.a.c.n_experts / r.a.c.n_group) *
-                            lanes_a_group(r.a.c.n_group) % 32;
-    }
-    for (uint32_t row = blockIdx.x * WARPS + warp; row < r.a.in.n_tokens;
-         row += gridDim.x * WARPS) {
+    for (int v = 0; SCORED && v < V; v++)
+        bias[v] = r.a.in.bias && c.id(v) < r.a.n_choice ? r.a.in.bias[c.id(v)]
+                                                        : -INFINITY;
+    // The first one before `valid` is here: rows behind it have memory too.
+    if (row < r.a.in.n_tokens)
+        load_columns(r, row, c);
+    for (; row < r.a.in.n_tokens; row += step) {
         uint32_t n = 0, best = 0;
 
-        if (row < valid) {
-            load_columns(r.a, row, c);
-            n = SCORED ? choose_by_score(r.a, c, bias, first_lane, keys, w)
+        if (row < valid)
+            n = SCORED ? choose_by_score(r.a, c, bias, how, w)
                        : choose_by_logit(r.a, c, w, &best);
-        }
         if (n == 0)
             moec_no_row(r.a, w);
         else
-            moec_row_weights(r.a, c, moec_row_at(r.a, row), row, n,
-                             SCORED ? NAN : moec_f32_unkey(best), w);
+            moec_row_weights<!SCORED>(r.a, c, moec_row_at(r.a, row), row, n,
+                                      SCORED ? NAN : moec_f32_unkey(best), w);
         finish_row<AFTER>(r, b, row, w);
+        if (row + step < valid)
+            load_columns(r, row + step, c);
     }
     if (AFTER != NOTHING)
         moec_dispatch_end(r.d, b);
@@ -349,14 +397,15 @@ keep_groups_any(const moec_route_args &a, const moec_columns<0> &c,
 
 __device__ static inline void make_keys_any(const moec_route_args &a,
                                             const moec_columns<0> &c,
-                                            uint32_t *groups)
+                                            uint32_t *groups,
+                                            const moec_row_scratch &w)
 {
     bool top2 = a.c.n_group > 1 && a.c.group_score == MOEC_GROUP_TOP2;
     float m = 0.0f, sum = 1.0f;
 
     if (a.c.score == MOEC_SCORE_SOFTMAX && (a.in.bias || top2)) {
         m = moec_row_max(a, c);
-        sum = moec_row_sum(a, c, m);
+        sum = moec_row_sum(a, c, m, w);
     }
     for (uint32_t i = moec_lane(); i < a.n_choice; i += 32) {
         float raw = moec_raw_at(a, c.row, i), x;
@@ -376,12 +425,12 @@ __device__ static inline void make_keys_any(const moec_route_args &a,
         keep_groups_any(a, c, groups, m, sum);
 }
 
-// w->ids: the ids of `from` that count, in their order, then -1. Returns how
+// w.ids: the ids of `from` that count, in their order, then -1. Returns how
 // many there are.
 __device__ static inline uint32_t take_given(const moec_route_args &a,
                                              const void *row,
                                              const int32_t *from,
-                                             moec_row_scratch *w)
+                                             const moec_row_scratch &w)
 {
     uint32_t lane = moec_lane(), n = 0;
 
@@ -394,12 +443,12 @@ __device__ static inline uint32_t take_given(const moec_route_args &a,
             ok = moec_raw_at(a, row, static_cast<uint32_t>(id)) > -INFINITY;
         all = __ballot_sync(MOEC_FULL_WARP, ok);
         if (ok)
-            w->ids[n + static_cast<uint32_t>(
+            w.ids[n + static_cast<uint32_t>(
                            __popc(all & ((1u << lane) - 1u)))] = id;
         n += static_cast<uint32_t>(__popc(all));
     }
     for (uint32_t k = n + lane; k < a.c.top_k; k += 32)
-        w->ids[k] = -1;
+        w.ids[k] = -1;
     __syncwarp();
     return n;
 }
@@ -407,7 +456,7 @@ __device__ static inline uint32_t take_given(const moec_route_args &a,
 __device__ static inline uint32_t choose_any(const moec_route_args &a,
                                              const moec_columns<0> &c,
                                              uint32_t row, uint32_t *groups,
-                                             moec_row_scratch *w)
+                                             const moec_row_scratch &w)
 {
     uint32_t mine, token;
 
@@ -424,19 +473,19 @@ __device__ static inline uint32_t choose_any(const moec_route_args &a,
                               static_cast<uint64_t>(token) * a.c.top_k,
                           w);
     }
-    make_keys_any(a, c, groups);
+    make_keys_any(a, c, groups, w);
     mine = moec_lane_best(c);
-    return moec_select(c, a.c.top_k, mine,
-                       __reduce_max_sync(MOEC_FULL_WARP, mine), w);
+    return moec_select<false>(c, a.c.top_k, mine,
+                              __reduce_max_sync(MOEC_FULL_WARP, mine), w);
 }
 
 template <int AFTER>
 __global__ void __launch_bounds__(THREADS) route_any(const __grid_constant__ router r)
 {
     MOEC_DYNAMIC_SHARED(unsigned char, shared);
-    __shared__ moec_row_scratch scratch[WARPS];
+    __shared__ moec_row_memory<0> memory[WARPS];
     uint32_t warp = threadIdx.x / 32;
-    moec_row_scratch *w = &scratch[warp];
+    moec_row_scratch w(&memory[warp]);
     uint32_t *keys =
         reinterpret_cast<uint32_t *>(shared + warp * r.warp_bytes);
     uint32_t valid = moec_n_valid(r.a.n_valid, r.a.in.n_valid, r.a.in.n_tokens);
@@ -460,7 +509,7 @@ __global__ void __launch_bounds__(THREADS) route_any(const __grid_constant__ rou
             moec_mixer_scores(r.a, c, n, w);
             moec_finish_weights(r.a, c, c.row, row, 0.0f, w);
         } else {
-            moec_row_weights(r.a, c, c.row, row, n, NAN, w);
+            moec_row_weights<false>(r.a, c, c.row, row, n, NAN, w);
         }
         finish_row<AFTER>(r, b, row, w);
     }
@@ -495,10 +544,10 @@ static uint32_t grid_of(uint32_t ordinal, uint32_t n_tokens, uint32_t warps)
 }
 
 template <class K>
-static void launch(K kernel, const router &r, uint32_t grid, uint64_t shared,
-                   cudaStream_t s)
+static void launch(K kernel, const router &r, uint32_t grid, uint64_t fixed,
+                   uint64_t shared, cudaStream_t s)
 {
-    if (shared + sizeof(moec_row_scratch) * WARPS > FREE_MAX)
+    if (fixed + shared > FREE_MAX)
         (void)cudaFuncSetAttribute(kernel,
                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    static_cast<int>(shared));
@@ -506,13 +555,30 @@ static void launch(K kernel, const router &r, uint32_t grid, uint64_t shared,
 }
 
 template <int V, int AFTER>
-static void launch_fast(const router &r, uint32_t grid, uint64_t shared,
+static void launch_fast(router r, uint32_t grid, uint64_t shared,
                         cudaStream_t s)
 {
+    uint64_t elem = r.a.in.logits_dtype == MOEC_DTYPE_F32 ? 4 : 2;
+    uint64_t row = reinterpret_cast<uintptr_t>(r.a.in.logits) |
+                   r.a.stride * elem;
+    uint64_t fixed = sizeof(moec_row_memory<V>) * WARPS;
+
+    // V * elem bytes of a lane, 16 at a time where that divides them.
+    r.wide = r.a.n_choice % V == 0 &&
+             row % (V * elem % 16 == 0 ? 16 : V * elem % 8 == 0 ? 8 : V * elem)
+                 == 0;
     if (r.a.in.bias || r.a.c.n_group > 1)
-        launch(route_rows<V, true, AFTER>, r, grid, shared, s);
+        launch(route_rows<V, true, AFTER>, r, grid, fixed, shared, s);
     else
-        launch(route_rows<V, false, AFTER>, r, grid, shared, s);
+        launch(route_rows<V, false, AFTER>, r, grid, fixed, shared, s);
+}
+
+template <int AFTER>
+static void launch_any(const router &r, uint32_t grid, uint64_t shared,
+                       cudaStream_t s)
+{
+    launch(route_any<AFTER>, r, grid, sizeof(moec_row_memory<0>) * WARPS,
+           shared, s);
 }
 
 template <int AFTER>
@@ -522,7 +588,7 @@ static void launch_after(const router &r, uint32_t grid, uint64_t shared,
     uint32_t n = r.a.n_choice;
 
     if (!is_fast(r.a))
-        launch(route_any<AFTER>, r, grid, shared, s);
+        launch_any<AFTER>(r, grid, shared, s);
     else if (n <= 32)
         launch_fast<1, AFTER>(r, grid, shared, s);
     else if (n <= 64)
@@ -545,9 +611,7 @@ static void launch_route(router *r, uint32_t ordinal, bool dispatch,
     uint64_t shared;
 
     r->warps = WARPS;
-    if (fast) {
-        r->warp_bytes = groups ? (n * 4 + 15) / 16 * 16 : 0;
-    } else {
+    if (!fast) {
         r->warp_bytes =
             ((groups ? n + r->a.c.n_group : n) * 4 + 15) / 16 * 16;
         while (r->warps > 1 && r->warps * r->warp_bytes > KEYS_MAX)
@@ -566,7 +630,7 @@ static void launch_route(router *r, uint32_t ordinal, bool dispatch,
     else if (fast)
         launch_fast<16, DISPATCH_FILL>(*r, grid, shared, s);
     else
-        launch(route_any<DISPATCH_FILL>, *r, grid, shared, s);
+        launch_any<DISPATCH_FILL>(*r, grid, shared, s);
 }
 
 static moec_status check_in(const moec_route_config *c, const moec_route_in *in,
