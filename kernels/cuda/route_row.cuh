@@ -395,44 +395,105 @@ __device__ static inline uint32_t moec_kth_key(const moec_columns<V> &c,
     return low;
 }
 
-// Sum over the lanes before this one; *all: over all.
-__device__ static inline uint32_t moec_before(uint32_t n, uint32_t *all)
+// Sum over the lanes up to this one.
+__device__ static inline uint32_t moec_upto(uint32_t n)
 {
-    uint32_t upto = n;
-
-    MOEC_UNROLL
+#ifdef MOEC_EMULATE
     for (uint32_t d = 1; d < 32; d *= 2) {
-        uint32_t other = __shfl_up_sync(MOEC_FULL_WARP, upto, d);
+        uint32_t other = __shfl_up_sync(MOEC_FULL_WARP, n, d);
 
-        upto += moec_lane() >= d ? other : 0;
+        n += moec_lane() >= d ? other : 0;
     }
-    *all = __shfl_sync(MOEC_FULL_WARP, upto, 31);
-    return upto - n;
+#else // a shuffle says itself whether its source is there
+    MOEC_UNROLL
+    for (uint32_t d = 1; d < 32; d *= 2)
+        asm volatile("{\n\t"
+                     ".reg .pred p;\n\t"
+                     ".reg .u32 r;\n\t"
+                     "shfl.sync.up.b32 r|p, %0, %1, 0, 0xffffffff;\n\t"
+                     "@p add.u32 %0, %0, r;\n\t"
+                     "}"
+                     : "+r"(n)
+                     : "r"(d));
+#endif
+    return n;
 }
 
-// Gather columns with a key from t on, in any order: all that fit. Returns how
-// many there are.
+// n += key >= t
+__device__ static inline void moec_count_one(uint32_t *n, uint32_t key,
+                                             uint32_t t)
+{
+#ifdef MOEC_EMULATE
+    *n += key >= t ? 1 : 0;
+#else
+    asm("{\n\t"
+        ".reg .pred p;\n\t"
+        "setp.ge.u32 p, %1, %2;\n\t"
+        "@p add.u32 %0, %0, 1;\n\t"
+        "}"
+        : "+r"(*n)
+        : "r"(key), "r"(t));
+#endif
+}
+
+// Where a lane puts what it gathers, one behind the other. On the device an
+// address of shared memory that the compiler cannot compute anew in every
+// branch, and no branches.
+struct moec_put {
+#ifdef MOEC_EMULATE
+    moec_cand *at;
+#else
+    uint32_t at;
+#endif
+    __device__ moec_put(moec_cand *list, uint32_t first)
+    {
+#ifdef MOEC_EMULATE
+        at = list + first;
+#else
+        at = static_cast<uint32_t>(__cvta_generic_to_shared(list)) + first * 8;
+        asm volatile("" : "+r"(at));
+#endif
+    }
+    // Put column `id` where its key is at least t.
+    __device__ void from(uint32_t t, uint32_t id, uint32_t key)
+    {
+#ifdef MOEC_EMULATE
+        if (key >= t)
+            *at++ = {~id, key};
+#else
+        asm volatile("{\n\t"
+                     ".reg .pred p;\n\t"
+                     "setp.ge.u32 p, %1, %2;\n\t"
+                     "@p st.shared.v2.u32 [%0], {%3, %1};\n\t"
+                     "@p add.u32 %0, %0, 8;\n\t"
+                     "}"
+                     : "+r"(at)
+                     : "r"(key), "r"(t), "r"(~id)
+                     : "memory");
+#endif
+    }
+};
+
+// Gather columns with a key from t on, in any order: all, but with V = 0 only
+// where they fit. Returns how many there are.
 template <int V>
 __device__ static inline uint32_t moec_gather(const moec_columns<V> &c,
                                               uint32_t t,
                                               const moec_row_scratch &w)
 {
-    uint32_t n = 0, all, at;
+    uint32_t n = 0, upto, all;
 
     MOEC_UNROLL
     for (int v = 0; v < c.n(); v++)
-        n += c.key(v) >= t ? 1 : 0;
-    at = moec_before(n, &all);
+        moec_count_one(&n, c.key(v), t);
+    upto = moec_upto(n);
+    all = __shfl_sync(MOEC_FULL_WARP, upto, 31);
+    if (V == 0 && all > MOEC_ROW_CAND)
+        return all;
+    moec_put put(w.cand, upto - n);
     MOEC_UNROLL
-    for (int v = 0; v < c.n(); v++) {
-        uint32_t key = c.key(v);
-
-        if (key >= t) {
-            if (V != 0 || at < MOEC_ROW_CAND)
-                w.cand[at] = {~c.id(v), key};
-            at++;
-        }
-    }
+    for (int v = 0; v < c.n(); v++)
+        put.from(t, c.id(v), c.key(v));
     return all;
 }
 
@@ -443,14 +504,16 @@ __device__ static inline uint32_t
 moec_gather_exact(const moec_columns<V> &c, uint32_t t, uint32_t k,
                   const moec_row_scratch &w)
 {
-    uint32_t above = moec_gather(c, t + 1, w), n = 0, at, all;
+    uint32_t above = moec_gather(c, t + 1, w), n = 0, at = 0, all = 0;
     uint32_t ties = k > above ? k - above : 0;
 
     if (V != 0) { // ids ascend with the lanes
         MOEC_UNROLL
         for (int v = 0; v < c.n(); v++)
             n += c.key(v) == t ? 1 : 0;
-        at = moec_before(n, &all);
+        at = moec_upto(n);
+        all = __shfl_sync(MOEC_FULL_WARP, at, 31);
+        at -= n;
     }
     MOEC_UNROLL
     for (int v = 0; v < c.n(); v++) {

@@ -21,6 +21,10 @@
 
 #define WARPS     8u
 #define THREADS   (WARPS * 32u)
+// Blocks of a multiprocessor, up to 256 columns and above. The compiler takes
+// as many registers as that leaves it (64, 128): no spills.
+#define BLOCKS      4u
+#define BLOCKS_WIDE 2u
 #define GROUPS    32u // of route_rows
 #define KEYS_MAX  (64u << 10) // bytes of keys that a block of route_any takes
 #define FREE_MAX  (48u << 10) // shared memory without asking
@@ -303,7 +307,7 @@ choose_by_score(const moec_route_args &a, moec_columns<V> &c,
 }
 
 template <int V, bool SCORED, int AFTER>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, V <= 8 ? BLOCKS : BLOCKS_WIDE)
     route_rows(const __grid_constant__ router r)
 {
     MOEC_DYNAMIC_SHARED(unsigned char, shared);
@@ -528,19 +532,19 @@ static bool is_fast(const moec_route_args &a)
             a.c.group_score == MOEC_GROUP_MAX);
 }
 
-// Blocks that run at a time, some to spare: a block takes rows as long as
-// there are any.
-static uint32_t grid_of(uint32_t ordinal, uint32_t n_tokens, uint32_t warps)
+// As many blocks as run at a time: each takes rows as long as there are any.
+static uint32_t grid_of(uint32_t ordinal, uint32_t n_tokens, uint32_t warps,
+                        uint32_t per_sm)
 {
-    uint32_t rows = moec_blocks(n_tokens, warps);
+    uint32_t rows = moec_blocks(n_tokens, warps), most;
     int sm = 0;
 
     if (cudaDeviceGetAttribute(&sm, cudaDevAttrMultiProcessorCount,
                                static_cast<int>(ordinal)) != cudaSuccess ||
         sm < 1)
         sm = 128;
-    return rows < static_cast<uint32_t>(sm) * 8 ? rows
-                                                : static_cast<uint32_t>(sm) * 8;
+    most = static_cast<uint32_t>(sm) * per_sm;
+    return rows < most ? rows : most;
 }
 
 template <class K>
@@ -620,7 +624,8 @@ static void launch_route(router *r, uint32_t ordinal, bool dispatch,
     shared = static_cast<uint64_t>(r->warps) * r->warp_bytes;
     if (dispatch)
         shared += moec_dispatch_shared(&r->d, r->warps);
-    grid = grid_of(ordinal, r->a.in.n_tokens, r->warps);
+    grid = grid_of(ordinal, r->a.in.n_tokens, r->warps,
+                   fast && n > 256 ? BLOCKS_WIDE : BLOCKS);
     if (!dispatch)
         launch_after<NOTHING>(*r, grid, shared, s);
     else if (r->d.waterfill.mode != MOEC_WATERFILL_DYNAMIC)
