@@ -232,6 +232,74 @@ moec_status moec_reference_read(const moec_activations *a,
                           err);
 }
 
+uint64_t moec_reference_cols(const moec_activations *a,
+                             const moec_reference *part, const char *what)
+{
+    char name[160];
+    size_t at;
+
+    (void)snprintf(name, sizeof(name), "%s%s", part->prefix, what);
+    at = moec_ckpt_find(a->golden, name);
+    if (at == SIZE_MAX || moec_ckpt_tensor(a->golden, at)->rank != 2)
+        return 0;
+    return moec_ckpt_tensor(a->golden, at)->shape[1];
+}
+
+/* Where a reference keeps its token ids, or SIZE_MAX. */
+static size_t find_tokens(const moec_activations *a, const moec_reference *part)
+{
+    static const char *const words[] = {"tokens", "token_ids", "input_ids"};
+    const char *number = strchr(part->prefix, '.');
+    const char *rest = number != NULL ? strchr(number + 1, '.') : NULL;
+    const char *prefixes[] = {part->prefix, rest != NULL ? rest + 1 : "", ""};
+    char name[160];
+
+    for (size_t p = 0; p < 3; p++)
+        for (size_t w = 0; w < 3; w++) {
+            size_t at;
+
+            (void)snprintf(name, sizeof(name), "%s%s", prefixes[p], words[w]);
+            at = moec_ckpt_find(a->golden, name);
+            if (at != SIZE_MAX)
+                return at;
+        }
+    return SIZE_MAX;
+}
+
+moec_status moec_reference_tokens(const moec_activations *a,
+                                  const moec_reference *part, int32_t *out,
+                                  bool *found_out, moec_error *err)
+{
+    size_t at = find_tokens(a, part);
+    const moec_tensor *t;
+    uint64_t n = part->n, size;
+    unsigned char *raw;
+    moec_status st;
+
+    *found_out = at != SIZE_MAX;
+    if (at == SIZE_MAX)
+        return MOEC_OK;
+    t = moec_ckpt_tensor(a->golden, at);
+    size = t->dtype == MOEC_DTYPE_I64 ? 8 : 4;
+    if ((t->dtype != MOEC_DTYPE_I64 && t->dtype != MOEC_DTYPE_I32) ||
+        t->bytes < n * size)
+        return wrong(a->golden, at, "is no I32 or I64 for every token", err);
+    raw = moec_alloc((size_t)(n * size));
+    if (raw == NULL)
+        return moec_fail_nomem(err, "token ids");
+    st = moec_ckpt_read(a->golden, at, 0, raw, (size_t)(n * size), err);
+    for (uint64_t i = 0; st == MOEC_OK && i < n; i++) {
+        uint64_t id =
+            size == 8 ? moec_le64(raw + i * 8) : moec_le32(raw + i * 4);
+
+        if (id > INT32_MAX)
+            st = wrong(a->golden, at, "has a token id that is none", err);
+        out[i] = (int32_t)id;
+    }
+    moec_free(raw);
+    return st;
+}
+
 double moec_reference_tolerance(const moec_activations *a, const float *v,
                                 uint64_t n)
 {

@@ -73,6 +73,15 @@ moec_status moec_reference_read(const moec_activations *a,
                                 uint64_t n_cols, bool ids, void *out,
                                 bool *found_out, moec_error *err);
 
+/* Columns of that answer, 0 where there is none of rank 2. */
+uint64_t moec_reference_cols(const moec_activations *a,
+                             const moec_reference *part, const char *what);
+/* Token ids [part->n] of a reference: "PREFIX" or, of all layers, "t64." or
+ * nothing, and "tokens", "token_ids" or "input_ids"; I32 or I64. */
+moec_status moec_reference_tokens(const moec_activations *a,
+                                  const moec_reference *part, int32_t *out,
+                                  bool *found_out, moec_error *err);
+
 /* The largest difference allowed in answer `v` [n]. */
 double moec_reference_tolerance(const moec_activations *a, const float *v,
                                 uint64_t n);

@@ -210,7 +210,8 @@ static moec_status run_expert(void *ctx, size_t e, uint32_t worker,
     if (n == 0)
         return MOEC_OK;
     run.n = n;
-    MOEC_TRY(moec_plain_read(&w->plain, k, &from, (uint32_t)e, err));
+    MOEC_TRY(moec_l3_known(
+        moec_plain_read(&w->plain, k, &from, (uint32_t)e, err), err));
     MOEC_TRY(run_plain(w, k, &g->ffn, &run, err));
     return moec_l3_progress(l->v, l->slot_bytes, err);
 }
@@ -226,54 +227,98 @@ static bool has_experts(const moec_l3_layer *l, const moec_l3_side *s,
     return false;
 }
 
-moec_status moec_l3_shared_apart(moec_l3_layer *l, int side, moec_error *err)
+/* Shared experts in one tensor each are so many MLPs of their own; else they
+ * are one, however many the config counts. */
+static uint32_t shared_parts(const moec_l3_layer *l, int side)
+{
+    const moec_layer_slices *x = l->slices[side];
+    uint32_t n = moec_model_facts(l->v->model[side])->n_shared;
+
+    for (size_t i = 0; i < x->n_slices; i++)
+        if (x->slices[i].role == MOEC_ROLE_SHARED && x->slices[i].stacked)
+            return (uint32_t)moec_max_u64(n, 1);
+    return 1;
+}
+
+static float shared_weight(const moec_l3_layer *l, const moec_l3_side *s,
+                           uint32_t t, uint32_t part)
+{
+    moec_route_config gate = s->facts.route;
+
+    if (!has_experts(l, s, t)) /* a row of padding */
+        return 0.0f;
+    if (s->n_weighed != 0)
+        return s->shared_weights[(size_t)t * s->n_weighed + part];
+    gate.rsf_on = MOEC_RSF_ON_WEIGHTS; /* alone, it stands outside the scale */
+    gate.shared_ranks = 1;
+    return moec_shared_weight(&gate, s->gate != NULL ? s->gate[t] : 0.0f) *
+           s->global_scale;
+}
+
+/* One shared expert over all tokens, its outputs into `y`. */
+static moec_status run_shared(moec_l3_layer *l, int side, uint32_t part,
+                              uint32_t parts, float *y, moec_error *err)
 {
     moec_l3_side *s = &l->side[side];
     moec_l3_worker *w = &l->v->workers[0];
     const moec_kernels *k = l->v->k[side];
-    moec_route_config gate = s->facts.route;
-    uint64_t h = l->width;
     uint32_t *sorted = moec_calloc((size_t)l->tokens + 1, sizeof(*sorted));
     float *ones = moec_calloc((size_t)l->tokens + 1, sizeof(*ones));
     moec_plain_source from = {l->slices[side],
                               MOEC_ROLE_SHARED,
-                              h,
-                              s->facts.shared_ffn.inter,
+                              l->width,
+                              s->facts.shared_ffn.inter / parts,
                               side == MOEC_LEVEL3_SOURCE ? moec_l3_read_source
                                                          : moec_l3_read_common,
                               w};
-    plain_run run = {l->x, l->tokens, 1, ones, sorted, l->tokens, NULL};
+    plain_run run = {l->x, l->tokens, 1, ones, sorted, l->tokens, y};
     moec_status st = MOEC_OK;
 
-    s->shared = moec_calloc((size_t)l->rows + 1, (size_t)h * sizeof(float));
-    if (sorted == NULL || ones == NULL || s->shared == NULL)
+    if (sorted == NULL || ones == NULL)
         st = moec_fail_nomem(err, "the shared expert");
-    run.y = s->shared;
     for (uint32_t t = 0; st == MOEC_OK && t < l->tokens; t++) {
         sorted[t] = t;
         ones[t] = 1.0f;
     }
     if (st == MOEC_OK)
-        st = moec_plain_read(&w->plain, k, &from, 0, err);
+        st =
+            moec_l3_known(moec_plain_read(&w->plain, k, &from, part, err), err);
     if (st == MOEC_OK)
         st = run_plain(w, k, &s->facts.shared_ffn, &run, err);
     moec_free(ones);
     moec_free(sorted);
-    if (st != MOEC_OK)
-        return st;
-    gate.rsf_on = MOEC_RSF_ON_WEIGHTS; /* alone, it stands outside the scale */
-    gate.shared_ranks = 1;
-    for (uint32_t t = 0; t < l->tokens; t++) {
-        float g = moec_shared_weight(&gate, s->gate != NULL ? s->gate[t] : 0) *
-                  s->global_scale;
+    return st;
+}
 
-        if (!has_experts(l, s, t)) /* a row of padding */
-            g = 0.0f;
+moec_status moec_l3_shared_apart(moec_l3_layer *l, int side, moec_error *err)
+{
+    moec_l3_side *s = &l->side[side];
+    uint32_t parts = shared_parts(l, side);
+    size_t h = l->width;
+    float *y = moec_calloc((size_t)l->tokens + 1, h * sizeof(*y));
+    moec_status st = MOEC_OK;
 
-        for (uint64_t i = 0; i < h; i++)
-            s->shared[t * h + i] *= g;
+    s->shared = moec_calloc((size_t)l->rows + 1, h * sizeof(*s->shared));
+    if (y == NULL || s->shared == NULL)
+        st = moec_fail_nomem(err, "the shared expert");
+    if (st == MOEC_OK && s->n_weighed != 0 && s->n_weighed != parts)
+        st = moec_l3_known(
+            moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                      "the router weighs %u shared experts, and their tensors "
+                      "hold %u",
+                      s->n_weighed, parts),
+            err);
+    for (uint32_t part = 0; st == MOEC_OK && part < parts; part++) {
+        st = run_shared(l, side, part, parts, y, err);
+        for (uint32_t t = 0; st == MOEC_OK && t < l->tokens; t++) {
+            float weight = shared_weight(l, s, t, part);
+
+            for (size_t i = t * h; i < (t + 1) * h; i++)
+                s->shared[i] += weight * y[i];
+        }
     }
-    return MOEC_OK;
+    moec_free(y);
+    return st;
 }
 
 /* ----------------------------------------------------------- the layer */

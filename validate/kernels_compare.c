@@ -243,6 +243,38 @@ static void compare_weights(moec_l3_layer *l)
                     n_bad, WEIGHT_ULP, token, col);
 }
 
+/* Weights that the router gives to shared experts: they have no columns. */
+static void compare_shared_weights(moec_l3_layer *l)
+{
+    moec_l3_side *a = &l->side[0], *b = &l->side[1];
+    uint64_t n = (uint64_t)l->tokens * a->n_weighed, n_bad = 0, at = 0;
+    moec_l3_number want, got;
+    moec_finding f;
+
+    for (uint64_t i = 0; i < n; i++) {
+        int64_t d =
+            order_of(a->shared_weights[i]) - order_of(b->shared_weights[i]);
+
+        if ((d < -WEIGHT_ULP || d > WEIGHT_ULP) && n_bad++ == 0)
+            at = i;
+    }
+    if (n_bad == 0) {
+        if (n != 0)
+            memcpy(b->shared_weights, a->shared_weights,
+                   (size_t)n * sizeof(*a->shared_weights));
+        return;
+    }
+    want = moec_l3_say(a->shared_weights[at]);
+    got = moec_l3_say(b->shared_weights[at]);
+    f = moec_l3_finding(l, MOEC_RULE_K02, MOEC_SEVERITY_ERROR);
+    moec_l3_expect(&f, &want, &got);
+    moec_report_add(l->v->r, &f,
+                    "%" PRIu64
+                    " weights of shared experts differ by more than %d ulp, "
+                    "first that of token %" PRIu64 ", shared expert %" PRIu64,
+                    n_bad, WEIGHT_ULP, at / a->n_weighed, at % a->n_weighed);
+}
+
 /* Two ulp are allowed to a back end, and no more are: where all weights are
  * within them both sides go on with the same ones, so that outputs can be
  * compared bit for bit. */
@@ -259,19 +291,22 @@ static void agree_on_weights(moec_l3_layer *l)
                    l->top_k * sizeof(*a->weights));
 }
 
-/* Kept apart: dispatch clears the weights of columns without a slot. */
+/* Kept apart: dispatch clears the weights of columns without a slot. Shared
+ * experts that the router weighs stand behind the K. */
 static moec_status keep_effective(moec_l3_layer *l, moec_error *err)
 {
     const moec_l3_side *b = &l->side[1];
+    uint32_t n = l->top_k + b->n_weighed;
 
-    l->effective =
-        moec_calloc((size_t)l->tokens + 1, l->top_k * sizeof(*l->effective));
+    l->effective = moec_calloc((size_t)l->tokens + 1, n * sizeof(float));
     if (l->effective == NULL)
         return moec_fail_nomem(err, "weights of a layer");
     for (uint32_t t = 0; t < l->tokens; t++)
-        for (uint32_t c = 0; c < l->top_k; c++)
-            l->effective[(size_t)t * l->top_k + c] =
-                effective(b, b->weights[(size_t)t * b->cols + c]);
+        for (uint32_t c = 0; c < n; c++)
+            l->effective[(size_t)t * n + c] =
+                c < l->top_k ? effective(b, b->weights[(size_t)t * b->cols + c])
+                             : b->shared_weights[(size_t)t * b->n_weighed + c -
+                                                 l->top_k];
     return MOEC_OK;
 }
 
@@ -283,6 +318,7 @@ moec_status moec_l3_compare_routing(moec_l3_layer *l, moec_error *err)
     l->result->ids_equal =
         compare_ids(l, a->ids, b->ids, l->tokens, "router", MOEC_RULE_K01) == 0;
     compare_weights(l);
+    compare_shared_weights(l);
     MOEC_TRY(keep_effective(l, err));
     agree_on_weights(l);
     if (a->table != NULL)

@@ -59,6 +59,7 @@ static void side_fini(moec_l3_side *s)
     moec_free(s->bias);
     moec_free(s->scales);
     moec_free(s->gate);
+    moec_free(s->shared_weights);
     moec_free(s->table);
     moec_free(s->ids);
     moec_free(s->weights);
@@ -94,9 +95,10 @@ static const char *why_not(const moec_l3_layer *l)
 
     if (f->why_not != NULL && (f->steps == 0 || (f->steps & ~known) != 0))
         return f->why_not;
-    if (f->route.shared_kind == MOEC_SHARED_ROUTER)
-        return "the router weighs the shared experts: their outputs one by one "
-               "are not implemented";
+    if (f->route.shared_kind == MOEC_SHARED_ROUTER &&
+        f->route.norm != MOEC_NORM_JOINT)
+        return "the router weighs the shared experts, and not by the sum that "
+               "they share with the routed ones";
     return NULL;
 }
 
@@ -212,11 +214,13 @@ static moec_status prove(moec_l3_layer *l, moec_error *err)
     return MOEC_OK;
 }
 
-/* The layer stays as levels 1 and 2 left it. Told once for equal reasons. */
+/* The layer stays as levels 1 and 2 left it. Told once for equal reasons. An
+ * error where a kernel refused what it says to do. */
 static moec_status not_validated(moec_l3_layer *l, moec_validation *out,
-                                 size_t i, const char *why, moec_error *err)
+                                 size_t i, const char *why,
+                                 moec_severity severity, moec_error *err)
 {
-    moec_finding f = moec_l3_finding(l, MOEC_RULE_K09, MOEC_SEVERITY_WARNING);
+    moec_finding f = moec_l3_finding(l, MOEC_RULE_K09, severity);
     bool told = false;
 
     for (size_t k = 0; k < i; k++)
@@ -229,7 +233,9 @@ static moec_status not_validated(moec_l3_layer *l, moec_validation *out,
     l->result->why_not = out->why_not[i];
     l->result->validated = 0;
     if (!told)
-        moec_report_add(l->v->r, &f, "not validated: %s", why);
+        moec_report_add(
+            l->v->r, &f, "not validated: %s%s",
+            severity == MOEC_SEVERITY_ERROR ? "a kernel refused: " : "", why);
     return MOEC_OK;
 }
 
@@ -249,18 +255,26 @@ static moec_status run_layer(moec_level3 *v, moec_validation *out, size_t i,
     }
     st = describe(&l, &e);
     if (st == MOEC_OK && why_not(&l) != NULL) {
-        st = not_validated(&l, out, i, why_not(&l), err);
+        st = not_validated(&l, out, i, why_not(&l), MOEC_SEVERITY_WARNING, err);
     } else {
         if (st == MOEC_OK)
             st = prove(&l, &e);
         if (st == MOEC_E_UNSUPPORTED)
-            st = not_validated(&l, out, i, e.text, err);
+            st = not_validated(&l, out, i, e.text,
+                               e.rule == MOEC_RULE_K09 ? MOEC_SEVERITY_WARNING
+                                                       : MOEC_SEVERITY_ERROR,
+                               err);
         else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
             *err = e;
     }
     if (st == MOEC_OK && l.not_finite)
         add_limit(out, "some outputs are infinite or no numbers: those compare "
                        "as equal");
+    if (st == MOEC_OK && l.guessed)
+        add_limit(out, "the reference has no token ids: where a table names "
+                       "the experts, tokens were chosen by its experts");
+    if (st == MOEC_OK && l.no_ec != NULL)
+        add_limit(out, "Expert Choice was not tried: %s", l.no_ec);
     if (st == MOEC_OK && l.batch.n_left_out != 0)
         add_limit(out,
                   "of recorded hidden states the first %u rows a layer are "

@@ -9,6 +9,7 @@
  *     forward.c        the source's side: logical experts, scalar kernels
  *     serve.c          the converted side: slots of all ranks, served
  *     serve_choice.c   every other way to choose slots, without arithmetic
+ *     hash_tokens.c    token ids for experts that stand in a table
  *     kernels_compare.c  the two against each other, and against a reference
  *     kernels_level.c  the driver and the public functions
  * Lifetime: a level owns what it opens; a layer lives while it is proved.
@@ -80,11 +81,13 @@ typedef struct moec_l3_side {
     moec_moe_facts facts;
     moec_router *router;
     uint32_t cols;
-    float *logits;  /* [tokens][n_logits] */
-    float *bias;    /* [E + Z], or NULL */
-    float *scales;  /* [E], or NULL */
-    float *gate;    /* [rows] logits of the shared gate, or NULL */
-    int32_t *table; /* [vocab][K], or NULL */
+    float *logits;         /* [tokens][n_logits] */
+    float *bias;           /* [E + Z], or NULL */
+    float *scales;         /* [E], or NULL */
+    float *gate;           /* [rows] logits of the shared gate, or NULL */
+    float *shared_weights; /* [tokens][n_weighed], or NULL */
+    uint32_t n_weighed;    /* shared experts that the router weighs */
+    int32_t *table;        /* [vocab][K], or NULL */
     uint32_t vocab;
     float global_scale;
     int32_t *ids;    /* [rows][C] */
@@ -120,6 +123,7 @@ typedef struct moec_l3_layer {
     moec_topology topo;
     float *x;           /* [rows][hidden] */
     int32_t *token_ids; /* [rows]: hash routing */
+    bool guessed;       /* some of them from the reference's experts */
     moec_l3_side side[2];
     /* the converted side */
     int32_t *slots;  /* [rows][C] dispatch slots */
@@ -132,7 +136,8 @@ typedef struct moec_l3_layer {
     uint32_t *expert_slot; /* [experts + shared]: a slot known to be right */
     bool weights_ok;   /* of both sides, within what a back end is allowed */
     bool *shared_bad;  /* [tokens] */
-    float *effective;  /* [tokens][K] weights as they count */
+    float *effective;  /* [tokens][K + n_weighed] weights as they count */
+    const char *no_ec; /* why there is no Expert Choice, or NULL */
     bool not_finite;   /* some output of the source is no number */
     bool shared_apart; /* the shared expert is no slot, but a tensor */
 } moec_l3_layer;
@@ -147,6 +152,11 @@ moec_status moec_l3_read_common(void *worker, uint32_t tensor, uint64_t off,
 moec_status moec_l3_read_file(moec_l3_worker *w, size_t file, uint64_t off,
                               void *buf, size_t n, moec_error *err);
 moec_status moec_l3_progress(moec_level3 *v, uint64_t bytes, moec_error *err);
+
+/* `st` of a step that may find a tensor of a kind that no kernel here reads:
+ * then the layer is not validated, and the error says so by its rule (K09). An
+ * UNSUPPORTED without it is a kernel's that ought to have run: a finding. */
+moec_status moec_l3_known(moec_status st, moec_error *err);
 
 /* A finding about the layer. */
 moec_finding moec_l3_finding(const moec_l3_layer *l, moec_rule rule,
@@ -164,6 +174,9 @@ moec_status moec_l3_run_router(const moec_router *router,
                                const moec_route_in *in, int32_t *ids,
                                float *weights, moec_ec_stats *ec,
                                moec_error *err);
+/* Which tokens a table of experts is asked for. hash_tokens.c */
+moec_status moec_l3_make_tokens(moec_l3_layer *l, const moec_l3_side *s,
+                                moec_error *err);
 /* `n` numbers of one side's tensor as float32; *out is the caller's. */
 moec_status moec_l3_load_floats(moec_l3_layer *l, int side, uint32_t tensor,
                                 uint64_t n, float **out, moec_error *err);

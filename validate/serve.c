@@ -123,8 +123,10 @@ static moec_status run_matrices(const serving *g, moec_l3_worker *w,
                       .sorted = run,
                       .slot_first = first};
 
-    MOEC_TRY(moec_slot_matrix(l->v->plan, l->layer, 0, data, &w13, err));
-    MOEC_TRY(moec_slot_matrix(l->v->plan, l->layer, 1, data, &w2, err));
+    MOEC_TRY(moec_l3_known(
+        moec_slot_matrix(l->v->plan, l->layer, 0, data, &w13, err), err));
+    MOEC_TRY(moec_l3_known(
+        moec_slot_matrix(l->v->plan, l->layer, 1, data, &w2, err), err));
     mutate_matrix(l, &w13);
     mutate_matrix(l, &w2);
     bytes = moec_ffn_workspace_bytes(k, &g->ffn, n);
@@ -378,8 +380,10 @@ moec_status moec_l3_serve(moec_l3_layer *l, moec_error *err)
     g.ffn.up_first =
         moec_plan_options(l->v->plan)->w13_order == MOEC_W13_UP_GATE;
     if (moec_plan_n_slot_tensors(l->v->plan, l->layer) > MOEC_L3_TENSORS_MAX)
-        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                         "a slot of more than %u tensors", MOEC_L3_TENSORS_MAX);
+        return moec_l3_known(moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                                       "a slot of more than %u tensors",
+                                       MOEC_L3_TENSORS_MAX),
+                             err);
     MOEC_TRY(moec_l3_room(l, MOEC_LEVEL3_SERVED, err));
     MOEC_TRY(dispatch(l, err));
     MOEC_TRY(align(l, err));

@@ -494,25 +494,37 @@ static moec_status run_mode(bench *b, const mode *m, int32_t *ids,
     return MOEC_OK;
 }
 
+/* Why the family cannot use it, or NULL: what the kernels refuse by design. */
+static const char *no_expert_choice(const moec_l3_layer *l)
+{
+    const moec_route_config *c = &l->side[MOEC_LEVEL3_SOURCE].facts.route;
+
+    if (c->n_zero != 0)
+        return "an expert that costs nothing has no capacity";
+    if (c->choice == MOEC_CHOICE_HASH)
+        return "a table of experts has no scores to compare tokens by";
+    if (c->choice == MOEC_CHOICE_SPARSE_MIXER)
+        return "the sparse mixer has no scores to compare tokens by";
+    if ((uint64_t)l->tokens * l->experts > UINT32_MAX)
+        return "too many tokens by experts for one call";
+    return NULL;
+}
+
 moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err)
 {
     size_t n = 2 * ((size_t)l->tokens + 1) * l->side[1].cols;
     int32_t *ids = moec_calloc(n, sizeof(*ids));
     bench b = {0};
     moec_status st = bench_open(&b, l, err);
-    moec_error e = MOEC_ERROR_INIT;
 
+    l->no_ec = no_expert_choice(l);
     if (st == MOEC_OK && ids == NULL)
         st = moec_fail_nomem(err, "choices of a layer");
-    for (size_t i = 0; st == MOEC_OK && i < N_MODES; i++) {
-        st = run_mode(&b, &modes[i], ids, &e);
+    for (size_t i = 0; st == MOEC_OK && l->no_ec == NULL && i < N_MODES; i++) {
+        st = run_mode(&b, &modes[i], ids, err);
         if (st == MOEC_OK)
             l->result->ec_modes++;
     }
-    if (st == MOEC_E_UNSUPPORTED) /* the family cannot use it */
-        st = MOEC_OK;
-    else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
-        *err = e;
     bench_fini(&b);
     moec_free(ids);
     return st;

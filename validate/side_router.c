@@ -28,6 +28,13 @@ static const moec_tensor *tensor_of(const moec_l3_layer *l, int side,
     return moec_ckpt_tensor(moec_model_ckpt(l->v->model[side]), tensor);
 }
 
+moec_status moec_l3_known(moec_status st, moec_error *err)
+{
+    if (st == MOEC_E_UNSUPPORTED && err != NULL)
+        err->rule = MOEC_RULE_K09;
+    return st;
+}
+
 /* The whole tensor as it is stored; *out is the caller's. */
 static moec_status load_raw(moec_l3_layer *l, int side, uint32_t tensor,
                             void **out, moec_error *err)
@@ -68,9 +75,10 @@ moec_status moec_l3_load_floats(moec_l3_layer *l, int side, uint32_t tensor,
     moec_status st;
 
     if (elements(t) != n || !is_real((moec_dtype)t->dtype))
-        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                         "tensor '%s' is not %llu numbers", t->name,
-                         (unsigned long long)n);
+        return moec_l3_known(moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                                       "tensor '%s' is not %llu numbers",
+                                       t->name, (unsigned long long)n),
+                             err);
     f = moec_calloc((size_t)n + 1, sizeof(*f));
     if (f == NULL)
         return moec_fail_nomem(err, "a router tensor");
@@ -100,10 +108,12 @@ moec_status moec_l3_project(moec_l3_layer *l, int side,
     moec_status st;
 
     if (elements(t) != p->n_out * p->n_in || !is_real((moec_dtype)t->dtype))
-        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                         "tensor '%s' is no [%llu, %llu] matrix of numbers",
-                         t->name, (unsigned long long)p->n_out,
-                         (unsigned long long)p->n_in);
+        return moec_l3_known(
+            moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                      "tensor '%s' is no [%llu, %llu] matrix of numbers",
+                      t->name, (unsigned long long)p->n_out,
+                      (unsigned long long)p->n_in),
+            err);
     m.format = t->dtype == MOEC_DTYPE_F32    ? MOEC_WFORMAT_F32
                : t->dtype == MOEC_DTYPE_BF16 ? MOEC_WFORMAT_BF16
                                              : MOEC_WFORMAT_F16;
@@ -134,9 +144,10 @@ static moec_status load_table(moec_l3_layer *l, int side, moec_error *err)
     void *raw = NULL;
 
     if ((!wide && t->dtype != MOEC_DTYPE_I32) || n % l->top_k != 0 || n == 0)
-        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                         "tensor '%s' is no table of experts by token",
-                         t->name);
+        return moec_l3_known(
+            moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                      "tensor '%s' is no table of experts by token", t->name),
+            err);
     s->table = moec_calloc((size_t)n, sizeof(*s->table));
     if (s->table == NULL)
         return moec_fail_nomem(err, "table of experts by token");
@@ -254,9 +265,10 @@ static void mutate(const moec_level3 *v, moec_route_config *c)
 {
     float rsf = c->rsf == 0.0f ? 1.0f : c->rsf;
 
-    if (v->mutation == MOEC_MUTATION_WRONG_NORM_TOPK)
+    if (v->mutation == MOEC_MUTATION_WRONG_NORM_TOPK) {
         c->norm = c->norm == MOEC_NORM_NONE ? MOEC_NORM_SUM : MOEC_NORM_NONE;
-    else if (v->mutation == MOEC_MUTATION_RSF_TWICE)
+        c->n_shared_logits = 0; /* of the joint sum */
+    } else if (v->mutation == MOEC_MUTATION_RSF_TWICE)
         c->rsf = rsf * rsf;
     else if (v->mutation == MOEC_MUTATION_RSF_MISSING)
         c->rsf = 1.0f;
@@ -269,6 +281,7 @@ moec_route_in moec_l3_route_in(const moec_l3_layer *l, int side)
 
     in.n_tokens = in.n_valid = l->tokens;
     in.logits = s->logits;
+    in.logits_stride = l->n_logits;
     in.bias = s->bias;
     in.expert_scale = s->scales;
     in.shared_gate = s->gate;
@@ -310,12 +323,38 @@ static void renormalise(const moec_l3_layer *l, moec_l3_side *s)
     }
 }
 
-static void draw_tokens(moec_l3_layer *l, uint32_t vocab)
+/* Weights of the shared experts that the router weighs: they have no slots,
+ * and so no columns here, but are the columns behind K of a router that is
+ * asked for them. */
+static moec_status weigh_shared(moec_l3_layer *l, int side, moec_error *err)
 {
-    uint64_t state = l->v->act.seed;
+    moec_l3_side *s = &l->side[side];
+    moec_route_config config = s->facts.route;
+    moec_route_in in = moec_l3_route_in(l, side);
+    uint32_t n = config.n_shared_logits, cols = l->top_k + n;
+    size_t room = (size_t)l->tokens * cols + 1;
+    moec_router *router = NULL;
+    int32_t *ids = moec_calloc(room, sizeof(*ids));
+    float *weights = moec_calloc(room, sizeof(*weights));
+    moec_status st = MOEC_OK;
 
-    for (uint32_t t = 0; t < l->tokens; t++)
-        l->token_ids[t] = (int32_t)(moec_next_random(&state) % vocab);
+    s->n_weighed = n;
+    s->shared_weights = moec_calloc((size_t)l->tokens * n + 1, sizeof(float));
+    if (ids == NULL || weights == NULL || s->shared_weights == NULL)
+        st = moec_fail_nomem(err, "weights of shared experts");
+    config.n_shared = n;
+    if (st == MOEC_OK)
+        st = moec_router_create(&router, l->v->k[side], &config, err);
+    if (st == MOEC_OK)
+        st = moec_l3_run_router(router, &in, ids, weights, NULL, err);
+    for (uint32_t t = 0; st == MOEC_OK && t < l->tokens; t++)
+        for (uint32_t i = 0; i < n; i++)
+            s->shared_weights[(size_t)t * n + i] =
+                weights[(size_t)t * cols + l->top_k + i] * s->global_scale;
+    moec_router_destroy(router);
+    moec_free(weights);
+    moec_free(ids);
+    return st;
 }
 
 moec_status moec_l3_route(moec_l3_layer *l, int side, moec_error *err)
@@ -335,12 +374,14 @@ moec_status moec_l3_route(moec_l3_layer *l, int side, moec_error *err)
         moec_calloc((size_t)l->rows_max + 1, s->cols * sizeof(*s->weights));
     if (s->ids == NULL || s->weights == NULL)
         return moec_fail_nomem(err, "ids and weights");
-    if (s->table != NULL)
-        draw_tokens(l, s->vocab);
+    if (s->table != NULL && side == MOEC_LEVEL3_SOURCE)
+        MOEC_TRY(moec_l3_make_tokens(l, s, err));
     in = moec_l3_route_in(l, side);
     MOEC_TRY(moec_l3_run_router(s->router, &in, s->ids, s->weights, NULL, err));
     for (size_t i = 0; i < (size_t)l->tokens * s->cols; i++)
         s->weights[i] *= s->global_scale;
+    if (s->facts.route.n_shared_logits != 0)
+        MOEC_TRY(weigh_shared(l, side, err));
     if (side == MOEC_LEVEL3_SERVED &&
         l->v->mutation == MOEC_MUTATION_SHARED_WEIGHT_RENORMALISED)
         renormalise(l, s);
