@@ -130,10 +130,21 @@ static moec_status describe(moec_l3_layer *l, moec_error *err)
     return MOEC_OK;
 }
 
+/* The layer's number in a reference: MTP layers that the source numbers on
+ * their own stand behind the main ones there, as those of DeepSeek do. */
+static uint32_t number_of(const moec_l3_layer *l)
+{
+    uint32_t number = l->result->source_number;
+    uint32_t n = moec_model_facts(l->v->model[MOEC_LEVEL3_SOURCE])->n_layers;
+    bool behind = l->result->layer.space != MOEC_SPACE_MTP || number >= n;
+
+    return behind ? number : n + number;
+}
+
 static moec_status make_rows(moec_l3_layer *l, moec_error *err)
 {
     MOEC_TRY(moec_batch_make(&l->batch, &l->v->act, l->result->layer,
-                             l->result->source_number, l->width, err));
+                             number_of(l), l->width, err));
     l->tokens = l->rows = l->batch.n_rows;
     l->rows_max = l->tokens + l->experts / l->top_k + 2;
     l->x = moec_calloc((size_t)l->rows_max, l->width * sizeof(*l->x));
@@ -284,7 +295,7 @@ static moec_status run_layer(moec_level3 *v, moec_validation *out, size_t i,
         !l.result->has_golden)
         add_limit(out, "the reference has no %slayer %" PRIu32,
                   l.result->layer.space == MOEC_SPACE_MTP ? "mtp " : "",
-                  l.result->source_number);
+                  number_of(&l));
     layer_fini(&l);
     return st;
 }
