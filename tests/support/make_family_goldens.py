@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reference answers of routers that no fixture has, for generated trees.
 
-  make_family_goldens.py [--no-tokens] [--weights-of-block] TREE...
+  make_family_goldens.py --list | TREE...
 
 Reads the tensors of a tree that make_family_trees.py made and settle_trees.py
 filled, computes its MoE layers in float64 from the formulas of the families,
 and writes golden.safetensors and fixture.json beside them, as
 fixtures/README.md describes them. Knows nothing of our code. Needs numpy.
 
---no-tokens: leave the token ids of hash layers out, and rank their columns by
-score. --weights-of-block: weights as a block has them that scales the sum,
-without the scale. The joint family: all columns, the shared ones too.
+Beside golden.safetensors golden-block.safetensors, the same as another
+reference would have it: no token ids of hash layers and their columns ranked by
+score, weights as a block has them that scales the sum, without the scale, and
+those of the joint family for all columns, the shared ones too. And for each of
+BENT golden-ANSWER.safetensors, in which one number of that answer is wrong.
 """
 import glob
 import json
@@ -122,8 +124,8 @@ class Family:
     shared = None
     rms_input = False
 
-    def __init__(self, tree, t, at):
-        self.t, self.at = t, at
+    def __init__(self, t, at, of_block):
+        self.t, self.at, self.of_block = t, at, of_block
 
     def get(self, name, *more):
         return self.t[self.at + name % more]
@@ -166,7 +168,7 @@ class Family:
             else y[:n]
         if self.has(self.table):
             ids, gap = [int(i) for i in self.get(self.table)[token]], np.inf
-            if OPTIONS["no-tokens"]:
+            if self.of_block:
                 ids.sort(key=lambda i: (-s[i], i))
         else:
             order = sorted(range(n), key=lambda i: (-pick[i], i))
@@ -223,11 +225,10 @@ class Family:
         for i, part in enumerate(self.shared_parts()):
             w = np.array([e[i] if len(e) else 1.0 for e in extra])
             shared += w[:, None] * mlp(self.act, *part, x)
-        by = self.rsf if self.rsf_on_sum and not OPTIONS["weights-of-block"] \
-            else 1.0
+        by = self.rsf if self.rsf_on_sum and not self.of_block else 1.0
         w = np.array(weights) * by
         ids = np.array(ids)
-        if self.norm == "joint" and OPTIONS["weights-of-block"]:
+        if self.norm == "joint" and self.of_block:
             w = np.concatenate([w, np.array(extra)], 1)
             n_all = len(self.get(self.gate))
             k = len(self.shared_parts())
@@ -238,7 +239,7 @@ class Family:
                    "routed_output": routed, "output": routed + shared}
         if self.shared is not None:
             answers["shared_output"] = shared
-        if self.has(self.table) and not OPTIONS["no-tokens"]:
+        if self.has(self.table) and not self.of_block:
             answers["tokens"] = np.array(tokens)[:, None]
         for what, v in answers.items():
             out["layers.%d.%s.%s" % (at, tag, what)] = v
@@ -373,7 +374,7 @@ FAMILIES = {
     "nemotron_h-super": (NemotronSuper, "backbone.layers.%d."),
     "dbrx": (Dbrx, "transformer.blocks.%d."),
 }
-OPTIONS = {"no-tokens": False, "weights-of-block": False}
+BENT = ("topk_weights", "output")
 
 
 # -------------------------------------------------------------------- files
@@ -392,17 +393,27 @@ def write(path, tensors):
         f.write(struct.pack("<Q", len(text)) + text + body)
 
 
-def answer(tree):
-    name = os.path.basename(tree.rstrip("/"))
+def compute(name, t, of_block):
     family, prefix = FAMILIES[name]
-    t, out = read(tree), {}
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    rng, out = np.random.default_rng(zlib.crc32(name.encode())), {}
     for layer in range(8):
-        f = family(tree, t, prefix % layer)
+        f = family(t, prefix % layer, of_block)
         if f.has(f.gate):
             f.run(rng, 64, "t64", out, layer)
             f.run(rng, 1, "t1", out, layer)
+    return out
+
+
+def answer(tree):
+    name, t = os.path.basename(tree.rstrip("/")), read(tree)
+    write(tree + "/golden-block.safetensors", compute(name, t, True))
+    out = compute(name, t, False)
     write(tree + "/golden.safetensors", out)
+    for what in BENT:
+        at = min(k for k in out if k.endswith(".t64." + what))
+        wrong = out[at].copy()
+        wrong[-1, -1] += 0.01 + abs(wrong[-1, -1]) / 8
+        write(tree + "/golden-%s.safetensors" % what, {**out, at: wrong})
     most = max(float(np.abs(v).max()) for k, v in out.items()
                if k.endswith("output"))
     with open(tree + "/fixture.json", "w") as f:
@@ -411,14 +422,8 @@ def answer(tree):
                    "tolerance_abs": max(2e-6 * most, 1e-5)}, f, indent=1)
 
 
-def main(args):
-    for a in [a for a in args if a.startswith("--")]:
-        OPTIONS[a[2:]] = True
-    trees = [a for a in args if not a.startswith("--")]
-    if trees == [] and "--list" in args:
-        print("\n".join(FAMILIES))
-    for tree in trees:
-        answer(tree)
-
-
-main(sys.argv[1:])
+if sys.argv[1:] == ["--list"]:
+    print("\n".join(FAMILIES))
+else:
+    for path in sys.argv[1:]:
+        answer(path)
