@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "ec.h"
+#include "ec_capacity.h"
 
 const struct moec_ec_fns *moec_ec_fns_of(moec_isa isa)
 {
@@ -21,42 +22,9 @@ const struct moec_ec_fns *moec_ec_fns_of(moec_isa isa)
 
 /* ----------------------------------------------------------- capacity */
 
-static uint32_t auto_ppm(uint32_t n_experts, uint32_t n_valid)
-{
-    uint32_t ppm = 1100000;
-
-    if (n_experts <= 8)
-        ppm = 1500000;
-    else if (n_experts <= 32)
-        ppm = 1250000;
-    if (n_valid < 32 && ppm < 1500000)
-        ppm = 1500000;
-    if (n_valid > 128 && ppm > 1200000)
-        ppm = 1200000;
-    return ppm;
-}
-
-static bool is_hard(moec_ec_fill fill)
-{
-    return fill == MOEC_EC_PAD || fill == MOEC_EC_BALANCED;
-}
-
-/* ceil(n * K * ppm / (E * 10^6)) where that is below n: then K * ppm is below
- * E * 10^6, that is below 2^32, and the product with n fits 64 bits. */
 uint32_t moec_ec_capacity(const moec_route_config *config, uint32_t n_valid)
 {
-    uint64_t ppm = config->ec.capacity_ppm;
-    uint64_t num, den = (uint64_t)config->n_experts * 1000000;
-    uint64_t c = n_valid, lo = 1;
-
-    if (ppm == 0)
-        ppm = auto_ppm(config->n_experts, n_valid);
-    num = ppm * config->top_k;
-    if (num < den)
-        c = moec_ceil_div(num * n_valid, den);
-    if (!is_hard(config->ec.fill))
-        lo = config->top_k;
-    return (uint32_t)moec_min_u64(moec_max_u64(c, lo), n_valid);
+    return moec_ec_capacity_of(config, n_valid);
 }
 
 /* The largest capacity of any n_valid up to n: AUTO's factor falls at 32 and

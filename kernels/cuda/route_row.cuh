@@ -226,6 +226,8 @@ __device__ static inline float moec_x(const moec_route_args &a,
     return moec_columns<V>::capped ? moec_capped(a, c.raw(v)) : c.raw(v);
 }
 
+// x of the column with the largest raw logit, as on the CPU: tanh need not be
+// monotonic in its last bit.
 template <int V>
 __device__ static inline float moec_row_max(const moec_route_args &a,
                                             const moec_columns<V> &c)
@@ -234,11 +236,12 @@ __device__ static inline float moec_row_max(const moec_route_args &a,
 
     MOEC_UNROLL
     for (int v = 0; v < c.n(); v++) {
-        float x = moec_x(a, c, v);
+        float raw = c.raw(v);
 
-        m = x > m ? x : m;
+        m = raw > m ? raw : m;
     }
-    return moec_warp_max(m);
+    m = moec_warp_max(m);
+    return moec_columns<V>::capped ? moec_capped(a, m) : m;
 }
 
 // The sum over all columns of e in the order of route.h: columns i % 16 by

@@ -16,7 +16,8 @@
 // are left out; so is a token that is not below vocab.
 
 #include "dispatch_row.cuh"
-#include "route_row.cuh"
+#include "expert_choice.cuh"
+#include "route_any.cuh"
 #include "shared_weight.h"
 
 #define WARPS     8u
@@ -75,18 +76,6 @@ __device__ static inline void scored_keys(const moec_route_args &a,
             c.k[v] = moec_biased_key(c.x[v], moec_score_of(a.c.score, c.x[v]),
                                      bias[v]);
     }
-}
-
-// Key of a group whose best two keys are best and second; 0: not to be kept.
-__device__ static inline uint32_t group_key(const moec_route_args &a,
-                                            uint32_t best, uint32_t second)
-{
-    if (a.c.group_score == MOEC_GROUP_MAX)
-        return best;
-    if (second == 0)
-        return 0;
-    return moec_key_of(
-        moec_clamped(moec_f32_unkey(best) + moec_f32_unkey(second)));
 }
 
 // The best two keys of a group, of `lanes` adjacent lanes that each have two.
@@ -150,7 +139,7 @@ __device__ static inline void keep_groups(const moec_route_args &a,
         __syncwarp();
     }
     best_two(lanes, &best, &second);
-    mine = g < a.c.n_group ? group_key(a, best, second) : 0;
+    mine = g < a.c.n_group ? moec_group_key(a, best, second) : 0;
     for (uint32_t o = 0; o < a.c.n_group; o++) {
         uint32_t other =
             __shfl_sync(MOEC_FULL_WARP, mine, static_cast<int>(o * lanes));
@@ -351,54 +340,7 @@ __global__ void __launch_bounds__(THREADS, V <= 8 ? BLOCKS : BLOCKS_WIDE)
 
 // --------------------------------------------------------------- anything
 
-// Clear the keys of the groups that are not kept. groups[n_group] is shared.
-__device__ static __noinline__ void
-keep_groups_any(const moec_route_args &a, const moec_columns<0> &c,
-                uint32_t *groups, float m, float sum)
-{
-    moec_columns<0> gs = {&a, nullptr, groups, a.c.n_group};
-    uint32_t width = a.c.n_experts / a.c.n_group, t, ties;
-
-    __syncwarp();
-    for (uint32_t g = moec_lane(); g < a.c.n_group; g += 32) {
-        uint32_t best = 0, second = 0;
-
-        for (uint32_t i = g * width; i < (g + 1) * width; i++) {
-            uint32_t key = c.keys[i];
-
-            if (key != 0 && !a.in.bias && a.c.group_score == MOEC_GROUP_TOP2) {
-                float x = moec_capped(a, moec_raw_at(a, c.row, i));
-
-                key = moec_key_of(a.c.score == MOEC_SCORE_SOFTMAX
-                                       ? moec_f32_exp(x - m) / sum
-                                       : moec_score_of(a.c.score, x) + 0.0f);
-            }
-            second = max(second, min(best, key));
-            best = max(best, key);
-        }
-        groups[g] = group_key(a, best, second);
-    }
-    __syncwarp();
-    t = moec_kth_key(gs, a.c.topk_group);
-    ties = a.c.topk_group - moec_count_from(gs, t + 1);
-    for (int v = 0; v < gs.n(); v++) {
-        uint32_t key = gs.key(v);
-        uint32_t equal = __ballot_sync(MOEC_FULL_WARP, key == t);
-        uint32_t n_equal = static_cast<uint32_t>(__popc(equal));
-        uint32_t before = static_cast<uint32_t>(
-            __popc(equal & ((1u << moec_lane()) - 1u)));
-
-        if (moec_lane() + 32u * static_cast<uint32_t>(v) < a.c.n_group &&
-            (key < t || (key == t && before >= ties)))
-            groups[moec_lane() + 32u * static_cast<uint32_t>(v)] = 0;
-        ties -= n_equal < ties ? n_equal : ties;
-    }
-    __syncwarp();
-    for (uint32_t i = moec_lane(); i < a.n_choice; i += 32)
-        if (groups[i / width] == 0)
-            c.keys[i] = 0;
-}
-
+// c.keys of a row. groups[n_group] is shared.
 __device__ static inline void make_keys_any(const moec_route_args &a,
                                             const moec_columns<0> &c,
                                             uint32_t *groups,
@@ -411,22 +353,7 @@ __device__ static inline void make_keys_any(const moec_route_args &a,
         m = moec_row_max(a, c);
         sum = moec_row_sum(a, c, m, w);
     }
-    for (uint32_t i = moec_lane(); i < a.n_choice; i += 32) {
-        float raw = moec_raw_at(a, c.row, i), x;
-
-        if (a.in.bias) {
-            x = moec_capped(a, raw);
-            c.keys[i] = moec_biased_key(raw,
-                                        a.c.score == MOEC_SCORE_SOFTMAX
-                                            ? moec_f32_exp(x - m) / sum
-                                            : moec_score_of(a.c.score, x),
-                                        a.in.bias[i]);
-        } else {
-            c.keys[i] = moec_raw_key(raw);
-        }
-    }
-    if (a.c.n_group > 1)
-        keep_groups_any(a, c, groups, m, sum);
+    moec_keys_any(a, c, groups, m, sum);
 }
 
 // w.ids: the ids of `from` that count, in their order, then -1. Returns how
@@ -717,10 +644,23 @@ static moec_status check_out(const moec_route_out *out, uint32_t n_tokens,
     return MOEC_OK;
 }
 
-uint64_t moec_cuda_route_workspace(const moec_route_config *,
+// Expert Choice, and the ids and weights that it hands to the dispatch; with
+// what aligns them behind the dispatch's own.
+static uint64_t ec_bytes(const moec_route_config *c,
+                         const moec_dispatch_map *map, uint32_t n)
+{
+    uint64_t out = map ? 8ull * n * (c->top_k + c->n_shared) : 0;
+
+    if (c->ec.mode == MOEC_EC_OFF)
+        return 0;
+    return 256 + (out + 255) / 256 * 256 +
+           moec_cuda_expert_choice_workspace(c, n);
+}
+
+uint64_t moec_cuda_route_workspace(const moec_route_config *c,
                                    const moec_dispatch_map *map, uint32_t n)
 {
-    return moec_cuda_dispatch_workspace(map, n);
+    return moec_cuda_dispatch_workspace(map, n) + ec_bytes(c, map, n);
 }
 
 static void fill_args(moec_route_args *a, const moec_route_config *c,
@@ -742,6 +682,43 @@ static void fill_args(moec_route_args *a, const moec_route_config *c,
         a->ids = out->ids;
         a->weights = out->weights;
     }
+}
+
+// Expert Choice, then the dispatch as a call of its own: an expert's choice is
+// known when all rows have been seen.
+static moec_status route_by_experts(uint32_t ordinal, moec_route_args *a,
+                                    const moec_dispatch_map *map,
+                                    const moec_waterfill *waterfill,
+                                    moec_ec_stats *stats,
+                                    const moec_dispatch_out *dispatch,
+                                    const moec_launch *launch, moec_error *err)
+{
+    uint32_t n = a->in.n_tokens;
+    uint64_t own = moec_cuda_dispatch_workspace(map, n), used;
+    uint64_t cells = static_cast<uint64_t>(n) * a->n_cols;
+    char *ws = static_cast<char *>(launch->workspace);
+    moec_status st;
+
+    if (!ws || launch->workspace_bytes < own + ec_bytes(&a->c, map, n))
+        return moec_cuda_fail(err, MOEC_E_ARG,
+                              "expert choice: a workspace of %llu bytes, %llu "
+                              "are needed",
+                              static_cast<unsigned long long>(
+                                  ws ? launch->workspace_bytes : 0),
+                              static_cast<unsigned long long>(
+                                  own + ec_bytes(&a->c, map, n)));
+    used = (own + 255) / 256 * 256;
+    if (map && !a->ids) {
+        a->ids = reinterpret_cast<int32_t *>(ws + used);
+        a->weights = reinterpret_cast<float *>(a->ids + cells);
+        used += (8 * cells + 255) / 256 * 256;
+    }
+    st = moec_cuda_expert_choice(ordinal, *a, stats, ws + used,
+                                 moec_stream(launch), err);
+    if (st != MOEC_OK || !map)
+        return st;
+    return moec_cuda_dispatch(ordinal, map, waterfill, a->ids, a->weights, n,
+                              a->in.n_valid, a->c.top_k, dispatch, launch, err);
 }
 
 moec_status moec_cuda_route(uint32_t ordinal, const moec_route_config *c,
@@ -768,10 +745,10 @@ moec_status moec_cuda_route(uint32_t ordinal, const moec_route_config *c,
                                      in->n_tokens, c->top_k, launch, err);
     if (st != MOEC_OK)
         return st;
-    if (c->ec.mode != MOEC_EC_OFF)
-        return moec_cuda_fail(err, MOEC_E_UNSUPPORTED,
-                              "expert choice: no kernel for this device yet");
     fill_args(&r.a, c, in, out, launch);
+    if (c->ec.mode != MOEC_EC_OFF)
+        return route_by_experts(ordinal, &r.a, map, waterfill,
+                                out ? out->ec : nullptr, dispatch, launch, err);
     if (out && out->ec)
         (void)cudaMemsetAsync(out->ec, 0, sizeof(*out->ec), s);
     if (map)

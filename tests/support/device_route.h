@@ -55,6 +55,8 @@ struct route_result {
     uint32_t *slot_counts, *rank_counts;
     size_t n; /* T * C */
     uint32_t n_tokens, n_slots, n_ranks;
+    moec_ec_stats ec;    /* of Expert Choice */
+    moec_ec_state state; /* before the call a copy of in.ec_state, then after */
 };
 
 static inline void *result_array(size_t n)
@@ -71,6 +73,8 @@ static inline struct route_result result_of(const struct route_call *c)
     struct route_result r = {0};
 
     r.n_tokens = c->in.n_tokens;
+    if (c->in.ec_state)
+        r.state = *c->in.ec_state;
     r.n = (size_t)c->in.n_tokens * (c->config.top_k + c->config.n_shared);
     if (c->map) {
         const moec_topology *t = &c->map->topology;
@@ -116,7 +120,9 @@ static inline void cpu_call(const struct route_call *c, const moec_kernels *k,
 {
     moec_route_out out = {.struct_bytes = sizeof(out),
                           .ids = c->no_ids ? NULL : x->ids,
-                          .weights = c->no_ids ? NULL : x->weights};
+                          .weights = c->no_ids ? NULL : x->weights,
+                          .ec = &x->ec};
+    moec_route_in in = c->in;
     moec_dispatch_out disp = {
         .struct_bytes = sizeof(disp),
         .slots = x->slots,
@@ -130,13 +136,14 @@ static inline void cpu_call(const struct route_call *c, const moec_kernels *k,
     void *ws;
 
     (void)k;
+    in.ec_state = &x->state;
     if (c->map)
         bytes = moec_route_dispatch_workspace_bytes(r, c->map, c->in.n_tokens);
     ws = aligned_alloc(64, (bytes + 127) / 64 * 64);
     assert_non_null(ws);
-    st = c->map ? moec_route_dispatch(r, &c->in, c->map, c->waterfill, &out,
-                                      &disp, ws, bytes, &err)
-                : moec_route(r, &c->in, &out, ws, bytes, &err);
+    st = c->map ? moec_route_dispatch(r, &in, c->map, c->waterfill, &out, &disp,
+                                      ws, bytes, &err)
+                : moec_route(r, &in, &out, ws, bytes, &err);
     if (st != MOEC_OK)
         fail_msg("cpu: %s", err.text);
     free(ws);
@@ -210,6 +217,8 @@ static inline void device_call(const struct route_call *c, moec_device *d,
     size_t bytes = x->n * 4;
     moec_status st;
 
+    in.ec_state = on_device(d, &x->state, sizeof(x->state));
+    out.ec = on_device(d, NULL, sizeof(x->ec));
     if (c->n_valid_on_device) {
         l.n_valid = on_device(d, &in.n_valid, 4);
         in.n_valid = in.n_tokens;
@@ -244,6 +253,8 @@ static inline void device_call(const struct route_call *c, moec_device *d,
         test_from_device(d, x->ids, out.ids, bytes);
         test_from_device(d, x->weights, out.weights, bytes);
     }
+    test_from_device(d, &x->ec, out.ec, sizeof(x->ec));
+    test_from_device(d, &x->state, in.ec_state, sizeof(x->state));
     if (c->map) {
         test_from_device(d, x->slots, disp.slots, bytes);
         test_from_device(d, x->slot_weights, disp.weights, bytes);
@@ -272,6 +283,12 @@ static inline void check_call(const struct route_call *c, moec_device *d,
     device_call(c, d, r, &found);
     result_same("id", found.ids, want.ids, want.n);
     result_same("weight", found.weights, want.weights, want.n);
+    if (c->config.ec.mode != MOEC_EC_OFF) {
+        result_same("figure", &found.ec, &want.ec, sizeof(want.ec) / 4);
+        result_same("state", &found.state, &want.state, sizeof(want.state) / 4);
+    }
+    if (c->in.ec_state)
+        *c->in.ec_state = found.state;
     if (c->map) {
         result_same("slot", found.slots, want.slots, want.n);
         result_same("slot weight", found.slot_weights, want.slot_weights,
