@@ -115,23 +115,6 @@ bool moec_self_same_weights(moec_self *s, const moec_kernels *k,
                             const float *got, const double *want,
                             const int32_t *ids, uint32_t rows, uint32_t cols);
 
-/* moec_route and moec_dispatch on a device, from the host's arrays and into
- * them. */
-moec_status moec_self_device_route(moec_device *d, const moec_router *r,
-                                   const moec_route_in *in,
-                                   const moec_route_out *out, moec_error *err);
-typedef struct moec_self_dispatch {
-    const moec_dispatch_map *map;
-    const moec_waterfill *waterfill; /* or NULL */
-    const int32_t *ids;
-    const float *weights;
-    uint32_t n_rows, n_valid, top_k;
-    moec_dispatch_out out; /* slots and weights */
-} moec_self_dispatch;
-moec_status moec_self_device_dispatch(moec_device *d,
-                                      const moec_self_dispatch *x,
-                                      moec_error *err);
-
 /* Run one case. Not MOEC_OK: the file is malformed, or there is no memory. */
 typedef moec_status (*moec_self_fn)(moec_self *s, const moec_json *c,
                                     moec_error *err);

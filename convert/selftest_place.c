@@ -9,6 +9,7 @@
 
 #include <moec/mapping.h>
 
+#include "device_calls.h"
 #include "placement.h"
 #include "selftest_parts.h"
 
@@ -416,10 +417,10 @@ static moec_status run_dispatch(moec_self *s, const moec_kernels *k,
         out.weights[i] = NAN;
     }
     if (s->opts->device) {
-        const moec_self_dispatch on = {&x->map,   waterfill,  ids,      weights,
+        const moec_dispatch_call on = {&x->map,   waterfill,  ids,      weights,
                                        x->n_rows, x->n_valid, x->top_k, out};
 
-        st = moec_self_device_dispatch(s->opts->device, &on, &got);
+        st = moec_on_device_dispatch(s->opts->device, &on, &got);
     } else {
         st = moec_dispatch(k, &x->map, waterfill, ids, weights, x->n_rows,
                            x->n_valid, x->top_k, &out, workspace, bytes, &got);

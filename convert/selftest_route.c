@@ -9,6 +9,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "device_calls.h"
 #include "selftest_parts.h"
 
 /* -------------------------------------------------------------- words */
@@ -303,8 +304,7 @@ static moec_status route(moec_self *s, const moec_kernels *k,
         goto destroy;
     room->out.ec = &room->ec;
     if (s->opts->device)
-        st = moec_self_device_route(s->opts->device, r, &x->in, &room->out,
-                                    &got);
+        st = moec_on_device_route(s->opts->device, r, &x->in, &room->out, &got);
     else
         st = moec_route(r, &x->in, &room->out, room->workspace,
                         room->workspace_bytes, &got);

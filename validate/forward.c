@@ -10,9 +10,19 @@
 #include <math.h>
 #include <string.h>
 
+#include "device_calls.h"
 #include "level3.h"
 
 /* ----------------------------------------------------------------- sums */
+
+static moec_status combine(const moec_l3_layer *l, int side,
+                           const moec_combine_in *in, float *out,
+                           moec_error *err)
+{
+    if (l->v->device[side] != NULL)
+        return moec_on_device_combine(l->v->device[side], in, out, err);
+    return moec_combine(l->v->k[side], in, out, err);
+}
 
 moec_status moec_l3_sum(moec_l3_layer *l, int side, const moec_combine_in *in,
                         float *out, moec_error *err)
@@ -23,11 +33,11 @@ moec_status moec_l3_sum(moec_l3_layer *l, int side, const moec_combine_in *in,
     moec_status st;
 
     if ((f->steps & MOEC_STEP_LATENT) == 0)
-        return moec_combine(l->v->k[side], in, out, err);
+        return combine(l, side, in, out, err);
     sum = moec_calloc((size_t)in->n_tokens + 1, (size_t)h * sizeof(*sum));
     if (sum == NULL)
         return moec_fail_nomem(err, "sums of a layer");
-    st = moec_combine(l->v->k[side], in, sum, err);
+    st = combine(l, side, in, sum, err);
     if (st == MOEC_OK && f->latent_norm != MOEC_NO_TENSOR)
         st = moec_l3_load_floats(l, side, f->latent_norm, h, &norm, err);
     for (uint32_t t = 0; norm != NULL && t < in->n_tokens; t++) {

@@ -178,7 +178,7 @@ static moec_status compare_probes(moec_l3_layer *l, moec_error *err)
 
         in.logits = logits;
         in.n_tokens = in.n_valid = n;
-        st = moec_l3_run_router(l->side[side].router, &in,
+        st = moec_l3_run_router(l->v->device[side], l->side[side].router, &in,
                                 ids + (size_t)side * n * cols, weights, NULL,
                                 err);
     }

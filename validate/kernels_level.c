@@ -392,6 +392,8 @@ static void say_limits(const moec_level3 *v, moec_validation *out)
                   "hidden states are seeded normal numbers%s: what a "
                   "prompt would give was not tried (--inputs)",
                   recorded != 0 ? " in layers without recorded ones" : "");
+    if (v->lacking[0] != '\0')
+        add_limit(out, "the device did not run all choices: %s", v->lacking);
     if (v->act.golden == NULL)
         add_limit(out, "no independent reference was compared: the source's "
                        "side is this program's own (--golden)");

@@ -87,6 +87,7 @@ moec_status moec_l3_open_kernels(moec_level3 *v, moec_error *err)
 
     o.isa = MOEC_ISA_SCALAR;
     MOEC_TRY(moec_kernels_open(&v->k[MOEC_LEVEL3_SOURCE], &o, err));
+    v->device[MOEC_LEVEL3_SERVED] = v->opts->device;
     o.isa = v->opts->isa;
     return moec_kernels_open(&v->k[MOEC_LEVEL3_SERVED], &o, err);
 }
@@ -226,6 +227,8 @@ static moec_status hire(moec_level3 *v, moec_error *err)
     if (n == 0)
         n = (uint32_t)moec_max_u64(4, 2 * (uint64_t)moec_cpu_count());
     v->n_workers = (uint32_t)moec_min_u64(n, fit);
+    if (v->opts->device != NULL)
+        v->n_workers = 1; /* one stream */
     v->workers = moec_calloc(v->n_workers, sizeof(*v->workers));
     if (v->workers == NULL)
         return moec_fail_nomem(err, "workers");

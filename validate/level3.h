@@ -65,6 +65,8 @@ typedef struct moec_level3 {
     moec_patches *patches;
     moec_mutation mutation; /* MOEC_MUTATION_COUNT: none */
     moec_kernels *k[2];
+    moec_device *device[2];              /* NULL: that side's kernels */
+    char lacking[MOEC_ERROR_TEXT_BYTES]; /* what the device refused; or "" */
     moec_activations act;
     size_t dropped;           /* source tensor that reads as zeros */
     uint32_t n_homes;         /* source ranks that are tried */
@@ -170,7 +172,8 @@ moec_finding moec_l3_slot_finding(const moec_l3_layer *l, moec_rule rule,
 moec_status moec_l3_route(moec_l3_layer *l, int side, moec_error *err);
 
 moec_route_in moec_l3_route_in(const moec_l3_layer *l, int side);
-moec_status moec_l3_run_router(const moec_router *router,
+/* `device` NULL: the router's own back end. */
+moec_status moec_l3_run_router(moec_device *device, const moec_router *router,
                                const moec_route_in *in, int32_t *ids,
                                float *weights, moec_ec_stats *ec,
                                moec_error *err);

@@ -12,6 +12,7 @@
 
 #include <string.h>
 
+#include "device_calls.h"
 #include "level3.h"
 
 #define SLOT_ALIGN 64u
@@ -129,6 +130,9 @@ static moec_status run_matrices(const serving *g, moec_l3_worker *w,
         moec_slot_matrix(l->v->plan, l->layer, 1, data, &w2, err), err));
     mutate_matrix(l, &w13);
     mutate_matrix(l, &w2);
+    if (l->v->opts->device != NULL)
+        return moec_on_device_ffn(l->v->opts->device, &g->ffn, &in, n, s->y,
+                                  err);
     bytes = moec_ffn_workspace_bytes(k, &g->ffn, n);
     MOEC_TRY(moec_room_get(&w->work, bytes, err));
     return moec_ffn(k, &g->ffn, &in, s->y, w->work.data, bytes, err);
@@ -176,9 +180,14 @@ moec_status moec_l3_dispatch(const moec_l3_layer *l,
 {
     const moec_kernels *k = l->v->k[MOEC_LEVEL3_SERVED];
     uint64_t bytes = moec_dispatch_workspace_bytes(k, map, rows->n);
+    moec_dispatch_call call = {map,     fill,          rows->ids, rows->weights,
+                               rows->n, rows->n_valid, l->top_k,  *out};
     moec_room room = {0};
-    moec_status st = moec_room_get(&room, bytes, err);
+    moec_status st;
 
+    if (l->v->opts->device != NULL)
+        return moec_on_device_dispatch(l->v->opts->device, &call, err);
+    st = moec_room_get(&room, bytes, err);
     if (st == MOEC_OK)
         st = moec_dispatch(k, map, fill, rows->ids, rows->weights, rows->n,
                            rows->n_valid, l->top_k, out, room.data, bytes, err);

@@ -11,6 +11,7 @@
  */
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "level3.h"
@@ -417,7 +418,8 @@ static moec_status route_mode(const bench *b, int side, const mode *m,
     in.n_tokens = in.n_valid = tokens;
     st = moec_router_create(&router, l->v->k[side], &config, err);
     if (st == MOEC_OK)
-        st = moec_l3_run_router(router, &in, ids, b->out_weights, stats, err);
+        st = moec_l3_run_router(l->v->device[side], router, &in, ids,
+                                b->out_weights, stats, err);
     moec_router_destroy(router);
     return st;
 }
@@ -516,14 +518,21 @@ moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err)
     int32_t *ids = moec_calloc(n, sizeof(*ids));
     bench b = {0};
     moec_status st = bench_open(&b, l, err);
+    moec_error e = MOEC_ERROR_INIT;
 
     l->no_ec = no_expert_choice(l);
     if (st == MOEC_OK && ids == NULL)
         st = moec_fail_nomem(err, "choices of a layer");
     for (size_t i = 0; st == MOEC_OK && l->no_ec == NULL && i < N_MODES; i++) {
-        st = run_mode(&b, &modes[i], ids, err);
+        st = run_mode(&b, &modes[i], ids, &e);
         if (st == MOEC_OK)
             l->result->ec_modes++;
+    }
+    if (st == MOEC_E_UNSUPPORTED && l->v->opts->device != NULL) {
+        (void)snprintf(l->v->lacking, sizeof(l->v->lacking), "%s", e.text);
+        st = MOEC_OK;
+    } else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK) {
+        *err = e;
     }
     bench_fini(&b);
     moec_free(ids);

@@ -10,6 +10,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "device_calls.h"
 #include "level3.h"
 
 static moec_status read_side(moec_l3_layer *l, int side, uint32_t tensor,
@@ -125,8 +126,12 @@ moec_status moec_l3_project(moec_l3_layer *l, int side,
         m.bias = b;
         m.bias_dtype = MOEC_DTYPE_F32;
         m.bias_stride = p->n_out * 4;
-        st = moec_matmul(l->v->k[side], &m, 0, p->x, p->n_in, p->n, p->out,
-                         p->n_out, err);
+        if (l->v->device[side] != NULL)
+            st = moec_on_device_matmul(l->v->device[side], &m, p->x,
+                                       (uint32_t)p->n, p->out, err);
+        else
+            st = moec_matmul(l->v->k[side], &m, 0, p->x, p->n_in, p->n, p->out,
+                             p->n_out, err);
     }
     moec_free(b);
     moec_free(raw);
@@ -292,7 +297,7 @@ moec_route_in moec_l3_route_in(const moec_l3_layer *l, int side)
 }
 
 /* NOLINTNEXTLINE(readability-non-const-parameter): written through `out` */
-moec_status moec_l3_run_router(const moec_router *router,
+moec_status moec_l3_run_router(moec_device *device, const moec_router *router,
                                const moec_route_in *in, int32_t *ids,
                                float *weights, moec_ec_stats *ec,
                                moec_error *err)
@@ -301,8 +306,11 @@ moec_status moec_l3_run_router(const moec_router *router,
         .struct_bytes = sizeof(out), .ids = ids, .weights = weights, .ec = ec};
     uint64_t bytes = moec_route_workspace_bytes(router, in->n_tokens);
     moec_room room = {0};
-    moec_status st = moec_room_get(&room, bytes, err);
+    moec_status st;
 
+    if (device != NULL)
+        return moec_on_device_route(device, router, in, &out, err);
+    st = moec_room_get(&room, bytes, err);
     if (st == MOEC_OK)
         st = moec_route(router, in, &out, bytes != 0 ? room.data : NULL, bytes,
                         err);
@@ -346,7 +354,8 @@ static moec_status weigh_shared(moec_l3_layer *l, int side, moec_error *err)
     if (st == MOEC_OK)
         st = moec_router_create(&router, l->v->k[side], &config, err);
     if (st == MOEC_OK)
-        st = moec_l3_run_router(router, &in, ids, weights, NULL, err);
+        st = moec_l3_run_router(l->v->device[side], router, &in, ids, weights,
+                                NULL, err);
     for (uint32_t t = 0; st == MOEC_OK && t < l->tokens; t++)
         for (uint32_t i = 0; i < n; i++)
             s->shared_weights[(size_t)t * n + i] =
@@ -377,7 +386,8 @@ moec_status moec_l3_route(moec_l3_layer *l, int side, moec_error *err)
     if (s->table != NULL && side == MOEC_LEVEL3_SOURCE)
         MOEC_TRY(moec_l3_make_tokens(l, s, err));
     in = moec_l3_route_in(l, side);
-    MOEC_TRY(moec_l3_run_router(s->router, &in, s->ids, s->weights, NULL, err));
+    MOEC_TRY(moec_l3_run_router(l->v->device[side], s->router, &in, s->ids,
+                                s->weights, NULL, err));
     for (size_t i = 0; i < (size_t)l->tokens * s->cols; i++)
         s->weights[i] *= s->global_scale;
     if (s->facts.route.n_shared_logits != 0)

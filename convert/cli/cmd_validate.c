@@ -31,22 +31,28 @@ static const moec_cli_opt own_opts[] = {
     {"cpu", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, cpu),
      "scalar|avx2|avx512", "back end of the converted side", NULL,
      "the widest that this CPU does well", 0},
+    {"device", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, device), "cpu|cuda",
+     "where the converted side runs", "cpu", NULL, 0},
+    {"plugin", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, plugin), "PATH",
+     "the plug-in of --device cuda", NULL,
+     "beside the library, then where it is installed", 0},
     {"family", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, family), "FILE",
      "a family description beside the built-in ones", NULL, NULL, 0},
     {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, format),
      "text|json", "form of the report; json is --json", "text", NULL, 0},
 };
-static const moec_cli_group own = {"Validate", own_opts, 8};
+static const moec_cli_group own = {"Validate", own_opts, 10};
 static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
 
 static moec_status run(const moec_cli *cli, moec_cli_session *s,
-                       const moec_ckpt *source, moec_validation **out,
-                       moec_error *err)
+                       const moec_ckpt *source, moec_device *device,
+                       moec_validation **out, moec_error *err)
 {
     moec_validate_opts opts = moec_cli_validate_opts(cli);
     moec_cli_progress progress;
     moec_status st;
     opts.source = source;
+    opts.device = device;
     opts.families = s->families;
     opts.progress = moec_cli_progress_step;
     opts.progress_ctx = &progress;
@@ -80,6 +86,8 @@ static int validate(moec_cli *cli)
     moec_cli_session s = {0};
     moec_validation *v = NULL;
     moec_ckpt *source = NULL;
+    moec_device *device = NULL;
+    moec_device_opts device_opts = MOEC_DEVICE_OPTS_INIT;
     moec_status st;
     int code;
     if (cli->args.format == MOEC_CHOICE_JSON)
@@ -87,11 +95,16 @@ static int validate(moec_cli *cli)
     if (cli->args.source == NULL)
         return moec_cli_usage(cli, "--source SRC is missing: what OUT was "
                                    "converted from");
+    if (cli->args.device != MOEC_CHOICE_DEVICE_CUDA && cli->args.plugin != NULL)
+        return moec_cli_usage(cli, "--plugin is for --device cuda");
     st = moec_cli_open_families(&s, cli, &err);
+    device_opts.plugin = cli->args.plugin;
+    if (st == MOEC_OK && cli->args.device == MOEC_CHOICE_DEVICE_CUDA)
+        st = moec_device_open(&device, &device_opts, &err);
     if (st == MOEC_OK)
         st = moec_cli_open_source(&source, cli, cli->args.source, &err);
     if (st == MOEC_OK)
-        st = run(cli, &s, source, &v, &err);
+        st = run(cli, &s, source, device, &v, &err);
     if (st != MOEC_OK) {
         code = moec_cli_fail(cli, st, &err);
     } else {
@@ -103,6 +116,7 @@ static int validate(moec_cli *cli)
         code = ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
     }
     moec_validation_destroy(v);
+    moec_device_close(device);
     moec_ckpt_close(source);
     moec_cli_session_close(&s);
     return code;

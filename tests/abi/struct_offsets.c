@@ -262,7 +262,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_mutation_info, digests_rule, 24),
     FIELD(moec_mutation_info, kernels_rule, 28),
 
-    SIZE(moec_validate_opts, 80),
+    SIZE(moec_validate_opts, 88),
     FIELD(moec_validate_opts, struct_bytes, 0),
     FIELD(moec_validate_opts, n_threads, 4),
     FIELD(moec_validate_opts, source, 8),
@@ -275,6 +275,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_validate_opts, seed, 56),
     FIELD(moec_validate_opts, inputs, 64),
     FIELD(moec_validate_opts, golden, 72),
+    FIELD(moec_validate_opts, device, 80),
 
     SIZE(moec_layer_result, 312),
     FIELD(moec_layer_result, layer, 0),

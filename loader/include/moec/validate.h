@@ -13,6 +13,7 @@
  *   slots.bin or source), CANCELLED.
  */
 
+#include <moec/device.h>
 #include <moec/error.h>
 #include <moec/kernels.h>
 #include <moec/loader.h>
@@ -153,13 +154,14 @@ typedef struct moec_validate_opts {
                                   memory, its checkpoint is the source */
     moec_progress_fn progress;     /* experts and slots, not bytes */
     void *progress_ctx;
-    uint32_t n_tokens;  /* of seeded inputs; 0: 64 */
-    moec_isa isa;       /* back end of the converted side */
-    uint64_t seed;      /* of the inputs */
-    const char *inputs; /* safetensors with `layers.N.input` [T][H]: recorded
+    uint32_t n_tokens;   /* of seeded inputs; 0: 64 */
+    moec_isa isa;        /* back end of the converted side */
+    uint64_t seed;       /* of the inputs */
+    const char *inputs;  /* safetensors with `layers.N.input` [T][H]: recorded
                            hidden states; or NULL */
-    const char *golden; /* golden.safetensors of an independent reference, its
+    const char *golden;  /* golden.safetensors of an independent reference, its
                            fixture.json beside it; or NULL */
+    moec_device *device; /* where the converted side runs; NULL: the CPU */
 } moec_validate_opts;
 #define MOEC_VALIDATE_OPTS_INIT                                                \
   {                                                                            \

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The self-test's calls on a device: a case's arrays are copied there, the
- * call runs, what it wrote is copied back. Outputs go there as they are, so
- * that what no kernel writes shows. Refuses what the device refuses.
+ * A call on a device from the host's arrays: copies there, the call, copies
+ * back. Refuses what the device refuses.
  */
-#include "base/base.h"
-#include "selftest_parts.h"
+#include "device_calls.h"
 
-enum { MAX_BLOCKS = 16 };
+#include "base/base.h"
+
+enum { MAX_BLOCKS = 24 };
 
 /* What a call holds on the device. The first failure stays in `st`. */
 typedef struct blocks {
@@ -27,7 +27,7 @@ static void *room(blocks *b, const void *from, uint64_t bytes)
         return NULL;
     if (b->n == MAX_BLOCKS)
         b->st = moec_fail(b->err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
-                          "self-test: more than %d arrays", (int)MAX_BLOCKS);
+                          "a call of more than %d arrays", (int)MAX_BLOCKS);
     else
         b->st = moec_device_alloc(b->d, &p, bytes ? bytes : 1, b->err);
     if (b->st != MOEC_OK)
@@ -85,9 +85,9 @@ static moec_route_in inputs(blocks *b, const moec_route_config *c,
     return on;
 }
 
-moec_status moec_self_device_route(moec_device *d, const moec_router *r,
-                                   const moec_route_in *in,
-                                   const moec_route_out *out, moec_error *err)
+moec_status moec_on_device_route(moec_device *d, const moec_router *r,
+                                 const moec_route_in *in,
+                                 const moec_route_out *out, moec_error *err)
 {
     const moec_route_config *c = moec_router_config(r);
     uint64_t n = (uint64_t)in->n_tokens * (c->top_k + c->n_shared) * 4;
@@ -132,12 +132,13 @@ static moec_waterfill fill_on(blocks *b, const moec_waterfill *w,
     return on;
 }
 
-moec_status moec_self_device_dispatch(moec_device *d,
-                                      const moec_self_dispatch *x,
-                                      moec_error *err)
+moec_status moec_on_device_dispatch(moec_device *d, const moec_dispatch_call *x,
+                                    moec_error *err)
 {
     const moec_topology *t = &x->map->topology;
     uint64_t n = (uint64_t)x->n_rows * (x->top_k + t->n_shared_slots) * 4;
+    uint64_t n_slots = t->n_physical + (uint64_t)t->n_shared_slots *
+                                           (t->shared_global ? 1 : t->n_ranks);
     blocks b = {.d = d, .err = err};
     moec_dispatch_map map = map_on(&b, x->map);
     moec_waterfill fill = {.mode = MOEC_WATERFILL_OFF};
@@ -149,6 +150,12 @@ moec_status moec_self_device_dispatch(moec_device *d,
 
     if (x->waterfill)
         fill = fill_on(&b, x->waterfill, t->n_ranks);
+    if (to.slot_counts)
+        to.slot_counts = room(&b, to.slot_counts, n_slots * 4);
+    if (to.rank_counts)
+        to.rank_counts = room(&b, to.rank_counts, t->n_ranks * UINT64_C(4));
+    if (to.identity)
+        to.identity = room(&b, to.identity, x->n_rows * UINT64_C(4));
     to.slots = room(&b, x->out.slots, n);
     to.weights = room(&b, x->out.weights, n);
     if (b.st == MOEC_OK)
@@ -157,5 +164,95 @@ moec_status moec_self_device_dispatch(moec_device *d,
                                     &to, &l, err);
     back(&b, x->out.slots, to.slots, n);
     back(&b, x->out.weights, to.weights, n);
+    back(&b, x->out.slot_counts, to.slot_counts, n_slots * 4);
+    back(&b, x->out.rank_counts, to.rank_counts, t->n_ranks * UINT64_C(4));
+    back(&b, x->out.identity, to.identity, x->n_rows * UINT64_C(4));
+    return release(&b);
+}
+
+/* A matrix that is alone: its strides are its sizes. */
+static moec_matrix matrix_on(blocks *b, const moec_matrix *m)
+{
+    moec_matrix on = *m;
+
+    on.data = opt(b, m->data, m->data_stride);
+    on.scale = opt(b, m->scale, m->scale_stride);
+    on.scale2 = opt(b, m->scale2, m->scale2_stride);
+    on.zeros = opt(b, m->zeros, m->zeros_stride);
+    on.bias = opt(b, m->bias, m->bias_stride);
+    return on;
+}
+
+moec_status moec_on_device_matmul(moec_device *d, const moec_matrix *m,
+                                  const float *x, uint32_t n, float *out,
+                                  moec_error *err)
+{
+    uint64_t bytes = (uint64_t)n * m->n_out * 4;
+    blocks b = {.d = d, .err = err};
+    moec_matrix on = matrix_on(&b, m);
+    const float *from = room(&b, x, (uint64_t)n * m->n_in * 4);
+    float *to = room(&b, out, bytes);
+    moec_launch l = MOEC_LAUNCH_INIT;
+
+    if (b.st == MOEC_OK)
+        b.st = moec_device_matmul(d, &on, 0, from, m->n_in, n, to, m->n_out, &l,
+                                  err);
+    back(&b, out, to, bytes);
+    return release(&b);
+}
+
+/* Of y come back the rows of this call: others belong to other slots. */
+static void rows_back(blocks *b, const moec_ffn_in *in, uint32_t hidden,
+                      uint64_t n, float *y, const float *from)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t at = (uint64_t)in->sorted[i] * hidden;
+
+        back(b, y + at, from + at, hidden * UINT64_C(4));
+    }
+}
+
+moec_status moec_on_device_ffn(moec_device *d, const moec_ffn_config *c,
+                               const moec_ffn_in *in, uint64_t n, float *y,
+                               moec_error *err)
+{
+    uint64_t columns = (uint64_t)in->n_tokens * in->n_cols;
+    blocks b = {.d = d, .err = err};
+    moec_matrix w13 = matrix_on(&b, in->w13), w2 = matrix_on(&b, in->w2);
+    moec_ffn_in on = *in;
+    moec_launch l =
+        launch_of(&b, moec_device_ffn_workspace_bytes(d, c, n, in->n_rows));
+    float *to = room(&b, NULL, columns * c->hidden * 4);
+
+    on.w13 = &w13;
+    on.w2 = &w2;
+    on.x = room(&b, in->x, (uint64_t)in->n_tokens * c->hidden * 4);
+    on.weights = opt(&b, in->weights, columns * 4);
+    on.sorted = room(&b, in->sorted, n * 4);
+    on.slot_first = room(&b, in->slot_first, (in->n_rows + UINT64_C(1)) * 8);
+    if (b.st == MOEC_OK)
+        b.st = moec_device_ffn(d, c, &on, n, to, &l, err);
+    rows_back(&b, in, c->hidden, n, y, to);
+    return release(&b);
+}
+
+moec_status moec_on_device_combine(moec_device *d, const moec_combine_in *in,
+                                   float *out, moec_error *err)
+{
+    uint64_t rows = in->n_tokens, row = in->hidden * UINT64_C(4);
+    uint64_t cells = rows * in->n_cols;
+    blocks b = {.d = d, .err = err};
+    moec_combine_in on = *in;
+    moec_launch l = MOEC_LAUNCH_INIT;
+    float *to = room(&b, out, rows * row);
+
+    on.slots = opt(&b, in->slots, cells * 4);
+    on.weights = opt(&b, in->weights, cells * 4);
+    on.identity = opt(&b, in->identity, rows * 4);
+    on.x = opt(&b, in->x, rows * row);
+    on.y = opt(&b, in->y, cells * row);
+    if (b.st == MOEC_OK)
+        b.st = moec_device_combine(d, &on, to, &l, err);
+    back(&b, out, to, rows * row);
     return release(&b);
 }
