@@ -44,6 +44,26 @@ ln -s libcmocka.so.0 "$carry/lib/libcmocka.so"
         cp -L "$path" "$carry/include/$to"
     done
 
+# The program itself, where CMake has built one of this tree.
+for tool in "${MOEC_CONVERT:-}" build/release/moe-convert build/dev/moe-convert
+do
+    [ -x "$tool" ] || continue
+    if [ -n "$(find loader kernels mapping validate convert -name '*.[ch]' \
+        -newer "$tool" | head -1)" ]; then
+        echo "$tool is older than the tree: not taken"
+        continue
+    fi
+    cp "$tool" "$carry/bin/moe-convert"
+    strip "$carry/bin/moe-convert"
+    ldd "$tool" | sed -n 's/.*lib\(jansson\|crypto\|xxhash\).* => \([^ ]*\) .*/\2/p' |
+        while read -r path; do
+            cp -L "$path" "$carry/lib/"
+        done
+    break
+done
+[ -x "$carry/bin/moe-convert" ] ||
+    echo "no moe-convert here: no selftest and no validate on the card"
+
 echo "device tests ..."
 plain_host "$carry/bin" "$carry"
 echo "plug-in over the emulation ..."

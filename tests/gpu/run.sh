@@ -119,7 +119,7 @@ cmake_build() {
         "-DMOEC_CUDA_ARCHITECTURES=$(gpu_arch)-real" || return 1
     # shellcheck disable=SC2046 # a list of words
     within 280 cmake --build "$work/cmake" --parallel "$(jobs_here)" --target \
-        moec_cuda moec_cuda_emulated bench_device $(device_tests)
+        moe-convert moec_cuda moec_cuda_emulated bench_device $(device_tests)
 }
 
 carry=build/gpu-carry
@@ -220,6 +220,37 @@ run_tests() {
     done
 }
 
+# What users run: every vector, and level 3 of three checkpoints.
+run_tool() {
+    tool=$build/moe-convert
+    [ -n "$build" ] || tool=$work/cmake/moe-convert
+    if [ -z "$build" ] && carry_fresh; then
+        tool=$carry/bin/moe-convert
+        LD_LIBRARY_PATH=$PWD/$carry/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+        export LD_LIBRARY_PATH
+    fi
+    if [ ! -x "$tool" ]; then
+        note "moe-convert: left out, it was not built: no selftest and no" \
+            "validate on the device"
+        return
+    fi
+    st=0
+    within 60 "$tool" selftest --device cuda --plugin "$plugin" \
+        >"$work/log/selftest.log" 2>&1 || st=$?
+    if [ $st = 0 ]; then
+        note "selftest: $(tail -1 "$work/log/selftest.log")"
+    else
+        fail "selftest: status $st, $(tail -1 "$work/log/selftest.log")"
+    fi
+    [ -z "$emulated" ] || return 0
+    if within 60 sh tests/gpu/check_validate.sh "$tool" "$plugin" \
+        >"$work/log/validate.log" 2>&1; then
+        note "validate: three checkpoints, and a changed byte is found"
+    else
+        fail "validate: $(tail -1 "$work/log/validate.log")"
+    fi
+}
+
 # -------------------------------------------------- compute-sanitizer
 # Over every call of the benchmark once at tiny sizes, and over align, permute
 # and combine against the CPU.
@@ -302,7 +333,10 @@ run_bench() {
     fi
 }
 
-[ ! -f "$plugin" ] || run_tests
+if [ -f "$plugin" ]; then
+    run_tests
+    run_tool
+fi
 if [ ! -f "$plugin" ]; then
     :
 elif [ -n "$sanitizer" ]; then
