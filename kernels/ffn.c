@@ -12,7 +12,7 @@
 /* Weight rows of an item, at most (of w13 twice that where it is gated) and at
  * least. At an item's begin its weights come slowly, so items are large where
  * they are many: ITEMS_PER_THREAD for each thread balance well enough. */
-#define ROWS_MAX         128u
+#define ROWS_MAX         ((size_t)128)
 #define ROWS_MIN         32u
 #define ITEMS_PER_THREAD 8u
 
@@ -277,7 +277,7 @@ moec_status moec_ffn(const moec_kernels *k, const moec_ffn_config *config,
                      const moec_ffn_in *in, float *y, void *workspace,
                      uint64_t workspace_bytes, moec_error *err)
 {
-    struct ffn p = {.c = config, .in = in, .y = y};
+    struct ffn p = {.c = config, .in = in};
     uint8_t *w = workspace;
     uint64_t n, need;
 
@@ -293,6 +293,7 @@ moec_status moec_ffn(const moec_kernels *k, const moec_ffn_config *config,
                          "moec_ffn: %llu bytes of workspace at 64, not %llu",
                          (unsigned long long)need,
                          (unsigned long long)workspace_bytes);
+    p.y = y;
     p.f = k->matrix;
     p.p13 = product_of(k, config, in->w13);
     p.p2 = product_of(k, config, in->w2);

@@ -223,7 +223,7 @@ moec_status moec_dequantize(const moec_kernels *k, const moec_matrix *m,
                             uint32_t index, uint32_t row, uint32_t n_rows,
                             float *out, moec_error *err)
 {
-    struct dequantize d = {.row = row, .n_rows = n_rows, .out = out};
+    struct dequantize d = {.row = row, .n_rows = n_rows};
 
     if (!k || (!out && n_rows))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
@@ -235,6 +235,7 @@ moec_status moec_dequantize(const moec_kernels *k, const moec_matrix *m,
                          (unsigned)n_rows, (unsigned)m->n_out);
     d.f = k->matrix;
     d.m = moec_mat_of(m, index);
+    d.out = out;
     moec_pool_run(k->pool, moec_ceil_div(n_rows, MOEC_TILE_ROWS),
                   dequantize_rows, &d);
     return MOEC_OK;
@@ -350,12 +351,13 @@ static void matmul_rows(void *ctx, size_t item, uint32_t worker)
                   &p->x, p->out + row, p->out_stride);
 }
 
+/* NOLINTNEXTLINE(readability-function-size): two arrays, two strides */
 moec_status moec_matmul(const moec_kernels *k, const moec_matrix *m,
                         uint32_t index, const float *x, uint64_t x_stride,
                         uint32_t n_tokens, float *out, uint64_t out_stride,
                         moec_error *err)
 {
-    struct matmul p = {.x = {.x = x, .n = n_tokens}, .out = out};
+    struct matmul p = {.x = {.x = x, .n = n_tokens}};
 
     if (!k || (n_tokens && (!x || !out)))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE, "moec_matmul: NULL");
@@ -371,6 +373,7 @@ moec_status moec_matmul(const moec_kernels *k, const moec_matrix *m,
                          (unsigned)m->n_in);
     if (n_tokens == 0)
         return MOEC_OK;
+    p.out = out;
     p.x.bytes = x_stride * sizeof(float);
     p.f = k->matrix;
     p.m = moec_mat_of(m, index);

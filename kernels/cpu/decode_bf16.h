@@ -22,12 +22,13 @@
    : (c) > 3     ? (120 << 7) + ((c)-4) * 32                                   \
    : (c) > 1     ? (119 << 7) + ((c)-2) * 64                                   \
                  : 118 << 7)
-#define LOW(c)      (uint8_t)(E4M3(c) & 255)
-#define HIGH(c)     (uint8_t)(E4M3(c) >> 8)
-#define FOUR(f, c)  f(c), f((c) + 1), f((c) + 2), f((c) + 3)
-#define OF_16(f, c) FOUR(f, c), FOUR(f, c + 4), FOUR(f, c + 8), FOUR(f, c + 12)
+#define LOW(c)     (uint8_t)(E4M3(c) & 255)
+#define HIGH(c)    (uint8_t)(E4M3(c) >> 8)
+#define FOUR(f, c) f((c)), f((c) + 1), f((c) + 2), f((c) + 3)
+#define OF_16(f, c)                                                            \
+  FOUR(f, (c)), FOUR(f, (c) + 4), FOUR(f, (c) + 8), FOUR(f, (c) + 12)
 #define OF_64(f, c)                                                            \
-  OF_16(f, c), OF_16(f, c + 16), OF_16(f, c + 32), OF_16(f, c + 48)
+  OF_16(f, (c)), OF_16(f, (c) + 16), OF_16(f, (c) + 32), OF_16(f, (c) + 48)
 static const _Alignas(64) uint8_t e4m3_low[128] = {OF_64(LOW, 0),
                                                    OF_64(LOW, 64)};
 static const _Alignas(64) uint8_t e4m3_high[128] = {OF_64(HIGH, 0),
@@ -58,7 +59,7 @@ static inline struct tables tables_of(moec_wformat f)
     struct tables t;
 
     if (f == MOEC_WFORMAT_FP8) {
-        for (int i = 0; i < 2; i++) {
+        for (size_t i = 0; i < 2; i++) {
             t.low[i] = _mm512_load_si512(e4m3_low + i * 64);
             t.high[i] = _mm512_load_si512(e4m3_high + i * 64);
         }
@@ -84,11 +85,12 @@ decode_128(const struct tables *t, bool fp8, const uint8_t *p, uint32_t left,
     int32_t n = left < 128 ? (int32_t)left : 128;
 
     UNROLL
-    for (int h = 0; h < 2; h++) {
+    for (uint32_t h = 0; h < 2; h++) {
         __m512i c, low, high;
 
         if (fp8) {
-            c = _mm512_maskz_loadu_epi8(first_of_64(n - 64 * h), p + 64 * h);
+            c = _mm512_maskz_loadu_epi8(first_of_64(n - 64 * (int32_t)h),
+                                        p + 64 * (size_t)h);
             low = _mm512_permutex2var_epi8(t->low[0], c, t->low[1]);
             high = _mm512_permutex2var_epi8(t->high[0], c, t->high[1]);
             /* high | (c & 0x80): the sign */

@@ -62,7 +62,7 @@ static inline __m512i load_x(const uint8_t *p)
       PREFETCH(w + r * w_bytes + 2 * (size_t)i, ahead);                        \
     }                                                                          \
     UNROLL                                                                     \
-    for (unsigned t = 0; t < N; t++) {                                         \
+    for (unsigned t = 0; t < (N); t++) {                                       \
       __m512i b = load_x(x + t * x_bytes + 2 * (size_t)i);                     \
       UNROLL                                                                   \
       for (unsigned r = 0; r < ROWS; r++)                                      \
@@ -86,7 +86,7 @@ static inline __m512i load_x(const uint8_t *p)
     UNROLL                                                                     \
     for (unsigned r = 0; r < ROWS; r++)                                        \
       UNROLL                                                                   \
-    for (unsigned t = 0; t < N; t++)                                           \
+    for (unsigned t = 0; t < (N); t++)                                         \
       s[r][t] = _mm512_load_ps(sums[t][r]);                                    \
     for (; i + 32 <= n; i += 32)                                               \
       PLAIN_STEP(N, LOAD_WHOLE);                                               \
@@ -95,7 +95,7 @@ static inline __m512i load_x(const uint8_t *p)
     UNROLL                                                                     \
     for (unsigned r = 0; r < ROWS; r++)                                        \
       UNROLL                                                                   \
-    for (unsigned t = 0; t < N; t++)                                           \
+    for (unsigned t = 0; t < (N); t++)                                         \
       _mm512_store_ps(sums[t][r], s[r][t]);                                    \
   }
 

@@ -224,35 +224,37 @@ static void tile_avx2(const struct moec_mat *m, uint32_t row, uint32_t n_rows,
   {                                                                            \
     __m256 s[R][N][2], b[N][2];                                                \
     UNROLL                                                                     \
-    for (int r = 0; r < R; r++)                                                \
+    for (int r = 0; r < (R); r++)                                              \
       UNROLL                                                                   \
-    for (int t = 0; t < N; t++)                                                \
+    for (int t = 0; t < (N); t++)                                              \
       UNROLL                                                                   \
-    for (int h = 0; h < 2; h++)                                                \
-      s[r][t][h] = _mm256_load_ps(acc + (size_t)t * as + r * 16 + h * 8);      \
+    for (size_t h = 0; h < 2; h++)                                             \
+      s[r][t][h] =                                                             \
+          _mm256_load_ps(acc + (size_t)t * as + (size_t)r * 16 + h * 8);       \
     for (uint32_t i = 0; i < n; i += 16) {                                     \
       UNROLL                                                                   \
-      for (int t = 0; t < N; t++)                                              \
+      for (int t = 0; t < (N); t++)                                            \
         UNROLL                                                                 \
-      for (int h = 0; h < 2; h++)                                              \
+      for (size_t h = 0; h < 2; h++)                                           \
         b[t][h] = _mm256_loadu_ps(x + (size_t)t * xs + i + h * 8);             \
       UNROLL                                                                   \
-      for (int r = 0; r < R; r++)                                              \
+      for (int r = 0; r < (R); r++)                                            \
         UNROLL                                                                 \
-      for (int h = 0; h < 2; h++) {                                            \
+      for (size_t h = 0; h < 2; h++) {                                         \
         __m256 a = _mm256_loadu_ps(w + (size_t)r * ws + i + h * 8);            \
         UNROLL                                                                 \
-        for (int t = 0; t < N; t++)                                            \
+        for (int t = 0; t < (N); t++)                                          \
           s[r][t][h] = MULADD(a, b[t][h], s[r][t][h]);                         \
       }                                                                        \
     }                                                                          \
     UNROLL                                                                     \
-    for (int r = 0; r < R; r++)                                                \
+    for (int r = 0; r < (R); r++)                                              \
       UNROLL                                                                   \
-    for (int t = 0; t < N; t++)                                                \
+    for (int t = 0; t < (N); t++)                                              \
       UNROLL                                                                   \
-    for (int h = 0; h < 2; h++)                                                \
-      _mm256_store_ps(acc + (size_t)t * as + r * 16 + h * 8, s[r][t][h]);      \
+    for (size_t h = 0; h < 2; h++)                                             \
+      _mm256_store_ps(acc + (size_t)t * as + (size_t)r * 16 + h * 8,           \
+                      s[r][t][h]);                                             \
   }
 
 #define MUL_THEN_ADD(a, b, s) _mm256_add_ps(s, _mm256_mul_ps(a, b))

@@ -259,28 +259,28 @@ static void tile_avx512(const struct moec_mat *m, uint32_t row, uint32_t n_rows,
   {                                                                            \
     __m512 s[R][N], b[N];                                                      \
     UNROLL                                                                     \
-    for (int r = 0; r < R; r++)                                                \
+    for (int r = 0; r < (R); r++)                                              \
       UNROLL                                                                   \
-    for (int t = 0; t < N; t++)                                                \
-      s[r][t] = _mm512_load_ps(acc + (size_t)t * as + r * 16);                 \
+    for (int t = 0; t < (N); t++)                                              \
+      s[r][t] = _mm512_load_ps(acc + (size_t)t * as + (size_t)r * 16);         \
     for (uint32_t i = 0; i < n; i += 16) {                                     \
       __mmask16 k = tail_mask(n - i);                                          \
       UNROLL                                                                   \
-      for (int t = 0; t < N; t++)                                              \
+      for (int t = 0; t < (N); t++)                                            \
         b[t] = _mm512_maskz_loadu_ps(k, x + (size_t)t * xs + i);               \
       UNROLL                                                                   \
-      for (int r = 0; r < R; r++) {                                            \
+      for (int r = 0; r < (R); r++) {                                          \
         __m512 a = _mm512_maskz_loadu_ps(k, w + (size_t)r * ws + i);           \
         UNROLL                                                                 \
-        for (int t = 0; t < N; t++)                                            \
+        for (int t = 0; t < (N); t++)                                          \
           s[r][t] = MULADD(a, b[t], s[r][t]);                                  \
       }                                                                        \
     }                                                                          \
     UNROLL                                                                     \
-    for (int r = 0; r < R; r++)                                                \
+    for (int r = 0; r < (R); r++)                                              \
       UNROLL                                                                   \
-    for (int t = 0; t < N; t++)                                                \
-      _mm512_store_ps(acc + (size_t)t * as + r * 16, s[r][t]);                 \
+    for (int t = 0; t < (N); t++)                                              \
+      _mm512_store_ps(acc + (size_t)t * as + (size_t)r * 16, s[r][t]);         \
   }
 
 #define MUL_THEN_ADD(a, b, s) _mm512_add_ps(s, _mm512_mul_ps(a, b))

@@ -286,8 +286,9 @@ static void tile_in_out(const struct moec_mat *m, uint32_t row, uint32_t n_rows,
 
         for (uint32_t o = row; o < row + n_rows; o++) {
             unsigned at = awq ? awq_at[o % 8] : o % 8;
-            uint32_t w = awq ? moec_le32(words + o / 8 * 4) >> (4 * at)
-                             : moec_le32(words + o * 4) >> (4 * (c % 8));
+            uint32_t w =
+                awq ? moec_le32(words + (size_t)(o / 8) * 4) >> (4 * at)
+                    : moec_le32(words + (size_t)o * 4) >> (4 * (c % 8));
             float zero = 8.0f, s;
 
             if (m->zeros)
