@@ -96,8 +96,8 @@ decode_128(const struct tables *t, bool fp8, const uint8_t *p, uint32_t left,
             /* high | (c & 0x80): the sign */
             high = _mm512_ternarylogic_epi32(
                 high, c, _mm512_set1_epi8((char)0x80), 0xf8);
-            out[2 * h] = _mm512_unpacklo_epi8(low, high);
-            out[2 * h + 1] = _mm512_unpackhi_epi8(low, high);
+            out[2 * (size_t)h] = _mm512_unpacklo_epi8(low, high);
+            out[2 * (size_t)h + 1] = _mm512_unpackhi_epi8(low, high);
         } else {
             c = _mm512_maskz_loadu_epi8(first_of_64((n + 1) / 2), p);
             c = h ? _mm512_srli_epi16(c, 4) : c;
@@ -114,7 +114,7 @@ decode_128(const struct tables *t, bool fp8, const uint8_t *p, uint32_t left,
  * row of each order belongs. */
 static inline void put_bytes(uint16_t *row, uint32_t first, __m256i v)
 {
-    uint32_t q = first % 128 / 16;
+    size_t q = first % 128 / 16;
     uint16_t *out = row + first / 128 * 128 + q / 4 * 64 + q % 4 * 8;
 
     _mm_store_si128((void *)out, _mm256_castsi256_si128(v));
@@ -125,7 +125,7 @@ static inline void put_nibbles(uint16_t *row, uint32_t first, __m256i v)
 {
     const __m256i split = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
-    uint32_t q = first % 128 / 16;
+    size_t q = first % 128 / 16;
     uint16_t *out = row + first / 128 * 128 + q % 2 * 64 + q / 2 * 8;
 
     v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, split), 0xd8);
