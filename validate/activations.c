@@ -245,6 +245,13 @@ uint64_t moec_reference_cols(const moec_activations *a,
     return moec_ckpt_tensor(a->golden, at)->shape[1];
 }
 
+static uint64_t count(const moec_tensor *t)
+{
+    uint32_t bits = moec_dtype_bits((moec_dtype)t->dtype);
+
+    return bits == 0 ? 0 : t->bytes * 8 / bits;
+}
+
 /* Where a reference keeps its token ids, or SIZE_MAX. */
 static size_t find_tokens(const moec_activations *a, const moec_reference *part)
 {
@@ -260,7 +267,9 @@ static size_t find_tokens(const moec_activations *a, const moec_reference *part)
 
             (void)snprintf(name, sizeof(name), "%s%s", prefixes[p], words[w]);
             at = moec_ckpt_find(a->golden, name);
-            if (at != SIZE_MAX)
+            /* one list for all layers must be of these very rows */
+            if (at != SIZE_MAX &&
+                (p == 0 || count(moec_ckpt_tensor(a->golden, at)) == part->n))
                 return at;
         }
     return SIZE_MAX;

@@ -160,7 +160,8 @@ typedef struct moec_validate_opts {
     const char *inputs;  /* safetensors with `layers.N.input` [T][H]: recorded
                            hidden states; or NULL */
     const char *golden;  /* golden.safetensors of an independent reference, its
-                           fixture.json beside it; or NULL */
+                           fixture.json beside it; or NULL. Layers routed by
+                           a table of tokens: `layers.N.T.tokens` [T] too */
     moec_device *device; /* where the converted side runs; NULL: the CPU */
 } moec_validate_opts;
 #define MOEC_VALIDATE_OPTS_INIT                                                \
