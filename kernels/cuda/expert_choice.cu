@@ -808,7 +808,7 @@ __global__ void __launch_bounds__(THREADS)
 EC_KERNEL(ec_settle)
 {
     EC_WORKER(k);
-    if (j.h->on)
+    if (j.h->on && (j.a.in.n_tokens <= SMALL || j.h->over[ROUNDS]))
         settle_block(j, k);
 }
 

@@ -222,6 +222,35 @@ static void equals_the_scalar_cpu(void **state)
         }
 }
 
+/* The dispatch behind it: slots and counts, with logical ids and without. */
+static void hands_its_ids_to_the_dispatch(void **state)
+{
+    uint32_t table[16];
+    uint64_t seed = 10;
+
+    (void)state;
+    for (uint32_t e = 0; e < 16; e++)
+        table[e] = (e * 5 + 3) % 16;
+    for (uint32_t turn = 0; turn < 8; turn++) {
+        struct route_call c = random_call(&seed, turn < 4 ? 40 : 270, 16, 4);
+        moec_dispatch_map map = {.struct_bytes = sizeof(map),
+                                 .n_experts = 16,
+                                 .rule = MOEC_REPLICA_TABLE,
+                                 .rank = 1,
+                                 .table = table};
+
+        map.topology.n_physical = 16;
+        map.topology.n_ranks = 2;
+        map.topology.n_local = 8;
+        map.topology.n_shared_slots = c.config.n_shared;
+        c.config.ec.fill = (moec_ec_fill)(turn % 4);
+        c.map = &map;
+        c.no_ids = turn % 3 == 2;
+        check_call(&c, device, cpu);
+        guarded_free_all();
+    }
+}
+
 /* Rows enough for a sample: floors, lists that are cut, and, where the sample
  * misleads (the best tokens stand where it does not look, or all are the
  * same), lists that are too short or too long. */
@@ -320,6 +349,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(gives_what_the_vectors_say),
         cmocka_unit_test(equals_the_scalar_cpu),
         cmocka_unit_test(equals_it_where_lists_are_cut),
+        cmocka_unit_test(hands_its_ids_to_the_dispatch),
         cmocka_unit_test(turns_on_and_off_as_the_cpu_does),
         cmocka_unit_test(refuses_auto_without_a_state),
     };
