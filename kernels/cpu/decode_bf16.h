@@ -115,7 +115,7 @@ decode_128(const struct tables *t, bool fp8, const uint8_t *p, uint32_t left,
 static inline void put_bytes(uint16_t *row, uint32_t first, __m256i v)
 {
     size_t q = first % 128 / 16;
-    uint16_t *out = row + first / 128 * 128 + q / 4 * 64 + q % 4 * 8;
+    uint16_t *out = row + (size_t)(first / 128) * 128 + q / 4 * 64 + q % 4 * 8;
 
     _mm_store_si128((void *)out, _mm256_castsi256_si128(v));
     _mm_store_si128((void *)(out + 32), _mm256_extracti128_si256(v, 1));
@@ -126,7 +126,7 @@ static inline void put_nibbles(uint16_t *row, uint32_t first, __m256i v)
     const __m256i split = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
     size_t q = first % 128 / 16;
-    uint16_t *out = row + first / 128 * 128 + q % 2 * 64 + q / 2 * 8;
+    uint16_t *out = row + (size_t)(first / 128) * 128 + q % 2 * 64 + q / 2 * 8;
 
     v = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(v, split), 0xd8);
     _mm_store_si128((void *)out, _mm256_castsi256_si128(v));
