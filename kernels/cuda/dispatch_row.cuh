@@ -7,7 +7,8 @@
 //   kernels/remap.c, dispatch.c and waterfill.c; all of it is integers.
 // Counts: integer atomics, whose sum does not depend on their order: in shared
 //   memory, added to the caller's arrays at the end of a block; with very many
-//   slots right there. The arrays are zeroed by a node before (clear_counts).
+//   slots right there. The arrays are zeroed by a node before (clear_counts),
+//   but for a block that is alone, which stores all counts.
 // Refuses nothing: a column whose id the map does not have, which moec_dispatch
 //   refuses, is slot -1 here and no valid id.
 
@@ -25,6 +26,7 @@ struct moec_dispatch_args {
     uint64_t by_local; // divides a physical id by L
     uint32_t n_slots, gap, row_base, top_k, n_cols, n_tokens;
     uint32_t counts_in_block; // counters stand in shared memory
+    uint32_t alone;           // one block: its counts are all there are
 };
 
 // Where shared experts go: waterfill.c's plan. The arrays are shared memory.
@@ -438,23 +440,29 @@ __device__ static inline void moec_dispatch_begin(const moec_dispatch_args &d,
 }
 
 __device__ static inline void moec_add_counts(uint32_t *to,
-                                              const uint32_t *from, uint32_t n)
+                                              const uint32_t *from, uint32_t n,
+                                              uint32_t alone)
 {
-    for (uint32_t i = threadIdx.x; to && i < n; i += blockDim.x)
-        if (from[i] != 0)
+    for (uint32_t i = threadIdx.x; to && i < n; i += blockDim.x) {
+        if (alone)
+            to[i] = from[i];
+        else if (from[i] != 0)
             (void)atomicAdd(&to[i], from[i]);
+    }
 }
 
 // Add the block's counts to the caller's. All threads of the block come here.
 __device__ static inline void moec_dispatch_end(const moec_dispatch_args &d,
                                                 const moec_dispatch_block &b)
 {
+    uint32_t n_ranks = d.map.topology.n_ranks;
+
     if (!d.counts_in_block)
         return;
     __syncthreads();
-    moec_add_counts(d.slot_counts, b.counters.slots, d.n_slots);
-    moec_add_counts(d.rank_counts, b.counters.ranks, d.map.topology.n_ranks);
-    moec_add_counts(d.rank_loads, b.counters.loads, d.map.topology.n_ranks);
+    moec_add_counts(d.slot_counts, b.counters.slots, d.n_slots, d.alone);
+    moec_add_counts(d.rank_counts, b.counters.ranks, n_ranks, d.alone);
+    moec_add_counts(d.rank_loads, b.counters.loads, n_ranks, d.alone);
 }
 
 // -------------------------------------------------------------- host side
@@ -468,8 +476,10 @@ moec_status moec_dispatch_args_make(moec_dispatch_args *d,
                                     const moec_dispatch_out *out,
                                     uint32_t n_tokens, uint32_t top_k,
                                     const moec_launch *launch, moec_error *err);
-// The node before the rows: zeroes the counts that are wanted.
-void moec_dispatch_clear(const moec_dispatch_args &d, cudaStream_t s);
+// Before the rows, which `blocks` blocks take: the node that zeroes the counts
+// that are wanted, where one is needed.
+void moec_dispatch_clear(moec_dispatch_args *d, uint32_t blocks,
+                         cudaStream_t s);
 // The node behind them: waterfill STATIC.
 void moec_dispatch_fill(const moec_dispatch_args &d, cudaStream_t s);
 

@@ -28,11 +28,13 @@ __global__ void __launch_bounds__(THREADS) clear_counts(moec_dispatch_args d)
         d.rank_loads[i] = 0;
 }
 
-void moec_dispatch_clear(const moec_dispatch_args &d, cudaStream_t s)
+void moec_dispatch_clear(moec_dispatch_args *d, uint32_t blocks,
+                         cudaStream_t s)
 {
-    if (moec_counters_words(d) != 0) // W <= P
-        MOEC_LAUNCH_KERNEL(clear_counts, moec_blocks(d.n_slots, THREADS),
-                           THREADS, 0, s, d);
+    d->alone = blocks == 1 && d->counts_in_block;
+    if (!d->alone && moec_counters_words(*d) != 0) // W <= P
+        MOEC_LAUNCH_KERNEL(clear_counts, moec_blocks(d->n_slots, THREADS),
+                           THREADS, 0, s, *d);
 }
 
 // -------------------------------------------------------------- waterfill
@@ -323,10 +325,10 @@ moec_status moec_cuda_dispatch(uint32_t ordinal, const moec_dispatch_map *map,
     j.weights = weights;
     j.on_device = launch->n_valid;
     j.n_valid = n_valid;
-    moec_dispatch_clear(j.d, s);
+    shared = moec_dispatch_shared(&j.d, WARPS);
+    moec_dispatch_clear(&j.d, blocks, s);
     if (n_tokens == 0)
         return moec_cuda_launched("dispatch", err);
-    shared = moec_dispatch_shared(&j.d, WARPS);
     if (shared > 40 << 10) // beside the rows
         (void)cudaFuncSetAttribute(dispatch_rows,
                                    cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -553,6 +553,10 @@ static void launch_route(router *r, uint32_t ordinal, bool dispatch,
         shared += moec_dispatch_shared(&r->d, r->warps);
     grid = grid_of(ordinal, r->a.in.n_tokens, r->warps,
                    fast && n > 256 ? BLOCKS_WIDE : BLOCKS);
+    if (dispatch)
+        moec_dispatch_clear(&r->d, grid, s);
+    if (r->a.in.n_tokens == 0)
+        return;
     if (!dispatch)
         launch_after<NOTHING>(*r, grid, shared, s);
     else if (r->d.waterfill.mode != MOEC_WATERFILL_DYNAMIC)
@@ -751,10 +755,7 @@ moec_status moec_cuda_route(uint32_t ordinal, const moec_route_config *c,
                                 out ? out->ec : nullptr, dispatch, launch, err);
     if (out && out->ec)
         (void)cudaMemsetAsync(out->ec, 0, sizeof(*out->ec), s);
-    if (map)
-        moec_dispatch_clear(r.d, s);
-    if (in->n_tokens != 0)
-        launch_route(&r, ordinal, map != nullptr, s);
+    launch_route(&r, ordinal, map != nullptr, s);
     if (map)
         moec_dispatch_fill(r.d, s);
     return moec_cuda_launched("route", err);

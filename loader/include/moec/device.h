@@ -92,7 +92,12 @@ MOEC_API uint64_t moec_device_route_workspace_bytes(
 MOEC_API moec_status moec_device_route(
     moec_device *d, const moec_router *router, const moec_route_in *in,
     const moec_route_out *out, const moec_launch *launch, moec_error *err);
-/* moec_route_dispatch: one node where the choice is plain. */
+/* moec_route_dispatch. Where the choice is plain one kernel does it all; counts
+ * of more than 8 rows take a node before it, which zeroes them, waterfill
+ * STATIC one behind it.
+ * What the CPU refuses when it meets it (an id that is no column, a token not
+ * below vocab, an expert without a slot) is left out: id or slot -1. Loads of
+ * waterfill DYNAMIC that the CPU refuses keep all rows at home. */
 MOEC_API moec_status moec_device_route_dispatch(
     moec_device *d, const moec_router *router, const moec_route_in *in,
     const moec_dispatch_map *map, const moec_waterfill *waterfill,
