@@ -413,6 +413,30 @@ static void equals_it_for_models(void **state)
     }
 }
 
+/* All groups have the same best, and the later ones a better second. */
+static void lower_groups_win_ties(void **state)
+{
+    static const uint32_t groups[] = {4, 16, 32, 64};
+    float x[128];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(groups) / sizeof(*groups); i++) {
+        struct route_call c = {.config = MOEC_ROUTE_CONFIG_INIT,
+                               .in = MOEC_ROUTE_IN_INIT};
+        uint32_t width = 128 / groups[i];
+
+        for (uint32_t e = 0; e < 128; e++)
+            x[e] = e % width == 0 ? 5.0f : 0.01f * (float)(e / width);
+        c.config.n_experts = 128;
+        c.config.n_group = groups[i];
+        c.config.topk_group = groups[i] / 2 - 1;
+        c.config.top_k = 2 * c.config.topk_group;
+        c.in.n_tokens = c.in.n_valid = 1;
+        c.in.logits = x;
+        check_call(&c, device, cpu);
+    }
+}
+
 static void takes_no_rows(void **state)
 {
     struct route_call c = {.config = MOEC_ROUTE_CONFIG_INIT,
@@ -463,6 +487,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(gives_what_the_vectors_say),
         cmocka_unit_test(equals_the_scalar_cpu),
         cmocka_unit_test(equals_it_for_models),
+        cmocka_unit_test(lower_groups_win_ties),
         cmocka_unit_test(takes_no_rows),
         cmocka_unit_test(refuses_what_it_cannot_do),
     };
