@@ -24,6 +24,22 @@ static inline moec_status test_device_open(moec_device **out, moec_error *err)
     return moec_device_open(out, &o, err);
 }
 
+/* That device and the CPU's back end `isa`, for a group of tests: 0, or -1 with
+ * the reason on stderr. */
+static inline int test_open_both(moec_device **device, moec_kernels **cpu,
+                                 moec_isa isa)
+{
+    moec_kernels_opts o = MOEC_KERNELS_OPTS_INIT;
+    moec_error err = MOEC_ERROR_INIT;
+
+    o.isa = isa;
+    if (test_device_open(device, &err) == MOEC_OK &&
+        moec_kernels_open(cpu, &o, &err) == MOEC_OK)
+        return 0;
+    (void)fprintf(stderr, "%s\n", err.text);
+    return -1;
+}
+
 /* Bytes on the device, a copy of `from` or, where that is NULL, poison. */
 static inline void *test_to_device(moec_device *d, const void *from, size_t n)
 {

@@ -380,4 +380,21 @@ static inline void close_back_ends(moec_kernels **k, size_t n)
         moec_kernels_close(k[i]);
 }
 
+/* An FFN of this activation, with the constants that it needs. */
+static inline moec_ffn_config ffn_case(moec_act act, uint32_t hidden,
+                                       uint32_t inter)
+{
+    moec_ffn_config c = MOEC_FFN_CONFIG_INIT;
+
+    c.hidden = hidden;
+    c.inter = inter;
+    c.act = act;
+    c.gated = act != MOEC_ACT_RELU2;
+    if (act == MOEC_ACT_SITU) {
+        c.beta = 4.0f;
+        c.linear_beta = 25.0f;
+    }
+    return c;
+}
+
 #endif

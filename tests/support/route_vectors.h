@@ -16,6 +16,8 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include <moec/kernels.h>
+
 #include <moec/types.h>
 
 struct route_vectors {
@@ -123,6 +125,44 @@ static inline const char *case_text(const json_t *c, const char *key)
     const char *s = json_string_value(json_object_get(c, key));
 
     return s ? s : "";
+}
+
+/* What routing.json says of one case, as the kernels take it. */
+static inline moec_route_config case_config(const json_t *c)
+{
+    moec_route_config cfg = MOEC_ROUTE_CONFIG_INIT;
+    const char *variant = case_text(c, "variant");
+    const char *scoring = case_text(c, "scoring");
+
+    cfg.n_zero = case_uint(c, "zero_experts");
+    cfg.n_experts = case_uint(c, "E") - cfg.n_zero;
+    cfg.top_k = case_uint(c, "K");
+    cfg.n_shared = case_uint(c, "S");
+    cfg.n_group = case_uint(c, "groups");
+    cfg.topk_group = case_uint(c, "topk_group");
+    cfg.rsf = (float)json_number_value(json_object_get(c, "rsf"));
+    if (json_is_true(json_object_get(c, "rsf_on_weights")))
+        cfg.rsf_on = MOEC_RSF_ON_WEIGHTS;
+    if (json_is_true(json_object_get(c, "renormalize")))
+        cfg.norm = MOEC_NORM_SUM;
+    if (strcmp(variant, "biased_grouped") == 0)
+        cfg.group_score = MOEC_GROUP_TOP2;
+    if (strcmp(variant, "hash") == 0)
+        cfg.choice = MOEC_CHOICE_HASH;
+    if (strcmp(scoring, "sigmoid") == 0)
+        cfg.score = MOEC_SCORE_SIGMOID;
+    else if (strcmp(scoring, "sqrtsoftplus") == 0)
+        cfg.score = MOEC_SCORE_SQRT_SOFTPLUS;
+    return cfg;
+}
+
+static inline moec_dtype case_dtype(const json_t *c)
+{
+    const char *name = case_text(c, "dtype");
+
+    if (strcmp(name, "BF16") == 0)
+        return MOEC_DTYPE_BF16;
+    return strcmp(name, "F16") == 0 ? MOEC_DTYPE_F16 : MOEC_DTYPE_F32;
 }
 
 #endif

@@ -18,17 +18,8 @@ static bool is_long;
 
 static int open_both(void **state)
 {
-    moec_kernels_opts o = MOEC_KERNELS_OPTS_INIT;
-    moec_error err = MOEC_ERROR_INIT;
-
     (void)state;
-    o.isa = MOEC_ISA_SCALAR;
-    if (test_device_open(&device, &err) != MOEC_OK ||
-        moec_kernels_open(&cpu, &o, &err) != MOEC_OK) {
-        (void)fprintf(stderr, "%s\n", err.text);
-        return -1;
-    }
-    return 0;
+    return test_open_both(&device, &cpu, MOEC_ISA_SCALAR);
 }
 
 static int close_both(void **state)

@@ -26,15 +26,8 @@ static moec_kernels *cpu;
 
 static int open_both(void **state)
 {
-    moec_error err = MOEC_ERROR_INIT;
-
     (void)state;
-    if (test_device_open(&device, &err) != MOEC_OK ||
-        moec_kernels_open(&cpu, NULL, &err) != MOEC_OK) {
-        (void)fprintf(stderr, "%s\n", err.text);
-        return -1;
-    }
-    return 0;
+    return test_open_both(&device, &cpu, MOEC_ISA_AUTO);
 }
 
 static int close_both(void **state)
@@ -333,28 +326,13 @@ static void check_layer(const struct layer *l, const char *what)
         fail_msg("%s: FAST is EXACT", what);
 }
 
-static moec_ffn_config config_of(moec_act act, uint32_t hidden, uint32_t inter)
-{
-    moec_ffn_config c = MOEC_FFN_CONFIG_INIT;
-
-    c.hidden = hidden;
-    c.inter = inter;
-    c.act = act;
-    c.gated = act != MOEC_ACT_RELU2;
-    if (act == MOEC_ACT_SITU) {
-        c.beta = 4.0f;
-        c.linear_beta = 25.0f;
-    }
-    return c;
-}
-
 static void computes_every_activation(void **state)
 {
     uint64_t rng = 1;
 
     (void)state;
     for (int act = 0; act <= MOEC_ACT_SITU; act++) {
-        moec_ffn_config c = config_of((moec_act)act, 40, 24);
+        moec_ffn_config c = ffn_case((moec_act)act, 40, 24);
         struct layer l;
         char what[64];
 
@@ -373,7 +351,7 @@ static void obeys_every_option(void **state)
 
     (void)state;
     for (unsigned i = 0; i < 8; i++) {
-        moec_ffn_config c = config_of(MOEC_ACT_SILU, 72, 40);
+        moec_ffn_config c = ffn_case(MOEC_ACT_SILU, 72, 40);
         moec_matrix m = formats[1];
         struct layer l;
 
@@ -403,7 +381,7 @@ static void multiplies_every_format(void **state)
     for (size_t f = 0; f < N_FORMATS; f++)
         for (size_t s = 0; s < 3; s++) {
             moec_ffn_config c =
-                config_of(MOEC_ACT_SILU, sizes[s][0], sizes[s][1]);
+                ffn_case(MOEC_ACT_SILU, sizes[s][0], sizes[s][1]);
             moec_matrix m13 = formats[f];
             struct layer l;
             char what[64];
@@ -428,12 +406,12 @@ static void cuts_columns_into_pieces(void **state)
     struct layer l;
 
     (void)state;
-    l = layer_make(config_of(MOEC_ACT_SILU, 128, 64), formats[3], formats[13],
-                   2, 81, 1, MOEC_DTYPE_F32, 0, &rng);
+    l = layer_make(ffn_case(MOEC_ACT_SILU, 128, 64), formats[3], formats[13], 2,
+                   81, 1, MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "fp8 then mxfp4");
     layer_free(&l);
-    l = layer_make(config_of(MOEC_ACT_RELU2, 64, 96), formats[10], formats[1],
-                   1, 40, 1, MOEC_DTYPE_F32, 0, &rng);
+    l = layer_make(ffn_case(MOEC_ACT_RELU2, 64, 96), formats[10], formats[1], 1,
+                   40, 1, MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "int4 then bf16");
     layer_free(&l);
 }
@@ -442,7 +420,7 @@ static void cuts_columns_into_pieces(void **state)
 static void is_invariant_to_the_batch(void **state)
 {
     uint64_t rng = 6;
-    struct layer l = layer_make(config_of(MOEC_ACT_SILU, 128, 48), formats[3],
+    struct layer l = layer_make(ffn_case(MOEC_ACT_SILU, 128, 48), formats[3],
                                 formats[3], 2, 45, 1, MOEC_DTYPE_BF16, 0, &rng);
     float *all = on_device(&l, MOEC_PRECISION_FAST, 0);
 
@@ -467,7 +445,7 @@ static void is_invariant_to_the_batch(void **state)
 static void keeps_nans_of_fp8(void **state)
 {
     uint64_t rng = 7;
-    struct layer l = layer_make(config_of(MOEC_ACT_SILU, 128, 32), formats[3],
+    struct layer l = layer_make(ffn_case(MOEC_ACT_SILU, 128, 32), formats[3],
                                 formats[3], 1, 3, 1, MOEC_DTYPE_BF16, 0, &rng);
     uint8_t *w2 = (uint8_t *)(uintptr_t)l.w2.m.data;
     float *y;
@@ -489,7 +467,7 @@ static void bounds_what_the_host_cannot_check(void **state)
     (void)state;
     for (int fast = 0; fast < 2; fast++) {
         struct layer l =
-            layer_make(config_of(MOEC_ACT_SILU, 32, 16), formats[1], formats[1],
+            layer_make(ffn_case(MOEC_ACT_SILU, 32, 16), formats[1], formats[1],
                        3, 4, 2, MOEC_DTYPE_F32, 0, &rng);
         float *want = on_device(&l, (moec_precision)fast, 0), *got;
         uint32_t out = l.sorted[0];
@@ -509,7 +487,7 @@ static void bounds_what_the_host_cannot_check(void **state)
 static void does_nothing_without_columns(void **state)
 {
     uint64_t rng = 5;
-    struct layer l = layer_make(config_of(MOEC_ACT_SILU, 16, 16), formats[1],
+    struct layer l = layer_make(ffn_case(MOEC_ACT_SILU, 16, 16), formats[1],
                                 formats[1], 3, 0, 2, MOEC_DTYPE_F32, 0, &rng);
     moec_ffn_in in = l.in;
     moec_launch launch = MOEC_LAUNCH_INIT;
@@ -528,7 +506,7 @@ static void does_nothing_without_columns(void **state)
 static void refuses_what_does_not_fit(void **state)
 {
     uint64_t rng = 5;
-    struct layer l = layer_make(config_of(MOEC_ACT_SILU, 16, 16), formats[1],
+    struct layer l = layer_make(ffn_case(MOEC_ACT_SILU, 16, 16), formats[1],
                                 formats[1], 3, 4, 2, MOEC_DTYPE_F32, 0, &rng);
     moec_ffn_in in = l.in;
     moec_launch launch = MOEC_LAUNCH_INIT;

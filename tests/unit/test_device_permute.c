@@ -21,15 +21,8 @@ static moec_kernels *cpu;
 
 static int open_both(void **state)
 {
-    moec_error err = MOEC_ERROR_INIT;
-
     (void)state;
-    if (test_device_open(&device, &err) != MOEC_OK ||
-        moec_kernels_open(&cpu, NULL, &err) != MOEC_OK) {
-        (void)fprintf(stderr, "%s\n", err.text);
-        return -1;
-    }
-    return 0;
+    return test_open_both(&device, &cpu, MOEC_ISA_AUTO);
 }
 
 static int close_both(void **state)

@@ -20,17 +20,8 @@ static bool is_long;
 
 static int open_both(void **state)
 {
-    moec_kernels_opts o = MOEC_KERNELS_OPTS_INIT;
-    moec_error err = MOEC_ERROR_INIT;
-
     (void)state;
-    o.isa = MOEC_ISA_SCALAR;
-    if (test_device_open(&device, &err) != MOEC_OK ||
-        moec_kernels_open(&cpu, &o, &err) != MOEC_OK) {
-        (void)fprintf(stderr, "%s\n", err.text);
-        return -1;
-    }
-    return 0;
+    return test_open_both(&device, &cpu, MOEC_ISA_SCALAR);
 }
 
 static int close_both(void **state)
@@ -42,42 +33,6 @@ static int close_both(void **state)
 }
 
 /* ------------------------------------------------------------ vectors */
-
-static moec_route_config config_of(const json_t *c)
-{
-    moec_route_config cfg = MOEC_ROUTE_CONFIG_INIT;
-    const char *scoring = case_text(c, "scoring");
-
-    cfg.n_zero = case_uint(c, "zero_experts");
-    cfg.n_experts = case_uint(c, "E") - cfg.n_zero;
-    cfg.top_k = case_uint(c, "K");
-    cfg.n_shared = case_uint(c, "S");
-    cfg.n_group = case_uint(c, "groups");
-    cfg.topk_group = case_uint(c, "topk_group");
-    cfg.rsf = (float)json_number_value(json_object_get(c, "rsf"));
-    if (json_is_true(json_object_get(c, "rsf_on_weights")))
-        cfg.rsf_on = MOEC_RSF_ON_WEIGHTS;
-    if (json_is_true(json_object_get(c, "renormalize")))
-        cfg.norm = MOEC_NORM_SUM;
-    if (strcmp(case_text(c, "variant"), "biased_grouped") == 0)
-        cfg.group_score = MOEC_GROUP_TOP2;
-    if (strcmp(case_text(c, "variant"), "hash") == 0)
-        cfg.choice = MOEC_CHOICE_HASH;
-    if (strcmp(scoring, "sigmoid") == 0)
-        cfg.score = MOEC_SCORE_SIGMOID;
-    else if (strcmp(scoring, "sqrtsoftplus") == 0)
-        cfg.score = MOEC_SCORE_SQRT_SOFTPLUS;
-    return cfg;
-}
-
-static moec_dtype dtype_of(const json_t *c)
-{
-    const char *name = case_text(c, "dtype");
-
-    if (strcmp(name, "BF16") == 0)
-        return MOEC_DTYPE_BF16;
-    return strcmp(name, "F16") == 0 ? MOEC_DTYPE_F16 : MOEC_DTYPE_F32;
-}
 
 static void compare(const char *id, const struct route_result *x,
                     const int32_t *want_ids, const double *exact)
@@ -98,7 +53,7 @@ static void run_case(const struct route_vectors *v, const json_t *c,
                      bool n_valid_on_device)
 {
     const char *id = case_text(c, "id");
-    struct route_call call = {.config = config_of(c)};
+    struct route_call call = {.config = case_config(c)};
     void *logits = route_vectors_copy(v, id, "logits");
     float *bias = route_vectors_copy(v, id, "bias");
     int32_t *table = route_vectors_copy(v, id, "tid2eid");
@@ -113,7 +68,7 @@ static void run_case(const struct route_vectors *v, const json_t *c,
     call.in = (moec_route_in)MOEC_ROUTE_IN_INIT;
     call.in.n_tokens = case_uint(c, "T");
     call.in.n_valid = case_uint(c, "non_padded");
-    call.in.logits_dtype = dtype_of(c);
+    call.in.logits_dtype = case_dtype(c);
     call.in.logits = logits;
     call.in.bias = bias;
     call.in.tokens = tokens;

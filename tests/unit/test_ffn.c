@@ -298,21 +298,6 @@ static void check_layer(const struct layer *l, const char *what)
     }
 }
 
-static moec_ffn_config config_of(moec_act act, uint32_t hidden, uint32_t inter)
-{
-    moec_ffn_config c = MOEC_FFN_CONFIG_INIT;
-
-    c.hidden = hidden;
-    c.inter = inter;
-    c.act = act;
-    c.gated = act != MOEC_ACT_RELU2;
-    if (act == MOEC_ACT_SITU) {
-        c.beta = 4.0f;
-        c.linear_beta = 25.0f;
-    }
-    return c;
-}
-
 static const moec_matrix plain_bf16 = {.format = MOEC_WFORMAT_BF16};
 
 static void computes_every_activation(void **state)
@@ -322,7 +307,7 @@ static void computes_every_activation(void **state)
     (void)state;
     for (int act = 0; act <= MOEC_ACT_SITU; act++)
         for (int limit = 0; limit < 2; limit++) {
-            moec_ffn_config c = config_of((moec_act)act, 40, 24);
+            moec_ffn_config c = ffn_case((moec_act)act, 40, 24);
             struct layer l;
             char what[64];
 
@@ -342,7 +327,7 @@ static void obeys_every_option(void **state)
 
     (void)state;
     for (unsigned i = 0; i < 16; i++) {
-        moec_ffn_config c = config_of(MOEC_ACT_SILU, 72, 40);
+        moec_ffn_config c = ffn_case(MOEC_ACT_SILU, 72, 40);
         moec_matrix m = plain_bf16;
         struct layer l;
 
@@ -356,7 +341,7 @@ static void obeys_every_option(void **state)
         layer_free(&l);
     }
     {
-        moec_ffn_config c = config_of(MOEC_ACT_SWIGLU_OAI, 64, 64);
+        moec_ffn_config c = ffn_case(MOEC_ACT_SWIGLU_OAI, 64, 64);
         moec_matrix m = {.format = MOEC_WFORMAT_MXFP4,
                          .scale_dtype = MOEC_DTYPE_U8,
                          .block_in = 32,
@@ -426,7 +411,7 @@ static void multiplies_every_format(void **state)
         for (size_t s = 0; s < 5; s++)
             for (unsigned zeros = 0; zeros < 2; zeros++) {
                 moec_ffn_config c =
-                    config_of(MOEC_ACT_SILU, sizes[s][0], sizes[s][1]);
+                    ffn_case(MOEC_ACT_SILU, sizes[s][0], sizes[s][1]);
                 moec_matrix m13 = formats[f];
                 struct layer l;
                 char what[64];
@@ -461,11 +446,11 @@ static void mixes_formats(void **state)
     struct layer l;
 
     (void)state;
-    l = layer_make(config_of(MOEC_ACT_SILU, 256, 160), plain_bf16, mx, 3, 4, 2,
+    l = layer_make(ffn_case(MOEC_ACT_SILU, 256, 160), plain_bf16, mx, 3, 4, 2,
                    MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "bf16 then mxfp4");
     layer_free(&l);
-    l = layer_make(config_of(MOEC_ACT_RELU2, 192, 320), mx, fp8, 3, 4, 2,
+    l = layer_make(ffn_case(MOEC_ACT_RELU2, 192, 320), mx, fp8, 3, 4, 2,
                    MOEC_DTYPE_F32, 0, &rng);
     check_layer(&l, "mxfp4 then fp8");
     layer_free(&l);
@@ -478,7 +463,7 @@ static void check_columns(const moec_kernels *k, const struct matrix_case *w2,
                           const moec_matrix *w13, uint32_t step)
 {
     uint32_t n = w2->m.n_in, h = w2->m.n_out;
-    moec_ffn_config c = config_of(MOEC_ACT_RELU2, h, n);
+    moec_ffn_config c = ffn_case(MOEC_ACT_RELU2, h, n);
     float *x = calloc((size_t)n * h, sizeof(float));
     float *y = malloc((size_t)n * h * sizeof(float));
     uint32_t *sorted = malloc(n * sizeof(uint32_t));
@@ -604,7 +589,7 @@ static void is_invariant_to_the_batch(void **state)
     (void)state;
     for (size_t f = 0; f < 3; f++) {
         struct layer l =
-            layer_make(config_of(MOEC_ACT_SILU, 264, 200), formats[f],
+            layer_make(ffn_case(MOEC_ACT_SILU, 264, 200), formats[f],
                        formats[f], 2, 75, 1, MOEC_DTYPE_BF16, 0, &rng);
         uint32_t h = l.c.hidden;
 
@@ -636,7 +621,7 @@ static void is_invariant_to_the_batch(void **state)
 static void does_nothing_without_columns(void **state)
 {
     uint64_t rng = 5;
-    struct layer l = layer_make(config_of(MOEC_ACT_SILU, 16, 16), plain_bf16,
+    struct layer l = layer_make(ffn_case(MOEC_ACT_SILU, 16, 16), plain_bf16,
                                 plain_bf16, 3, 0, 2, MOEC_DTYPE_F32, 0, &rng);
     moec_ffn_in in = l.in;
 
@@ -652,7 +637,7 @@ static void does_nothing_without_columns(void **state)
 static void refuses_what_does_not_fit(void **state)
 {
     uint64_t rng = 5;
-    struct layer l = layer_make(config_of(MOEC_ACT_SILU, 16, 16), plain_bf16,
+    struct layer l = layer_make(ffn_case(MOEC_ACT_SILU, 16, 16), plain_bf16,
                                 plain_bf16, 3, 4, 2, MOEC_DTYPE_F32, 0, &rng);
     uint64_t bytes = moec_ffn_workspace_bytes(back_ends[0], &l.c, l.n);
     char *ws = aligned_alloc(64, (bytes + 127) / 64 * 64);

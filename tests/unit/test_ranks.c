@@ -22,6 +22,7 @@
 #include "convert.h"
 #include "outdir.h"
 #include "plan_fixture.h"
+#include "same_out.h"
 #include "tmpdir.h"
 
 enum { N_RANKS = 4 };
@@ -62,72 +63,13 @@ static moec_status finalize(moec_error *err)
     return moec_finalize(tmpdir_path(&t.dir, "out"), &o, &stats, err);
 }
 
-static char *slurp(const char *dir, const char *name, size_t *n)
-{
-    char path[1300];
-    FILE *f;
-    char *data = NULL;
-
-    (void)snprintf(path, sizeof(path), "%s/%s", dir, name);
-    f = fopen(path, "rb");
-    if (f == NULL)
-        fail_msg("%s is not there", path);
-    assert_int_equal(fseek(f, 0, SEEK_END), 0);
-    *n = (size_t)ftell(f);
-    rewind(f);
-    data = malloc(*n + 1);
-    assert_non_null(data);
-    assert_int_equal(fread(data, 1, *n, f), *n);
-    assert_int_equal(fclose(f), 0);
-    return data;
-}
-
-static size_t n_entries(const char *dir)
-{
-    DIR *d = opendir(dir);
-    size_t n = 0;
-
-    assert_non_null(d);
-    while (readdir(d) != NULL)
-        n++;
-    closedir(d);
-    return n;
-}
-
-/* `out` is what one process made, but for provenance.json; and it goes. */
-static void check_out(void)
-{
-    char want[1024], out[1024];
-    const struct dirent *e;
-    DIR *d;
-
-    (void)snprintf(want, sizeof(want), "%s", tmpdir_path(&t.dir, "want"));
-    (void)snprintf(out, sizeof(out), "%s", tmpdir_path(&t.dir, "out"));
-    assert_int_equal(n_entries(out), n_entries(want));
-    d = opendir(want);
-    assert_non_null(d);
-    while ((e = readdir(d)) != NULL) {
-        size_t n, m;
-        if (e->d_name[0] == '.' || strcmp(e->d_name, "provenance.json") == 0)
-            continue;
-        char *a = slurp(want, e->d_name, &n), *b = slurp(out, e->d_name, &m);
-        if (n != m || memcmp(a, b, n) != 0)
-            fail_msg("%s differs", e->d_name);
-        free(a);
-        free(b);
-    }
-    closedir(d);
-    assert_int_equal(nftw(out, tmpdir_unlink_, 16, FTW_DEPTH | FTW_PHYS), 0);
-    assert_int_equal(access(tmpdir_path(&t.dir, "out.partial"), F_OK), -1);
-}
-
 static void finish_and_check(void)
 {
     moec_error err = MOEC_ERROR_INIT;
 
     if (finalize(&err) != MOEC_OK)
         fail_msg("%s", err.text);
-    check_out();
+    check_out(&t.dir);
 }
 
 static void refused(moec_status got, moec_status want, const moec_error *err,
@@ -419,7 +361,7 @@ static void dies_anywhere_and_goes_on(void **state)
         for (int at = 1 + n % 45; access(tmpdir_path(&t.dir, "out"), F_OK) != 0;
              at += 3)
             deaths += !child(NULL, how, at);
-        check_out();
+        check_out(&t.dir);
     }
     assert_true(deaths >= 50);
 }

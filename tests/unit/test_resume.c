@@ -27,6 +27,7 @@
 #include "convert.h"
 #include "journal.h"
 #include "plan_fixture.h"
+#include "same_out.h"
 #include "tmpdir.h"
 
 /* ---------------------------------------------------------------- helpers */
@@ -84,65 +85,6 @@ static bool child(int die_at, int fail_at, uint32_t n_threads)
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-static char *slurp(const char *dir, const char *name, size_t *n)
-{
-    char path[1200];
-    struct stat st;
-    FILE *f;
-    char *data;
-
-    (void)snprintf(path, sizeof(path), "%s/%s", dir, name);
-    f = fopen(path, "rb");
-    if (f == NULL)
-        fail_msg("%s is not there", path);
-    assert_int_equal(fstat(fileno(f), &st), 0);
-    *n = (size_t)st.st_size;
-    data = malloc(*n + 1);
-    assert_non_null(data);
-    assert_int_equal(fread(data, 1, *n, f), *n);
-    assert_int_equal(fclose(f), 0);
-    return data;
-}
-
-static size_t n_entries(const char *dir)
-{
-    DIR *d = opendir(dir);
-    size_t n = 0;
-
-    assert_non_null(d);
-    while (readdir(d) != NULL)
-        n++;
-    closedir(d);
-    return n;
-}
-
-/* `out` is what `want` is, but for provenance.json; and it goes. */
-static void check_out(void)
-{
-    char want[1024], out[1024];
-    const struct dirent *e;
-    DIR *d;
-
-    (void)snprintf(want, sizeof(want), "%s", tmpdir_path(&t.dir, "want"));
-    (void)snprintf(out, sizeof(out), "%s", tmpdir_path(&t.dir, "out"));
-    assert_int_equal(n_entries(out), n_entries(want));
-    d = opendir(want);
-    assert_non_null(d);
-    while ((e = readdir(d)) != NULL) {
-        size_t n, m;
-        if (e->d_name[0] == '.' || strcmp(e->d_name, "provenance.json") == 0)
-            continue;
-        char *a = slurp(want, e->d_name, &n), *b = slurp(out, e->d_name, &m);
-        if (n != m || memcmp(a, b, n) != 0)
-            fail_msg("%s differs", e->d_name);
-        free(a);
-        free(b);
-    }
-    closedir(d);
-    assert_int_equal(nftw(out, tmpdir_unlink_, 16, FTW_DEPTH | FTW_PHYS), 0);
-    assert_int_equal(access(tmpdir_path(&t.dir, "out.partial"), F_OK), -1);
-}
-
 static bool exists(const char *name)
 {
     return access(tmpdir_path(&t.dir, name), F_OK) == 0;
@@ -194,7 +136,7 @@ static void dies_anywhere_and_goes_on(void **state)
                 break;
             at = 1 + (int)(next_random(&seed) % (uint32_t)(t.n_calls / 3));
         }
-        check_out();
+        check_out(&t.dir);
     }
     assert_true(deaths >= 100);
     assert_true(found >= 60);
@@ -209,7 +151,7 @@ static void fails_anywhere_and_goes_on(void **state)
         (void)child(0, n, 3);
         if (!exists("out"))
             go("out", 2, NULL);
-        check_out();
+        check_out(&t.dir);
     }
 }
 
@@ -220,7 +162,7 @@ static void does_only_what_is_left(void **state)
     (void)state;
     go("out", 1, &whole);
     assert_int_equal(whole.bytes_resumed, 0);
-    check_out();
+    check_out(&t.dir);
     assert_false(child(t.n_calls / 2, 0, 1));
     go("out", 4, &stats);
     assert_true(stats.bytes_resumed > whole.bytes_written / 8);
@@ -228,7 +170,7 @@ static void does_only_what_is_left(void **state)
     assert_int_equal(stats.bytes_resumed + stats.bytes_written,
                      whole.bytes_written);
     assert_true(stats.bytes_read < whole.bytes_read);
-    check_out();
+    check_out(&t.dir);
 }
 
 static void starts_over_where_a_data_file_is_not_as_it_was(void **state)
@@ -251,7 +193,7 @@ static void starts_over_where_a_data_file_is_not_as_it_was(void **state)
                 0);
         go("out", 2, &stats);
         assert_int_equal(stats.bytes_resumed, 0);
-        check_out();
+        check_out(&t.dir);
     }
 }
 
@@ -265,7 +207,7 @@ static void removes_what_is_not_its_own_and_keeps_what_is(void **state)
     tmpdir_text(&t.dir, "out.partial/slots.bin", "half of it");
     go("out", 2, &stats);
     assert_true(stats.bytes_resumed > 0);
-    check_out();
+    check_out(&t.dir);
 }
 
 static void refuses_another_plan_and_leaves_all_as_it_is(void **state)
@@ -287,7 +229,7 @@ static void refuses_another_plan_and_leaves_all_as_it_is(void **state)
     assert_non_null(strstr(err.text, "--w13-order gate-up' then"));
     go("out", 1, &stats);
     assert_true(stats.bytes_resumed > 0);
-    check_out();
+    check_out(&t.dir);
 }
 
 int main(void)

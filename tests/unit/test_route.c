@@ -25,43 +25,6 @@ static moec_kernels *open_isa(moec_isa isa)
     return k;
 }
 
-static moec_route_config config_of(const json_t *c)
-{
-    moec_route_config cfg = MOEC_ROUTE_CONFIG_INIT;
-    const char *variant = case_text(c, "variant");
-    const char *scoring = case_text(c, "scoring");
-
-    cfg.n_zero = case_uint(c, "zero_experts");
-    cfg.n_experts = case_uint(c, "E") - cfg.n_zero;
-    cfg.top_k = case_uint(c, "K");
-    cfg.n_shared = case_uint(c, "S");
-    cfg.n_group = case_uint(c, "groups");
-    cfg.topk_group = case_uint(c, "topk_group");
-    cfg.rsf = (float)json_number_value(json_object_get(c, "rsf"));
-    if (json_is_true(json_object_get(c, "rsf_on_weights")))
-        cfg.rsf_on = MOEC_RSF_ON_WEIGHTS;
-    if (json_is_true(json_object_get(c, "renormalize")))
-        cfg.norm = MOEC_NORM_SUM;
-    if (strcmp(variant, "biased_grouped") == 0)
-        cfg.group_score = MOEC_GROUP_TOP2;
-    if (strcmp(variant, "hash") == 0)
-        cfg.choice = MOEC_CHOICE_HASH;
-    if (strcmp(scoring, "sigmoid") == 0)
-        cfg.score = MOEC_SCORE_SIGMOID;
-    else if (strcmp(scoring, "sqrtsoftplus") == 0)
-        cfg.score = MOEC_SCORE_SQRT_SOFTPLUS;
-    return cfg;
-}
-
-static moec_dtype dtype_of(const json_t *c)
-{
-    const char *name = case_text(c, "dtype");
-
-    if (strcmp(name, "BF16") == 0)
-        return MOEC_DTYPE_BF16;
-    return strcmp(name, "F16") == 0 ? MOEC_DTYPE_F16 : MOEC_DTYPE_F32;
-}
-
 /* "weights are within 2.4e-7 of exact", and ours within the same of them. */
 static void compare(const char *id, const int32_t *ids, const float *weights,
                     const int32_t *want_ids, const double *exact, size_t n)
@@ -82,7 +45,7 @@ static void run_case(const struct route_vectors *v, const json_t *c,
                      const moec_kernels *k)
 {
     const char *id = case_text(c, "id");
-    moec_route_config cfg = config_of(c);
+    moec_route_config cfg = case_config(c);
     moec_route_in in = MOEC_ROUTE_IN_INIT;
     moec_route_out out = {.struct_bytes = sizeof(out)};
     moec_error err = MOEC_ERROR_INIT;
@@ -97,7 +60,7 @@ static void run_case(const struct route_vectors *v, const json_t *c,
 
     in.n_tokens = case_uint(c, "T");
     in.n_valid = case_uint(c, "non_padded");
-    in.logits_dtype = dtype_of(c);
+    in.logits_dtype = case_dtype(c);
     in.logits = logits;
     in.bias = bias;
     in.tokens = tokens;
