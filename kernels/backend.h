@@ -32,7 +32,6 @@ typedef struct moec_cpu {
     bool avx2;        /* with FMA, F16C, BMI1, BMI2 */
     bool avx512;      /* F, BW, CD, DQ, VL, VBMI, VBMI2 */
     bool avx512_bf16; /* and vdpbf16ps */
-    bool slow_512;    /* 512-bit work costs clock: AUTO takes AVX2 */
 } moec_cpu;
 moec_cpu moec_cpu_query(void);
 

@@ -20,8 +20,8 @@ static uint64_t enabled_state(void)
     return (uint64_t)hi << 32 | lo;
 }
 
-/* Intel before Ice Lake lowers its clock for 512-bit work (libdeflate has the
- * same test): family 6 with AVX-512 but without VBMI2. */
+/* VBMI2 is asked for also because Intel's CPUs without it (before Ice Lake)
+ * lower their clock for 512-bit work: they take AVX2. */
 moec_cpu moec_cpu_query(void)
 {
     moec_cpu c = {0};

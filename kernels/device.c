@@ -61,7 +61,7 @@ static void *load(const char *path, moec_error *err)
 /* The first place that has the plug-in decides. */
 static void *find(const moec_device_opts *o, moec_error *err)
 {
-    static const char *const subs[] = {"moec/", "", "cuda/"};
+    static const char *const subs[] = {"moec/", ""};
     char path[PATH_BYTES];
 
     if (o->plugin)
