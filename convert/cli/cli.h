@@ -47,6 +47,10 @@ typedef struct moec_cli_command {
     const char *examples; /* one a line */
     const moec_cli_group *const *groups; /* NULL-terminated */
     size_t min_paths, max_paths;
+    /* Commands of its own (`placement check`), NULL-terminated: the row then
+     * has name, line and about alone. Names of those are "placement check",
+     * their JSON "moec.placement/1" with "action": "check". */
+    const struct moec_cli_command *const *subs;
 } moec_cli_command;
 
 struct moec_cli {
@@ -66,6 +70,8 @@ extern const moec_cli_command moec_cmd_verify;
 extern const moec_cli_command moec_cmd_unconvert;
 extern const moec_cli_command moec_cmd_explain;
 extern const moec_cli_command moec_cmd_selftest;
+extern const moec_cli_command moec_cmd_placement;
+extern const moec_cli_command moec_cmd_placement_check;
 
 /* The path argument `i`, or NULL. */
 static inline const char *moec_cli_path(const moec_cli *cli, size_t i)

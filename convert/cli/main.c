@@ -15,12 +15,11 @@
 #include "print.h"
 
 static const moec_cli_command *const commands[] = {
-    &moec_cmd_inspect,  &moec_cmd_plan,     &moec_cmd_convert,
-    &moec_cmd_verify,   &moec_cmd_validate, &moec_cmd_unconvert,
-    &moec_cmd_explain,  &moec_cmd_check,    &moec_cmd_selftest,
-    &moec_cmd_finalize,
+    &moec_cmd_inspect,  &moec_cmd_plan,      &moec_cmd_convert,
+    &moec_cmd_verify,   &moec_cmd_validate,  &moec_cmd_unconvert,
+    &moec_cmd_explain,  &moec_cmd_check,     &moec_cmd_selftest,
+    &moec_cmd_finalize, &moec_cmd_placement, NULL,
 };
-enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 
 /* A stream closed by the caller leaves its descriptor free, and the next file
  * opened would take it: data meant for stdout would then land in a weight
@@ -48,17 +47,39 @@ static int print_version(void)
     return MOEC_EXIT_OK;
 }
 
+static void print_rows(FILE *f, const moec_cli_command *const *rows)
+{
+    (void)fputs("\ncommands:\n", f);
+    for (; *rows != NULL; rows++) {
+        const char *last = strrchr((*rows)->name, ' ');
+        (void)fprintf(f, "  %-12s%s\n", last ? last + 1 : (*rows)->name,
+                      (*rows)->line);
+    }
+}
+
 static void print_commands(FILE *f)
 {
     (void)fputs("usage: moe-convert COMMAND [options] PATH...\n\n"
                 "Converts mixture-of-experts checkpoints to physical slots, "
-                "proves the\nresult, and takes it back.\n\ncommands:\n",
+                "proves the\nresult, and takes it back.\n",
                 f);
-    for (size_t i = 0; i < N_COMMANDS; i++)
-        (void)fprintf(f, "  %-12s%s\n", commands[i]->name, commands[i]->line);
+    print_rows(f, commands);
     (void)fputs("\nmoe-convert COMMAND --help has its options and examples.\n"
                 "moe-convert --version prints the version.\n",
                 f);
+}
+
+/* The list of a command that has commands of its own. */
+static void print_subs(FILE *f, const moec_cli_command *cmd)
+{
+    (void)fprintf(f, "usage: moe-convert %s COMMAND [options] PATH...\n\n",
+                  cmd->name);
+    moec_cli_print_folded(f, cmd->about, 0, 0);
+    print_rows(f, cmd->subs);
+    (void)fprintf(f,
+                  "\nmoe-convert %s COMMAND --help has its options and "
+                  "examples.\n",
+                  cmd->name);
 }
 
 /* Print each line of `text` as a command line, `lead` in front of the first
@@ -85,33 +106,47 @@ static int print_help(const moec_cli_command *cmd)
     return MOEC_EXIT_OK;
 }
 
-static int unknown_command(const char *word)
+/* The command's own word: "check" of "placement check". */
+static const char *word_of(const moec_cli_command *cmd)
 {
+    const char *last = strrchr(cmd->name, ' ');
+    return last != NULL ? last + 1 : cmd->name;
+}
+
+/* `above` is the command whose word is unknown, or NULL for the program. */
+static int unknown_command(const moec_cli_command *const *rows,
+                           const moec_cli_command *above, const char *word)
+{
+    const char *lead = above != NULL ? above->name : "";
+    const char *gap = above != NULL ? " " : "";
     const char *nearest = NULL;
     size_t least = SIZE_MAX;
-    for (size_t i = 0; i < N_COMMANDS; i++) {
-        size_t d = moec_cli_distance(word, commands[i]->name);
+    for (; *rows != NULL; rows++) {
+        size_t d = moec_cli_distance(word, word_of(*rows));
         if (d < least) {
             least = d;
-            nearest = commands[i]->name;
+            nearest = word_of(*rows);
         }
     }
     if (nearest != NULL && moec_cli_is_near(word, least))
         moec_cli_line(stderr,
-                      "moe-convert: unknown command '%s'; did you mean '%s'?",
-                      word, nearest);
+                      "moe-convert%s%s: unknown command '%s'; did you mean "
+                      "'%s'?",
+                      gap, lead, word, nearest);
     else
-        moec_cli_line(stderr, "moe-convert: unknown command '%s'", word);
-    moec_cli_line(stderr, "try: moe-convert --help");
+        moec_cli_line(stderr, "moe-convert%s%s: unknown command '%s'", gap,
+                      lead, word);
+    moec_cli_line(stderr, "try: moe-convert%s%s --help", gap, lead);
     return MOEC_EXIT_USAGE;
 }
 
-static int run(const moec_cli_command *cmd, int argc, char **argv)
+/* argv[0] is the command's last word, `skipped` words after main's argv[0]. */
+static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
 {
-    moec_cli cli = {.cmd = cmd, .argc = argc, .argv = argv};
+    moec_cli cli = {.cmd = cmd, .argc = argc + skipped, .argv = argv - skipped};
     char why[MOEC_OPT_WHY_BYTES] = "";
     int code;
-    if (!moec_cli_parse(&cli.args, cmd->groups, argc - 1, argv + 1, why))
+    if (!moec_cli_parse(&cli.args, cmd->groups, argc, argv, why))
         code = moec_cli_usage(&cli, "%s", why);
     else if (cli.args.help)
         code = print_help(cmd);
@@ -127,6 +162,51 @@ static int run(const moec_cli_command *cmd, int argc, char **argv)
     return code;
 }
 
+static const moec_cli_command *find(const moec_cli_command *const *rows,
+                                    const char *word)
+{
+    for (; *rows != NULL; rows++) {
+        if (strcmp(word, word_of(*rows)) == 0)
+            return *rows;
+    }
+    return NULL;
+}
+
+static bool is_help(const char *word)
+{
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
+static int option_first(const moec_cli_command *above, const char *word)
+{
+    const char *name = above != NULL ? above->name : "";
+    const char *gap = above != NULL ? " " : "";
+    moec_cli_line(stderr,
+                  "moe-convert%s%s: unknown option '%s'; options follow the "
+                  "command",
+                  gap, name, word);
+    moec_cli_line(stderr, "try: moe-convert%s%s --help", gap, name);
+    return MOEC_EXIT_USAGE;
+}
+
+/* argv[0] is `cmd`'s last word. */
+static int run_command(const moec_cli_command *cmd, int argc, char **argv,
+                       int skipped)
+{
+    const char *word = argc > 1 ? argv[1] : NULL;
+    if (cmd->subs == NULL)
+        return run(cmd, argc, argv, skipped);
+    if (word == NULL || is_help(word)) {
+        print_subs(word == NULL ? stderr : stdout, cmd);
+        return word == NULL ? MOEC_EXIT_USAGE : MOEC_EXIT_OK;
+    }
+    const moec_cli_command *sub = find(cmd->subs, word);
+    if (sub != NULL)
+        return run(sub, argc - 1, argv + 1, skipped + 1);
+    return word[0] == '-' ? option_first(cmd, word)
+                          : unknown_command(cmd->subs, cmd, word);
+}
+
 static int dispatch(int argc, char **argv)
 {
     const char *word = argc > 1 ? argv[1] : NULL;
@@ -134,25 +214,17 @@ static int dispatch(int argc, char **argv)
         print_commands(stderr);
         return MOEC_EXIT_USAGE;
     }
-    if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
+    if (is_help(word)) {
         print_commands(stdout);
         return MOEC_EXIT_OK;
     }
     if (strcmp(word, "--version") == 0)
         return print_version();
-    for (size_t i = 0; i < N_COMMANDS; i++) {
-        if (strcmp(word, commands[i]->name) == 0)
-            return run(commands[i], argc, argv);
-    }
-    if (word[0] == '-') {
-        moec_cli_line(stderr,
-                      "moe-convert: unknown option '%s'; options "
-                      "follow the command",
-                      word);
-        moec_cli_line(stderr, "try: moe-convert --help");
-        return MOEC_EXIT_USAGE;
-    }
-    return unknown_command(word);
+    const moec_cli_command *cmd = find(commands, word);
+    if (cmd != NULL)
+        return run_command(cmd, argc - 1, argv + 1, 1);
+    return word[0] == '-' ? option_first(NULL, word)
+                          : unknown_command(commands, NULL, word);
 }
 
 int main(int argc, char **argv)

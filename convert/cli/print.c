@@ -277,10 +277,14 @@ void moec_cli_json_begin(moec_cli_json *j, const moec_cli *cli, bool ok)
     char schema[64];
     memset(j, 0, sizeof(*j));
     j->f = stdout;
-    (void)snprintf(schema, sizeof(schema), "moec.%s/1", cli->cmd->name);
+    const char *name = cli->cmd->name;
+    size_t word = strcspn(name, " ");
+    (void)snprintf(schema, sizeof(schema), "moec.%.*s/1", (int)word, name);
     moec_cli_json_object(j, NULL);
     moec_cli_json_str(j, "schema", schema);
     moec_cli_json_bool(j, "ok", ok);
+    if (name[word] != '\0')
+        moec_cli_json_str(j, "action", name + word + 1);
 }
 
 void moec_cli_json_finish(moec_cli_json *j)

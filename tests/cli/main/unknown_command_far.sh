@@ -1,3 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-# Of the contract, but not built: it does not exist.
-moe-convert placement import x
+# Near to nothing: no guess.
+moe-convert quantisation import x
