@@ -276,6 +276,41 @@ MOEC_API moec_status moec_eplb_sum_steps(const int64_t *counts,
                                          uint64_t n_steps, uint64_t n,
                                          float *out, moec_error *err);
 
+/* -------------------------------------------------------- load counts
+ * How many tokens an engine sent to each expert, summed over its steps. */
+
+typedef struct moec_counts moec_counts;
+
+/* Read counts from a file's `n` bytes, recognised by content:
+ *   {"logical_count": [layers][E] or [steps][layers][E]}   SGLang: one row per
+ *       decoder layer, MTP layers behind them
+ *   {"expert_load_window": [steps][moe_layers][P],
+ *    "physical_to_logical_map": [moe_layers][P]}           vLLM, by slot; also
+ *       physical_count, expert_load_pass, and global_expert_load by expert
+ *   [layers][E], [steps][layers][E]   JSON or .npy: rows are decoder layers or
+ *       MoE layers, by their number
+ * With a model, layers are its MoE layers (moec_model_layer) and E must be its
+ * own; with NULL, layers and E are what the file has. `name` is for messages.
+ * FORMAT: P12 (counts), P02 (rows), P03 (columns), P04 (map); NOMEM. */
+MOEC_API moec_status moec_counts_parse(moec_counts **out,
+                                       const moec_model *model,
+                                       const char *name, const void *data,
+                                       size_t n, moec_error *err);
+MOEC_API void moec_counts_destroy(moec_counts *counts);
+
+MOEC_API uint32_t moec_counts_n_layers(const moec_counts *counts);
+MOEC_API uint32_t moec_counts_n_experts(const moec_counts *counts);
+/* Steps that were summed; 1 for a file without them. */
+MOEC_API uint64_t moec_counts_n_steps(const moec_counts *counts);
+/* 1 where the file has a row for the layer; without one (MTP layers may have
+ * none) its loads are 0. */
+MOEC_API int moec_counts_has(const moec_counts *counts, uint32_t layer);
+/* [n_layers][n_experts]: what moec_eplb takes. Integers are summed exactly
+ * and rounded once. */
+MOEC_API const float *moec_counts_loads(const moec_counts *counts);
+/* The same sums as doubles. */
+MOEC_API const double *moec_counts_sums(const moec_counts *counts);
+
 /* ----------------------------------------------------- replica choice
  * Which replica of an expert one source rank sends to. */
 
