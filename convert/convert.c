@@ -87,7 +87,7 @@ moec_status moec_prepare(moec_prepared *p, const moec_layout *layout,
         return moec_fail_nomem(err, "data files");
     for (size_t i = 0; i < n; i++) {
         const moec_out_file *f = moec_layout_file(layout, i);
-        p->files[i] = (moec_job_file){f->name, f->bytes};
+        p->files[i] = (moec_out_job_file){f->name, f->bytes};
         MOEC_TRY(do_header(p, i, NULL, err));
     }
     MOEC_TRY(moec_digests_init(&p->digests, moec_layout_plan(layout), err));
@@ -108,7 +108,7 @@ void moec_prepared_fini(moec_prepared *p)
     moec_free(p->files);
 }
 
-static moec_status fill_output(moec_prepared *p, moec_job *job,
+static moec_status fill_output(moec_prepared *p, moec_out_job *job,
                                moec_convert_stats *stats, moec_error *err)
 {
     moec_work work = {.w = job->w,
@@ -118,9 +118,9 @@ static moec_status fill_output(moec_prepared *p, moec_job *job,
                       .n_journals = 1};
 
     MOEC_TRY(moec_prepared_headers(p, job->w, err));
-    MOEC_TRY(moec_job_work(job, err));
+    MOEC_TRY(moec_out_job_work(job, err));
     MOEC_TRY(moec_pipeline_run(p->in, &work, stats, err));
-    MOEC_TRY(moec_job_sync(job, err));
+    MOEC_TRY(moec_out_job_sync(job, err));
     return moec_finish_write(p->in, &p->digests, p->headers, &job->out, stats,
                              err);
 }
@@ -130,7 +130,7 @@ static moec_status convert_all(const moec_layout *layout, const char *out_dir,
                                moec_convert_stats *stats, moec_error *err)
 {
     moec_prepared p;
-    moec_job job = {.opts = opts};
+    moec_out_job job = {.opts = opts};
     moec_status st = moec_prepare(&p, layout, opts, err);
 
     p.share.whole = true;
@@ -141,9 +141,9 @@ static moec_status convert_all(const moec_layout *layout, const char *out_dir,
     job.cell_bytes = sizeof(*p.digests.leaves);
     job.n_cells = p.digests.n_leaves;
     if (st == MOEC_OK)
-        st = moec_job_begin(&job, out_dir, err);
+        st = moec_out_job_begin(&job, out_dir, err);
     if (st == MOEC_OK)
-        st = moec_job_end(&job, fill_output(&p, &job, stats, err), err);
+        st = moec_out_job_end(&job, fill_output(&p, &job, stats, err), err);
     moec_prepared_fini(&p);
     stats->n_files = (uint32_t)moec_layout_n_files(layout);
     return st;

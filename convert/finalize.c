@@ -153,7 +153,7 @@ static moec_status take_leaf(finalize *f, uint64_t i, moec_error *err)
     return MOEC_OK;
 }
 
-static moec_status take_piece(void *ctx, moec_piece p, moec_error *err)
+static moec_status take_piece(void *ctx, moec_share_piece p, moec_error *err)
 {
     finalize *f = ctx;
     uint64_t n, first = moec_share_leaf(&f->p.share, p, &n);
@@ -219,7 +219,7 @@ static moec_status merge(finalize *f, moec_error *err)
 
 static moec_status check_file(const finalize *f, size_t i, moec_error *err)
 {
-    const moec_job_file *file = &f->p.files[i];
+    const moec_out_job_file *file = &f->p.files[i];
     uint64_t bytes, n = moec_layout_file(f->layout, i)->header_bytes;
     moec_sha256 got;
     int fd;

@@ -29,7 +29,7 @@
 typedef struct item {
     uint64_t src_off; /* sort key: first source byte */
     uint32_t src_file;
-    moec_piece p;
+    moec_share_piece p;
     uint64_t from, to; /* range of the piece */
 } item;
 
@@ -115,7 +115,7 @@ static moec_status add_ranges(run *r, item it, uint64_t bytes, uint64_t range,
 }
 
 /* A zero block needs its digests too. */
-static moec_status add_block(run *r, moec_piece p, moec_error *err)
+static moec_status add_block(run *r, moec_share_piece p, moec_error *err)
 {
     const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, p.layer, p.t);
     item it = {.p = p};
@@ -131,7 +131,7 @@ static moec_status add_block(run *r, moec_piece p, moec_error *err)
     return add_ranges(r, it, s->slot_bytes, range, s->op == MOEC_OP_COPY, err);
 }
 
-static moec_status add_common(run *r, moec_piece p, moec_error *err)
+static moec_status add_common(run *r, moec_share_piece p, moec_error *err)
 {
     item it = {.p = p};
     moec_spot spot = {0};
@@ -145,7 +145,7 @@ static moec_status add_common(run *r, moec_piece p, moec_error *err)
 }
 
 /* Of the pieces, those that one of our ranks owes. */
-static moec_status add_piece(void *ctx, moec_piece p, moec_error *err)
+static moec_status add_piece(void *ctx, moec_share_piece p, moec_error *err)
 {
     run *r = ctx;
     bool ours = false;
@@ -199,7 +199,7 @@ static moec_status each_row(const run *r, const item *it, uint32_t rank,
                             uint32_t row, place_fn fn, void *ctx,
                             moec_error *err)
 {
-    const moec_piece *p = &it->p;
+    const moec_share_piece *p = &it->p;
 
     if (!moec_plan_slot_tensor(r->plan, p->layer, p->t)->all_slots)
         return fn(ctx, it, rank, row, err);
@@ -316,7 +316,7 @@ static moec_status write_row(void *ctx, const item *it, uint32_t rank,
 {
     hand *k = ctx;
     run *r = k->run;
-    const moec_piece *p = &it->p;
+    const moec_share_piece *p = &it->p;
     const moec_slot_tensor *s = moec_plan_slot_tensor(r->plan, p->layer, p->t);
     size_t file, n = (size_t)(it->to - it->from);
     uint64_t off;

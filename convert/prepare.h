@@ -11,7 +11,7 @@
 
 #include "digests.h"
 #include "input.h"
-#include "job.h"
+#include "out_job.h"
 #include "share.h"
 
 typedef struct moec_prepared {
@@ -19,7 +19,7 @@ typedef struct moec_prepared {
     const moec_convert_opts *opts;
     moec_input *in; /* NULL without options */
     size_t n_files;
-    moec_job_file *files;
+    moec_out_job_file *files;
     moec_sha256 *headers; /* digests, by data file */
     moec_digests digests;
     moec_share share;

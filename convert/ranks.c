@@ -170,7 +170,7 @@ static moec_status keep_files(ranks *r, moec_error *err)
     struct stat st;
 
     for (size_t i = 0; i < r->p.n_files; i++) {
-        const moec_job_file *f = &r->p.files[i];
+        const moec_out_job_file *f = &r->p.files[i];
 
         if (fstatat(moec_output_dirfd(&r->out), f->name, &st,
                     AT_SYMLINK_NOFOLLOW) != 0 ||

@@ -221,7 +221,7 @@ static moec_status judge(const moec_placement_target *t, const char *text,
     moec_status st;
 
     MOEC_TRY(moec_placement_parse_for(&p, t, "p2l", text, strlen(text), err));
-    st = moec_placement_check(p, n_ranks, t->keys, t->n_keys, err);
+    st = moec_placement_fits(p, n_ranks, t->keys, t->n_keys, err);
     for (uint32_t i = 0; st == MOEC_OK && i < t->n_keys; i++) {
         st = moec_placement_same_rank(p, i, n_ranks, &same, err);
         if (st == MOEC_OK && same.n_slots > 0)

@@ -99,7 +99,7 @@ static uint32_t common_rank(const moec_share *s, uint32_t tensor)
 }
 
 /* The first rank that holds the piece, or any rank that all agree on. */
-static uint32_t first_rank(const moec_share *s, moec_piece p)
+static uint32_t first_rank(const moec_share *s, moec_share_piece p)
 {
     moec_topology topo = moec_plan_topology(s->plan);
     const moec_places *pl = &s->places[p.layer];
@@ -114,7 +114,7 @@ static uint32_t first_rank(const moec_share *s, moec_piece p)
     return moec_physical_rank(topo, id);
 }
 
-static bool holds(const moec_share *s, uint32_t rank, moec_piece p)
+static bool holds(const moec_share *s, uint32_t rank, moec_share_piece p)
 {
     moec_topology topo = moec_plan_topology(s->plan);
     const moec_places *pl = &s->places[p.layer];
@@ -130,7 +130,8 @@ static bool holds(const moec_share *s, uint32_t rank, moec_piece p)
     return false;
 }
 
-uint32_t moec_share_debtor(const moec_share *s, moec_piece p, uint32_t place)
+uint32_t moec_share_debtor(const moec_share *s, moec_share_piece p,
+                           uint32_t place)
 {
     if (s->whole)
         return 0;
@@ -139,14 +140,15 @@ uint32_t moec_share_debtor(const moec_share *s, moec_piece p, uint32_t place)
     return s->once ? first_rank(s, p) : place;
 }
 
-bool moec_share_owes(const moec_share *s, uint32_t rank, moec_piece p)
+bool moec_share_owes(const moec_share *s, uint32_t rank, moec_share_piece p)
 {
     return moec_share_debtor(s, p, rank) == rank &&
            (s->whole || s->once || p.layer == MOEC_NO_BLOCK ||
             holds(s, rank, p));
 }
 
-uint64_t moec_share_leaf(const moec_share *s, moec_piece p, uint64_t *n_out)
+uint64_t moec_share_leaf(const moec_share *s, moec_share_piece p,
+                         uint64_t *n_out)
 {
     const moec_ckpt *ck = moec_model_ckpt(moec_plan_model(s->plan));
 
@@ -160,22 +162,24 @@ uint64_t moec_share_leaf(const moec_share *s, moec_piece p, uint64_t *n_out)
 }
 
 static moec_status each_of_layer(const moec_share *s, uint32_t layer,
-                                 moec_piece_fn fn, void *ctx, moec_error *err)
+                                 moec_share_piece_fn fn, void *ctx,
+                                 moec_error *err)
 {
     uint32_t n = moec_share_units(s);
     size_t n_tensors = moec_plan_n_slot_tensors(s->plan, layer);
 
     for (uint32_t t = 0; t < n_tensors; t++) {
         for (uint32_t u = 0; u < n; u++)
-            MOEC_TRY(fn(ctx, (moec_piece){layer, t, u}, err));
+            MOEC_TRY(fn(ctx, (moec_share_piece){layer, t, u}, err));
         if (s->places[layer].n_empty > 0)
-            MOEC_TRY(fn(ctx, (moec_piece){layer, t, MOEC_UNIT_EMPTY}, err));
+            MOEC_TRY(
+                fn(ctx, (moec_share_piece){layer, t, MOEC_UNIT_EMPTY}, err));
     }
     return MOEC_OK;
 }
 
-moec_status moec_share_each(const moec_share *s, moec_piece_fn fn, void *ctx,
-                            moec_error *err)
+moec_status moec_share_each(const moec_share *s, moec_share_piece_fn fn,
+                            void *ctx, moec_error *err)
 {
     const moec_ckpt *ck = moec_model_ckpt(moec_plan_model(s->plan));
 
@@ -185,7 +189,7 @@ moec_status moec_share_each(const moec_share *s, moec_piece_fn fn, void *ctx,
         moec_fate fate = moec_plan_fate(s->plan, i);
 
         if (fate == MOEC_FATE_COMMON || fate == MOEC_FATE_SHARED)
-            MOEC_TRY(fn(ctx, (moec_piece){MOEC_NO_BLOCK, 0, i}, err));
+            MOEC_TRY(fn(ctx, (moec_share_piece){MOEC_NO_BLOCK, 0, i}, err));
     }
     return MOEC_OK;
 }

@@ -32,9 +32,9 @@
 
 /* One thing to move: a block (planned layer, slot tensor, unit), or, with
  * layer MOEC_NO_BLOCK, the common tensor `unit`. */
-typedef struct moec_piece {
+typedef struct moec_share_piece {
     uint32_t layer, t, unit;
-} moec_piece;
+} moec_share_piece;
 
 /* Slots of one planned layer: physical ids by unit, ascending. */
 typedef struct moec_places {
@@ -59,18 +59,21 @@ moec_status moec_share_init(moec_share *s, const moec_layout *layout,
 void moec_share_fini(moec_share *s);
 
 /* The rank that owes the piece in a place on rank `place`; 0 where whole. */
-uint32_t moec_share_debtor(const moec_share *s, moec_piece p, uint32_t place);
+uint32_t moec_share_debtor(const moec_share *s, moec_share_piece p,
+                           uint32_t place);
 
 /* Does rank `rank` owe the piece in some place? */
-bool moec_share_owes(const moec_share *s, uint32_t rank, moec_piece p);
+bool moec_share_owes(const moec_share *s, uint32_t rank, moec_share_piece p);
 
 /* The piece's leaves: the first one, and how many. */
-uint64_t moec_share_leaf(const moec_share *s, moec_piece p, uint64_t *n_out);
+uint64_t moec_share_leaf(const moec_share *s, moec_share_piece p,
+                         uint64_t *n_out);
 
 /* Call fn for every piece of the layout until one call fails. */
-typedef moec_status (*moec_piece_fn)(void *ctx, moec_piece p, moec_error *err);
-moec_status moec_share_each(const moec_share *s, moec_piece_fn fn, void *ctx,
-                            moec_error *err);
+typedef moec_status (*moec_share_piece_fn)(void *ctx, moec_share_piece p,
+                                           moec_error *err);
+moec_status moec_share_each(const moec_share *s, moec_share_piece_fn fn,
+                            void *ctx, moec_error *err);
 
 /* Units of a layer: experts, then shared rows. */
 uint32_t moec_share_units(const moec_share *s);

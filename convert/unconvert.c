@@ -22,7 +22,7 @@
 #include "crew.h"
 #include "identity.h"
 #include "inverse.h"
-#include "job.h"
+#include "out_job.h"
 #include "readback.h"
 
 typedef struct item {
@@ -39,8 +39,8 @@ typedef struct back {
     const moec_converted *conv;
     const moec_ckpt *src; /* headers alone */
     const moec_convert_opts *opts;
-    moec_job job;
-    moec_job_file *shards;
+    moec_out_job job;
+    moec_out_job_file *shards;
     moec_buf identity;
     uint64_t resumed_bytes; /* that an earlier run wrote */
     moec_crew crew;
@@ -193,7 +193,7 @@ static moec_status list_shards(back *b, moec_error *err)
             strcmp(moec_ckpt_file(b->src, shard)->name, e->name) != 0)
             return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_M04,
                              "shard '%s' is not where it is expected", e->name);
-        b->shards[shard++] = (moec_job_file){e->name, e->file_bytes};
+        b->shards[shard++] = (moec_out_job_file){e->name, e->file_bytes};
     }
     b->job.opts = b->opts;
     b->job.files = b->shards;
@@ -255,10 +255,10 @@ static moec_status write_all(back *b, moec_error *err)
     MOEC_TRY(write_headers(b, err));
     for (size_t i = 0; i < b->conv->manifest.n_copied; i++)
         MOEC_TRY(copy_back(b, &b->conv->manifest.copied[i], err));
-    MOEC_TRY(moec_job_work(&b->job, err));
+    MOEC_TRY(moec_out_job_work(&b->job, err));
     drop_done(b);
     MOEC_TRY(moec_parallel(b->crew.n, b->n_items, do_item, b, err));
-    return moec_job_sync(&b->job, err);
+    return moec_out_job_sync(&b->job, err);
 }
 
 static moec_status unconvert_into(back *b, const char *out_dir, moec_error *err)
@@ -269,8 +269,8 @@ static moec_status unconvert_into(back *b, const char *out_dir, moec_error *err)
     MOEC_TRY(hire(b, err));
     MOEC_TRY(make_items(b, err));
     MOEC_TRY(list_shards(b, err));
-    MOEC_TRY(moec_job_begin(&b->job, out_dir, err));
-    return moec_job_end(&b->job, write_all(b, err), err);
+    MOEC_TRY(moec_out_job_begin(&b->job, out_dir, err));
+    return moec_out_job_end(&b->job, write_all(b, err), err);
 }
 
 moec_status moec_unconvert(const char *dir, const char *out_dir,

@@ -4,7 +4,7 @@
  * What this is: placements as rows of logical ids, and what is true of every
  *   one of them: ids in [0, E) or empty, each expert with a slot in each MoE
  *   layer. What depends on the number of ranks is checked where ranks are
- *   known (moec_placement_check).
+ *   known (moec_placement_fits).
  * Refuses: ids out of range (P04), experts without a slot (P05), slots that do
  *   not divide among the ranks (P06), no ranks or too many (P07).
  * The rows are physical_to_logical and nothing else: a logical_to_physical
@@ -342,9 +342,9 @@ static moec_status fail_divide(const moec_placement *p, uint32_t n_ranks,
                      more);
 }
 
-moec_status moec_placement_check(const moec_placement *p, uint32_t n_ranks,
-                                 const moec_layer_key *keys, size_t n_keys,
-                                 moec_error *err)
+moec_status moec_placement_fits(const moec_placement *p, uint32_t n_ranks,
+                                const moec_layer_key *keys, size_t n_keys,
+                                moec_error *err)
 {
     MOEC_TRY(check_ranks(p, n_ranks, err));
     if (p->n_physical % n_ranks != 0)

@@ -36,9 +36,9 @@ moec_status moec_placement_make(moec_placement **out, uint32_t n_experts,
 /* Refuse a placement that does not fit `n_ranks` ranks (P06, P07: the message
  * names the smallest R that does), has not one row for each of the `n_keys`
  * layers (P02), or leaves a logical expert without a slot (P05). */
-moec_status moec_placement_check(const moec_placement *p, uint32_t n_ranks,
-                                 const moec_layer_key *keys, size_t n_keys,
-                                 moec_error *err);
+moec_status moec_placement_fits(const moec_placement *p, uint32_t n_ranks,
+                                const moec_layer_key *keys, size_t n_keys,
+                                moec_error *err);
 
 /* Make a copy of `p` whose rows end in as many MOEC_EMPTY_SLOT as bring P to
  * a multiple of `n_ranks` (--allow-empty); none where it is one already.

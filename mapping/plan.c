@@ -553,7 +553,7 @@ static moec_status choose_topology(moec_plan *p, moec_error *err)
     for (uint32_t i = 0; i < n; i++)
         keys[i] = moec_model_layer(p->model, i)->key;
     moec_status st =
-        moec_placement_check(p->placement, p->opts.n_ranks, keys, n, err);
+        moec_placement_fits(p->placement, p->opts.n_ranks, keys, n, err);
     moec_free(keys);
     MOEC_TRY(st);
     p->topo.n_physical = moec_placement_n_physical(p->placement);

@@ -329,7 +329,7 @@ static moec_status check_opts(const moec_placement *p,
 {
     uint32_t n_layers = moec_placement_n_layers(p);
 
-    MOEC_TRY(moec_placement_check(p, o->n_ranks, NULL, n_layers, err));
+    MOEC_TRY(moec_placement_fits(p, o->n_ranks, NULL, n_layers, err));
     if (o->rank >= o->n_ranks)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "source rank %" PRIu32 " of %" PRIu32 " ranks",

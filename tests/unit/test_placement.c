@@ -201,17 +201,17 @@ static void check_names_the_smallest_redundancy_that_fits(void **state)
     moec_error err = MOEC_ERROR_INIT;
 
     (void)state;
-    assert_refused(moec_placement_check(p, 4, keys3, 3, &err), &err,
+    assert_refused(moec_placement_fits(p, 4, keys3, 3, &err), &err,
                    MOEC_E_MAPPING, MOEC_RULE_P06,
                    "10 slots (10 experts and R = 0) do not divide by 4 ranks: "
                    "the smallest R that fits is 2");
     assert_null(strstr(err.text, "next one"));
-    assert_int_equal(moec_placement_check(p, 5, keys3, 3, NULL), MOEC_OK);
+    assert_int_equal(moec_placement_fits(p, 5, keys3, 3, NULL), MOEC_OK);
     moec_placement_destroy(p);
 
     p = trivial(3, 256, 9);
     err = (moec_error){0};
-    assert_refused(moec_placement_check(p, 8, keys3, 3, &err), &err,
+    assert_refused(moec_placement_fits(p, 8, keys3, 3, &err), &err,
                    MOEC_E_MAPPING, MOEC_RULE_P06,
                    "the smallest R that fits is 0, the next one above 9 is 16");
     moec_placement_destroy(p);
@@ -231,7 +231,7 @@ static void named_redundancy_is_the_smallest(void **state)
             while ((e + r) % w != 0)
                 r++;
             snprintf(want, sizeof(want), "smallest R that fits is %u", r);
-            if (moec_placement_check(p, w, keys3, 1, &err) == MOEC_OK)
+            if (moec_placement_fits(p, w, keys3, 1, &err) == MOEC_OK)
                 assert_int_equal(r, 0);
             else if (!strstr(err.text, want))
                 fail_msg("E %u, W %u: '%s' is not in: %s", e, w, want,
@@ -247,14 +247,14 @@ static void check_refuses_no_ranks_and_too_many(void **state)
     moec_error err = MOEC_ERROR_INIT;
 
     (void)state;
-    assert_refused(moec_placement_check(p, 0, keys3, 3, &err), &err,
+    assert_refused(moec_placement_fits(p, 0, keys3, 3, &err), &err,
                    MOEC_E_MAPPING, MOEC_RULE_P07, "0 ranks");
     err = (moec_error){0};
-    assert_refused(moec_placement_check(p, 16, keys3, 3, &err), &err,
+    assert_refused(moec_placement_fits(p, 16, keys3, 3, &err), &err,
                    MOEC_E_MAPPING, MOEC_RULE_P07,
                    "16 ranks for 8 slots (6 experts): the smallest R that fits "
                    "is 10");
-    assert_int_equal(moec_placement_check(p, 8, keys3, 3, NULL), MOEC_OK);
+    assert_int_equal(moec_placement_fits(p, 8, keys3, 3, NULL), MOEC_OK);
     moec_placement_destroy(p);
 }
 
@@ -264,7 +264,7 @@ static void check_wants_a_row_for_each_layer(void **state)
     moec_error err = MOEC_ERROR_INIT;
 
     (void)state;
-    assert_refused(moec_placement_check(p, 4, keys3, 3, &err), &err,
+    assert_refused(moec_placement_fits(p, 4, keys3, 3, &err), &err,
                    MOEC_E_MAPPING, MOEC_RULE_P02, "2 rows for 3 MoE layers");
     moec_placement_destroy(p);
 }
@@ -283,7 +283,7 @@ static void padded_rows_end_in_empty_slots(void **state)
     assert_memory_equal(moec_placement_row(q, 0), want0, sizeof(want0));
     assert_memory_equal(moec_placement_row(q, 1), want1, sizeof(want1));
     assert_false(moec_placement_is_trivial(q));
-    assert_int_equal(moec_placement_check(q, 4, keys3, 2, NULL), MOEC_OK);
+    assert_int_equal(moec_placement_fits(q, 4, keys3, 2, NULL), MOEC_OK);
     moec_placement_destroy(q);
 }
 
@@ -360,7 +360,7 @@ static void survives_failing_allocations(void **state)
         if (st == MOEC_OK)
             st = moec_placement_same_rank(q, 1, 3, &r, NULL);
         if (st == MOEC_OK)
-            st = moec_placement_check(q, 3, keys3, 2, NULL);
+            st = moec_placement_fits(q, 3, keys3, 2, NULL);
         moec_alloc_fail_at(0);
         if (st != MOEC_OK)
             assert_int_equal(st, MOEC_E_NOMEM);

@@ -348,7 +348,7 @@ static moec_rule judge(const json_t *c, moec_error *err)
         keys[i] = (moec_layer_key){MOEC_SPACE_MAIN, i};
     if (moec_placement_parse_for(&p, &target, "p.json", text, strlen(text),
                                  err) != MOEC_OK ||
-        moec_placement_check(p, W, keys, n_layers, err) != MOEC_OK)
+        moec_placement_fits(p, W, keys, n_layers, err) != MOEC_OK)
         rule = err->rule;
     for (uint32_t i = 0; !rule && i < n_layers; i++) {
         assert_int_equal(moec_placement_same_rank(p, i, W, &same, err),

@@ -12,13 +12,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "job.h"
+#include "out_job.h"
 
 #define SYNC_THREADS 4u
 
 static bool is_data_file(void *ctx, const char *name)
 {
-    const moec_job *j = ctx;
+    const moec_out_job *j = ctx;
 
     for (size_t i = 0; i < j->n_files; i++)
         if (strcmp(j->files[i].name, name) == 0)
@@ -26,7 +26,7 @@ static bool is_data_file(void *ctx, const char *name)
     return strcmp(name, MOEC_JOURNAL_NAME) == 0;
 }
 
-static bool files_stand(const moec_job *j)
+static bool files_stand(const moec_out_job *j)
 {
     struct stat st;
 
@@ -39,7 +39,7 @@ static bool files_stand(const moec_job *j)
 }
 
 /* Decide what counts of a directory that has a journal. */
-static moec_status go_on(moec_job *j, bool *kept, moec_error *err)
+static moec_status go_on(moec_out_job *j, bool *kept, moec_error *err)
 {
     MOEC_TRY(moec_journal_load(j->journal, kept, err));
     if (*kept && !files_stand(j)) {
@@ -49,12 +49,12 @@ static moec_status go_on(moec_job *j, bool *kept, moec_error *err)
     return MOEC_OK;
 }
 
-static moec_status open_files(moec_job *j, bool kept, moec_error *err)
+static moec_status open_files(moec_out_job *j, bool kept, moec_error *err)
 {
     MOEC_TRY(moec_writer_create(&j->w, moec_output_dirfd(&j->out), j->n_files,
                                 j->opts->no_direct, err));
     for (size_t i = 0; i < j->n_files; i++) {
-        const moec_job_file *f = &j->files[i];
+        const moec_out_job_file *f = &j->files[i];
         if (kept)
             MOEC_TRY(moec_writer_keep(j->w, i, f->name, f->bytes, true, err));
         else
@@ -63,7 +63,7 @@ static moec_status open_files(moec_job *j, bool kept, moec_error *err)
     return MOEC_OK;
 }
 
-static moec_status make_journal(moec_job *j, moec_error *err)
+static moec_status make_journal(moec_out_job *j, moec_error *err)
 {
     moec_journal_opts o = {.dirfd = moec_output_dirfd(&j->out),
                            .identity = j->identity->data,
@@ -79,7 +79,7 @@ static moec_status make_journal(moec_job *j, moec_error *err)
     return moec_journal_create(&j->journal, &o, err);
 }
 
-static void close_all(moec_job *j)
+static void close_all(moec_out_job *j)
 {
     moec_journal_destroy(j->journal);
     moec_writer_destroy(j->w);
@@ -88,7 +88,8 @@ static void close_all(moec_job *j)
     j->w = NULL;
 }
 
-moec_status moec_job_begin(moec_job *j, const char *out_dir, moec_error *err)
+moec_status moec_out_job_begin(moec_out_job *j, const char *out_dir,
+                               moec_error *err)
 {
     bool found = false, kept = false;
 
@@ -108,7 +109,7 @@ moec_status moec_job_begin(moec_job *j, const char *out_dir, moec_error *err)
         st = moec_output_clear(&j->out, kept ? is_data_file : NULL, j, err);
     if (st == MOEC_OK)
         st = open_files(j, kept, err);
-    return st == MOEC_OK ? MOEC_OK : moec_job_end(j, st, err);
+    return st == MOEC_OK ? MOEC_OK : moec_out_job_end(j, st, err);
 }
 
 static moec_status sync_writer(void *ctx, moec_error *err)
@@ -116,12 +117,12 @@ static moec_status sync_writer(void *ctx, moec_error *err)
     return moec_writer_flush(ctx, err);
 }
 
-moec_status moec_job_work(moec_job *j, moec_error *err)
+moec_status moec_out_job_work(moec_out_job *j, moec_error *err)
 {
     return moec_journal_begin(j->journal, sync_writer, j->w, err);
 }
 
-moec_status moec_job_sync(moec_job *j, moec_error *err)
+moec_status moec_out_job_sync(moec_out_job *j, moec_error *err)
 {
     MOEC_TRY(moec_journal_flush(j->journal, err));
     moec_status st = moec_writer_sync(j->w, SYNC_THREADS, err);
@@ -136,7 +137,7 @@ static bool keeps_partial(moec_status st)
     return st == MOEC_E_CANCELLED || st == MOEC_E_IO || st == MOEC_E_NOMEM;
 }
 
-moec_status moec_job_end(moec_job *j, moec_status st, moec_error *err)
+moec_status moec_out_job_end(moec_out_job *j, moec_status st, moec_error *err)
 {
     /* Who asks to stop may be about to stop the machine. */
     if (st == MOEC_E_CANCELLED)
