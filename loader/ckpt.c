@@ -471,3 +471,13 @@ moec_status moec_ckpt_read_extra(const moec_ckpt *c, const char *name,
     }
     return read_all(fd, name, bytes, out, err);
 }
+
+moec_status moec_ckpt_open_source(moec_ckpt **out, const moec_store *store,
+                                  const moec_ckpt_opts *opts, moec_error *err)
+{
+    (void)out;
+    (void)store;
+    (void)opts;
+    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                     "not written yet");
+}

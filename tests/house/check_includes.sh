@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Includes go one way:
-#   base <- loader <- mapping <- validate <- convert <- convert/cli
+#   base <- loader <- mapping <- validate <- load <- convert <- convert/cli
 # kernels sees base and <moec/types.h>; convert/cli sees public headers and
 # convert/ only. OpenSSL, xxHash and jansson stand where they are allowed, and
 # nobody includes a .c. Each finding is "FILE:LINE: sentence".
@@ -11,7 +11,7 @@ set -eu
 cd "${1:-$(dirname "$0")/../..}"
 
 dirs=
-for d in loader mapping validate convert kernels tests; do
+for d in loader mapping validate load convert kernels tests; do
     [ ! -d "$d" ] || dirs="$dirs $d"
 done
 # shellcheck disable=SC2086 # a list of words
@@ -26,16 +26,18 @@ function level(path) {
     if (path ~ /^loader\/include\/moec\/mapping\.h$/)   return 2
     if (path ~ /^loader\/include\/moec\/validate\.h$/)  return 3
     if (path ~ /^loader\/include\/moec\/(device|kernels)\.h$/) return 0
-    if (path ~ /^loader\/include\/moec\/moec\.h$/)      return 5
+    if (path ~ /^loader\/include\/moec\/load\.h$/)      return 4
+    if (path ~ /^loader\/include\/moec\/moec\.h$/)      return 6
     if (path ~ /^loader\/include\/moec\//)              return -1
     if (path ~ /^loader\/base\//) return 0
     if (path ~ /^loader\//)       return 1
     if (path ~ /^mapping\//)      return 2
     if (path ~ /^validate\//)     return 3
-    if (path ~ /^convert\/cli\//) return 5
-    if (path ~ /^convert\//)      return 4
+    if (path ~ /^load\//)         return 4
+    if (path ~ /^convert\/cli\//) return 6
+    if (path ~ /^convert\//)      return 5
     if (path ~ /^kernels\//)      return 0
-    return 6
+    return 7
 }
 function finding(text) {
     printf "%s:%d: %s\n", file, line, text
@@ -46,8 +48,8 @@ function finding(text) {
 function resolve(spec,    n, i, dir, tries) {
     dir = file
     sub(/\/[^\/]*$/, "", dir)
-    n = split(dir " loader/include loader mapping validate convert" \
-              " convert/cli kernels tests tests/support", tries, " ")
+    n = split(dir " loader/include loader mapping validate load" \
+              " convert convert/cli kernels tests tests/support", tries, " ")
     for (i = 1; i <= n; i++)
         if ((tries[i] "/" spec) in exists)
             return tries[i] "/" spec
@@ -74,7 +76,7 @@ function check_ours(spec,    to, from_level, to_level) {
         finding("convert/cli sees public headers and convert/ only, not " to)
     else if (to_level > from_level)
         finding("includes go base <- loader <- mapping <- validate <- " \
-                "convert <- convert/cli: " to " is above this file")
+                "load <- convert <- convert/cli: " to " is above this file")
     else if (file ~ /^loader\/include\// && to !~ /^loader\/include\//)
         finding("a public header includes public headers only, not " to)
 }

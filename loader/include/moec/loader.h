@@ -61,6 +61,44 @@ MOEC_API moec_status moec_ckpt_open(moec_ckpt **out, const char *path,
                                     const moec_ckpt_opts *opts,
                                     moec_error *err);
 
+/* A file of a source that is no directory. */
+typedef struct moec_store_file {
+    const char *name; /* as it would be called in the directory */
+    uint64_t bytes;
+    const char *etag; /* changes when the file does; NULL where unknown */
+} moec_store_file;
+
+/* A caller's source: an object store, or memory that holds new weights. */
+typedef struct moec_store {
+    uint32_t struct_bytes; /* sizeof(moec_store) */
+    uint32_t reserved;
+    const char *name;             /* for messages: "s3://bucket/DeepSeek-V3" */
+    const moec_store_file *files; /* all that there is, in any order */
+    size_t n_files;
+    /* Read `n` bytes at `off` of files[file] into buf: all of them or an
+     * error. Any thread, many at once. */
+    moec_status (*read_at)(void *ctx, size_t file, uint64_t off, void *buf,
+                           size_t n, moec_error *err);
+    /* Say what the file is now (name need not be set): asked before and after
+     * a load, another size or etag is FORMAT (I13). NULL: it cannot change. */
+    moec_status (*stat)(void *ctx, size_t file, moec_store_file *now,
+                        moec_error *err);
+    void *ctx; /* must outlive the checkpoint */
+} moec_store;
+#define MOEC_STORE_INIT                                                        \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_store)                                         \
+  }
+
+/* The same over a caller's source, which is copied but for ctx. Headers, index
+ * and small files are read through read_at when they are needed, and kept;
+ * tensors whenever they are read. What needs a directory (convert, verify's
+ * source) is UNSUPPORTED. */
+MOEC_API moec_status moec_ckpt_open_source(moec_ckpt **out,
+                                           const moec_store *store,
+                                           const moec_ckpt_opts *opts,
+                                           moec_error *err);
+
 /* Close; NULL is fine. */
 MOEC_API void moec_ckpt_close(moec_ckpt *ckpt);
 

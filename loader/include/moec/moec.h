@@ -10,6 +10,7 @@
 #include <moec/device.h>
 #include <moec/error.h>
 #include <moec/kernels.h>
+#include <moec/load.h>
 #include <moec/loader.h>
 #include <moec/mapping.h>
 #include <moec/types.h>
