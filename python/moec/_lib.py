@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library: where it is found, the types of its functions, and its errors
+as exceptions with the library's own sentence."""
+import ctypes
+import ctypes.util
+import os
+
+from . import _abi as abi
+
+
+class MoecError(Exception):
+    """What the library refuses or fails at. `status` is a moec_status, `rule`
+    the id of the broken rule ("MOE-H07") or None, `offset` the byte in the
+    file or None."""
+
+    def __init__(self, text, status=abi.MOEC_E_INTERNAL, rule=None,
+                 offset=None):
+        super().__init__(text)
+        self.status, self.rule, self.offset = status, rule, offset
+
+
+class ArgumentError(MoecError, ValueError):
+    """A call that does not fit: what the caller gave."""
+
+
+class OutOfMemoryError(MoecError, MemoryError):
+    """No memory, or less than the cap that was set."""
+
+
+class FileError(MoecError, OSError):
+    """The system refused: errno is that of the failed call."""
+
+
+class FormatError(MoecError, ValueError):
+    """A file is not what its format says."""
+
+
+class MappingError(MoecError, ValueError):
+    """Experts and slots do not fit together: a wrong world or placement."""
+
+
+class MixedError(MoecError, ValueError):
+    """Experts of one layer are of different kinds."""
+
+
+class IntegrityError(MoecError):
+    """Bytes are not those that were written."""
+
+
+class UnsupportedError(MoecError, NotImplementedError):
+    """Nothing here does that; never silently something else."""
+
+
+class NoDeviceError(MoecError, RuntimeError):
+    """No plug-in, driver or device; the text says which."""
+
+
+class LockedError(MoecError, OSError):
+    """Another process works there."""
+
+
+class CancelledError(MoecError):
+    """Somebody asked to stop."""
+
+
+_ERRORS = {
+    abi.MOEC_E_ARG: ArgumentError, abi.MOEC_E_NOMEM: OutOfMemoryError,
+    abi.MOEC_E_IO: FileError, abi.MOEC_E_FORMAT: FormatError,
+    abi.MOEC_E_MAPPING: MappingError, abi.MOEC_E_MIXED: MixedError,
+    abi.MOEC_E_INTEGRITY: IntegrityError,
+    abi.MOEC_E_UNSUPPORTED: UnsupportedError,
+    abi.MOEC_E_NO_DEVICE: NoDeviceError, abi.MOEC_E_LOCKED: LockedError,
+    abi.MOEC_E_CANCELLED: CancelledError,
+}
+
+
+def _open():
+    """MOEC_LIBRARY, else the one inside the package, else the system's."""
+    here = os.path.join(os.path.dirname(__file__), "libmoec.so")
+    name = os.environ.get("MOEC_LIBRARY") or (
+        here if os.path.exists(here) else
+        ctypes.util.find_library("moec") or "libmoec.so.0")
+    try:
+        library = ctypes.CDLL(name)
+    except OSError as e:
+        raise ImportError(
+            f"libmoec cannot be loaded ({e}): install the package, or name "
+            "the library in MOEC_LIBRARY") from e
+    for function, (result, arguments) in abi.FUNCTIONS.items():
+        try:
+            f = getattr(library, function)
+        except AttributeError as e:
+            raise ImportError(
+                f"{name} has no {function}: it is not the library that this "
+                "package was made with") from e
+        f.restype, f.argtypes = result, arguments
+    return library
+
+
+lib = _open()
+
+
+def failure(status, err):
+    """The exception for a status and the error that came with it."""
+    text = err.text.decode("utf-8", "replace")
+    rule = None
+    if err.rule:
+        rule = lib.moec_rule_describe(err.rule).contents.id.decode()
+    e = _ERRORS.get(status, MoecError)(
+        text, status, rule, err.file_off if err.has_off else None)
+    if isinstance(e, OSError) and err.os_errno:
+        e.errno = err.os_errno
+    return e
+
+
+def call(function, *arguments):
+    """Call a function whose last parameter is the error; raise on failure."""
+    err = abi.moec_error()
+    status = getattr(lib, function)(*arguments, ctypes.byref(err))
+    if status != abi.MOEC_OK:
+        raise failure(status, err)
+
+
+class Handle:
+    """An object of the library, destroyed with this one. What it borrows is
+    kept alive by holding on to it."""
+    _destroy = None
+
+    def __init__(self, pointer, *borrowed):
+        self._pointer, self._borrowed = pointer, borrowed
+
+    @classmethod
+    def _create(cls, function, *arguments, borrowed=()):
+        pointer = ctypes.c_void_p()
+        call(function, ctypes.byref(pointer), *arguments)
+        self = cls.__new__(cls)
+        Handle.__init__(self, pointer, *borrowed)
+        return self
+
+    @property
+    def pointer(self):
+        if not self._pointer:
+            raise ArgumentError(f"this {type(self).__name__} is closed",
+                                abi.MOEC_E_ARG)
+        return self._pointer
+
+    def close(self):
+        """Destroy it now; nothing that borrowed it may be used any more."""
+        pointer, self._pointer = getattr(self, "_pointer", None), None
+        if pointer and self._destroy:
+            getattr(lib, self._destroy)(pointer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        try:
+            self.close()
+        except (AttributeError, TypeError):  # the interpreter is ending
+            pass
+
+
+def text(value):
+    return None if value is None else value.decode("utf-8", "replace")
+
+
+def path_bytes(path):
+    return os.fsencode(os.fspath(path))

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of every C struct: starts as its _INIT macro says."""
+import ctypes
+
+
+class Struct(ctypes.Structure):
+    _initial_ = {}
+
+    def __init__(self, **values):
+        super().__init__()
+        names = {f[0] for f in self._fields_}
+        if "struct_bytes" in names:
+            self.struct_bytes = ctypes.sizeof(self)
+        for name, value in {**self._initial_, **values}.items():
+            if name not in names:
+                raise TypeError(f"{type(self).__name__} has no {name}")
+            setattr(self, name, value)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python binding over the built library: MOEC_LIBRARY and MOEC_ROOT in
+the environment, python/ on the path."""
+import ctypes
+import gc
+import json
+import os
+import re
+import struct
+import sys
+import unittest
+
+import numpy as np
+
+import moec
+from moec import _abi, kernels
+from moec.memory import Tensor, View
+
+ROOT = os.environ["MOEC_ROOT"]
+
+
+def fixture(name):
+    return os.path.join(ROOT, "fixtures", "checkpoints", name)
+
+
+class Abi(unittest.TestCase):
+    def test_structs_are_those_of_the_headers(self):
+        """tests/abi/struct_offsets.c has the compiler's numbers."""
+        with open(os.path.join(ROOT, "tests", "abi",
+                               "struct_offsets.c")) as f:
+            text = f.read()
+        sizes = re.findall(r"SIZE\((\w+), (\d+)\)", text)
+        fields = re.findall(r"FIELD\((\w+), ([\w.]+), (\d+)\)", text)
+        self.assertGreater(len(sizes), 40)
+        for name, size in sizes:
+            self.assertEqual(ctypes.sizeof(getattr(_abi, name)), int(size),
+                             name)
+        for name, field, offset in fields:
+            if "." in field:
+                continue
+            self.assertEqual(getattr(getattr(_abi, name), field).offset,
+                             int(offset), f"{name}.{field}")
+
+    def test_structs_begin_as_their_macros_say(self):
+        opts = _abi.moec_plan_opts()
+        self.assertEqual(opts.struct_bytes, ctypes.sizeof(opts))
+        self.assertEqual(opts.n_ranks, 1)
+        with self.assertRaises(TypeError):
+            _abi.moec_plan_opts(n_rank=2)
+
+
+class Checkpoints(unittest.TestCase):
+    def test_reads_what_safetensors_reads(self):
+        c = moec.Checkpoint(fixture("deepseek_v3"))
+        for t in list(c)[::17]:
+            with open(os.path.join(c.directory, t.file), "rb") as f:
+                head = struct.unpack("<Q", f.read(8))[0]
+                entry = json.loads(f.read(head))[t.name]
+                begin, end = entry["data_offsets"]
+                f.seek(8 + head + begin)
+                want = f.read(end - begin)
+            self.assertEqual(entry["shape"], list(t.shape))
+            self.assertEqual(entry["dtype"], t.dtype)
+            self.assertEqual(bytes(c.read(t.name)), want)
+            room = np.zeros(t.nbytes, np.uint8)
+            c.read(t.name, into=room)
+            self.assertEqual(room.tobytes(), want)
+        with self.assertRaises(ValueError):
+            c.read(t.name, into=bytearray(t.nbytes + 1))
+        with self.assertRaises(ValueError):
+            c.read(t.name, into=bytes(t.nbytes))
+        with self.assertRaises(KeyError):
+            c["nothing of that name"]
+
+    def test_errors_are_exceptions_with_the_librarys_text(self):
+        with self.assertRaises(moec.FormatError) as e:
+            moec.Checkpoint(os.path.join(ROOT, "no such place"))
+        self.assertEqual(e.exception.rule, "MOE-I01")
+        self.assertIn("no such place", str(e.exception))
+        c = moec.Checkpoint(fixture("qwen3_moe"))
+        c.close()
+        with self.assertRaises(moec.ArgumentError):
+            len(c)
+
+    def test_plans_say_what_stands_where(self):
+        model = moec.Model(moec.Checkpoint(fixture("deepseek_v3")))
+        e = model.facts["n_experts"]
+        plan = moec.Plan(model, n_ranks=2, n_redundant=2)
+        for layer in range(plan.n_layers):
+            units = plan.units(layer, 0) + plan.units(layer, 1)
+            half = len(units) // 2
+            self.assertEqual(units[half - 1], e)  # shared, last on each rank
+            self.assertEqual(units[-1], e)
+            routed = units[:half - 1] + units[half:-1]
+            self.assertEqual(routed, [i % e for i in range(e + 2)])
+            names = [t["name"] for t in plan.slot_tensors(layer)]
+            self.assertTrue(any("w13" in n for n in names))
+        with self.assertRaises(moec.MappingError) as bad:
+            moec.Plan(model, n_ranks=5)
+        self.assertEqual(bad.exception.rule, "MOE-P06")
+        with self.assertRaises(IndexError):
+            plan.units(0, 2)
+
+    def test_plans_keep_what_they_borrow(self):
+        plan = moec.Plan(moec.Model(moec.Checkpoint(fixture("mixtral"))))
+        gc.collect()
+        self.assertTrue(plan.slot_tensors(0)[0]["name"])
+
+    def test_placements_go_in_and_out(self):
+        rows = [[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 2, 2]]
+        p = moec.Placement(rows, 4)
+        self.assertEqual(p.rows, rows)
+        self.assertFalse(p.is_trivial)
+        with self.assertRaises(moec.MappingError):
+            moec.Placement([[0, 1, 2, 2]], 4)  # 3 is missing
+        loads = np.arange(8, dtype=np.float32).reshape(1, 8)
+        p = moec.Placement.eplb(loads, n_ranks=2, n_redundant=2)
+        self.assertEqual(sorted(set(p.rows[0])), list(range(8)))
+        self.assertEqual(p.rows[0].count(7), 2)  # the hottest one
+
+
+class Kernels(unittest.TestCase):
+    def test_chooses_as_numpy_does(self):
+        rng = np.random.default_rng(1)
+        x = rng.standard_normal((33, 64)).astype(np.float32)
+        for isa in ("scalar", "auto"):
+            r = kernels.Router(64, 8, norm="sum",
+                               kernels=kernels.Kernels(isa))
+            got = r.route(x)
+            want = np.argsort(-x, axis=1, kind="stable")[:, :8]
+            np.testing.assert_array_equal(got.ids, want)
+            p = np.exp(x - x.max(1, keepdims=True))
+            w = np.take_along_axis(p, want, 1)
+            np.testing.assert_allclose(got.weights,
+                                       w / w.sum(1, keepdims=True), rtol=2e-6)
+
+    def test_takes_rows_with_gaps_and_bfloat16(self):
+        rng = np.random.default_rng(2)
+        wide = rng.standard_normal((5, 32)).astype(np.float32)
+        r = kernels.Router(16, 2)
+        np.testing.assert_array_equal(r.route(wide[:, :16]).ids,
+                                      r.route(wide[:, :16].copy()).ids)
+        raw = (wide[:, :16].copy().view(np.uint32) >> 16).astype(np.uint16)
+        cut = (raw.astype(np.uint32) << 16).view(np.float32)
+        bf16 = Tensor(raw, raw.ctypes.data, raw.shape, "BF16")
+        np.testing.assert_array_equal(r.route(bf16).ids, r.route(cut).ids)
+        with self.assertRaises(ValueError):
+            r.route(wide)
+        with self.assertRaises(ValueError):
+            r.route(wide[:, :16], bias=np.zeros(15, np.float32))
+
+    def test_expert_choice_tells_what_it_did(self):
+        rng = np.random.default_rng(3)
+        r = kernels.Router(8, 2, expert_choice="on", fill="balanced",
+                           capacity_factor=1.0)
+        got = r.route(rng.standard_normal((64, 8)).astype(np.float32))
+        self.assertEqual(got.expert_choice["on"], 1)
+        self.assertLessEqual(np.bincount(got.ids.ravel()).max(), 16)
+        self.assertEqual(json.loads(r.describe())["n_experts"], 8)
+
+    def test_waterfill_levels_the_load(self):
+        ids = np.zeros((256, 2), np.int32)  # all of it on rank 0
+        ids[:, 1] = 1
+        ranks, load, target = kernels.waterfill(ids, 8, 4, by_rank=True)
+        self.assertEqual(load.sum(), 512)
+        self.assertLess((ranks == 0).mean(), 0.25)
+        self.assertGreater(target, 0)
+
+
+class Memory(unittest.TestCase):
+    def test_dlpack_is_the_same_memory(self):
+        a = np.arange(12, dtype=np.float32).reshape(3, 4)
+        t = Tensor(a, a.ctypes.data, a.shape, "F32")
+        b = np.from_dlpack(t)
+        a[1, 2] = 99
+        self.assertEqual(b[1, 2], 99)
+        before = sys.getrefcount(a)
+        del t, b
+        gc.collect()
+        self.assertLess(sys.getrefcount(a), before)
+        unused = Tensor(a, a.ctypes.data, a.shape, "F32").__dlpack__()
+        del unused  # a capsule that nobody took
+        gc.collect()
+        self.assertEqual(sys.getrefcount(a), before - 1)
+
+    def test_views_know_strides_and_refuse_what_is_read_only(self):
+        a = np.zeros((4, 6), np.float16)[:, :3]
+        v = View(a)
+        self.assertEqual(v.strides, (12, 2))
+        self.assertFalse(v.is_dense)
+        a.flags.writeable = False
+        with self.assertRaises(ValueError):
+            View(a, writable=True)
+        self.assertEqual(View(b"abc").shape, (3,))
+
+
+if __name__ == "__main__":
+    unittest.main()
