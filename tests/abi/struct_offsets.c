@@ -181,6 +181,19 @@ static const struct frozen frozen[] = {
     FIELD(moec_eplb_opts, ties, 24),
     FIELD(moec_eplb_opts, policy, 28),
 
+    SIZE(moec_planner_opts, 56),
+    FIELD(moec_planner_opts, struct_bytes, 0),
+    FIELD(moec_planner_opts, reserved, 4),
+    FIELD(moec_planner_opts, eplb, 8),
+    FIELD(moec_planner_opts, from, 40),
+    FIELD(moec_planner_opts, max_moves, 48),
+
+    SIZE(moec_balance, 32),
+    FIELD(moec_balance, most, 0),
+    FIELD(moec_balance, least, 8),
+    FIELD(moec_balance, mean, 16),
+    FIELD(moec_balance, ratio, 24),
+
     SIZE(moec_replicas_opts, 48),
     FIELD(moec_replicas_opts, struct_bytes, 0),
     FIELD(moec_replicas_opts, n_ranks, 4),

@@ -311,6 +311,56 @@ MOEC_API const float *moec_counts_loads(const moec_counts *counts);
 /* The same sums as doubles. */
 MOEC_API const double *moec_counts_sums(const moec_counts *counts);
 
+/* ------------------------------------------------------------- planner
+ * Better than EPLB, or few moves away from what is there. */
+
+#define MOEC_MOVES_ANY UINT64_MAX
+
+typedef struct moec_planner_opts {
+    uint32_t struct_bytes;      /* sizeof(moec_planner_opts) */
+    uint32_t reserved;          /* 0 */
+    moec_eplb_opts eplb;        /* what is started from */
+    const moec_placement *from; /* the placement of today, or NULL */
+    uint64_t max_moves;         /* slots that may differ from `from`, in all
+                                    layers together; MOEC_MOVES_ANY */
+} moec_planner_opts;
+#define MOEC_PLANNER_OPTS_INIT                                                 \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_planner_opts), .eplb = MOEC_EPLB_OPTS_INIT,    \
+    .max_moves = MOEC_MOVES_ANY                                                \
+  }
+
+/* Make a placement from loads[n_layers][n_experts]. Without max_moves no layer
+ * has a larger largest rank load than moec_eplb's answer; with `from` slots
+ * and ranks are then numbered so that few change, and where `from` itself can
+ * be brought there by fewer, that is the answer. With max_moves no layer is
+ * worse than in `from`, and the worst layers are mended first. Two copies of
+ * an expert are not put on one rank. Where the policy is hierarchical experts
+ * stay on the node that EPLB (with max_moves: `from`) gives them. As moec_eplb;
+ * also MAPPING (P03, P04) where `from` has other sizes or empty slots. */
+MOEC_API moec_status moec_planner(moec_placement **out,
+                                  const moec_planner_opts *opts,
+                                  const float *loads, uint32_t n_layers,
+                                  uint32_t n_experts, moec_error *err);
+
+/* Loads of the ranks, each expert's divided evenly among its copies. */
+typedef struct moec_balance {
+    double most, least, mean;
+    double ratio; /* most / mean; 1 where nothing is loaded */
+} moec_balance;
+
+/* Balance of layer `layer` over `n_ranks` ranks under load[E]. MAPPING (P06),
+ * NOMEM. */
+MOEC_API moec_status moec_placement_balance(const moec_placement *p,
+                                            uint32_t layer, uint32_t n_ranks,
+                                            const float *load,
+                                            moec_balance *out, moec_error *err);
+
+/* Slots of layer `layer` of `b` that hold an expert and did not hold it in
+ * `a`. */
+MOEC_API uint64_t moec_placement_moves(const moec_placement *a,
+                                       const moec_placement *b, uint32_t layer);
+
 /* ----------------------------------------------------- replica choice
  * Which replica of an expert one source rank sends to. */
 
