@@ -15,30 +15,8 @@
 static moec_status find_slot(const moec_readback *rb, size_t file, uint64_t off,
                              uint64_t *slot_out, moec_error *err)
 {
-    const moec_slots *s = &rb->conv->slots;
-    size_t lo = 0, hi = s->n_tensors;
-
-    while (lo < hi) { /* first tensor behind (file, off) */
-        size_t mid = lo + (hi - lo) / 2;
-        const moec_ct_tensor *t = &s->tensors[mid];
-        if (t->file < file || (t->file == file && t->off <= off))
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    /* empty tensors share an offset with their neighbour: step over them */
-    while (lo > 0 && s->tensors[lo - 1].n_slots > 0) {
-        const moec_ct_tensor *t = &s->tensors[lo - 1];
-        uint64_t each = t->bytes / t->n_slots;
-        if (t->file != file || off < t->off)
-            break;
-        if (each != 0 && off - t->off < t->bytes &&
-            (off - t->off) % each == 0) {
-            *slot_out = t->first_slot + (off - t->off) / each;
-            return MOEC_OK;
-        }
-        lo--;
-    }
+    if (moec_slots_find(&rb->conv->slots, file, off, slot_out))
+        return MOEC_OK;
     return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M03,
                      "slots.bin has no slot at byte %llu of %s",
                      (unsigned long long)off, rb->conv->slots.files[file].name);

@@ -104,6 +104,10 @@ moec_status moec_slots_encode(const moec_slots *s, moec_buf *out,
 moec_status moec_slots_decode(moec_slots *out, const void *data, size_t n,
                               moec_error *err);
 void moec_slots_fini(moec_slots *s);
+/* Find the row of table 4 whose bytes begin at `off` of file `file`. False
+ * where none does, or only ones of no bytes. */
+bool moec_slots_find(const moec_slots *s, size_t file, uint64_t off,
+                     uint64_t *slot_out);
 
 /* -------------------------------------------------------- sources.bin
  * Little endian:

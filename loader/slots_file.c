@@ -517,3 +517,32 @@ void moec_slots_fini(moec_slots *s)
     moec_arena_fini(&s->arena);
     *s = (moec_slots){0};
 }
+
+bool moec_slots_find(const moec_slots *s, size_t file, uint64_t off,
+                     uint64_t *slot_out)
+{
+    size_t lo = 0, hi = s->n_tensors;
+
+    while (lo < hi) { /* first tensor behind (file, off) */
+        size_t mid = lo + (hi - lo) / 2;
+        const moec_ct_tensor *t = &s->tensors[mid];
+        if (t->file < file || (t->file == file && t->off <= off))
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    /* empty tensors share an offset with their neighbour: step over them */
+    while (lo > 0 && s->tensors[lo - 1].n_slots > 0) {
+        const moec_ct_tensor *t = &s->tensors[lo - 1];
+        uint64_t each = t->bytes / t->n_slots;
+        if (t->file != file || off < t->off)
+            break;
+        if (each != 0 && off - t->off < t->bytes &&
+            (off - t->off) % each == 0) {
+            *slot_out = t->first_slot + (off - t->off) / each;
+            return true;
+        }
+        lo--;
+    }
+    return false;
+}

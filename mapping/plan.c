@@ -18,6 +18,7 @@
 #include "model.h"
 #include "placement.h"
 #include "requant.h"
+#include "slot_axes.h"
 
 /* A slot tensor and where its rows come from. Halves of w13 are gate (0) and
  * up (1); both point to one slice where the source holds both. */
@@ -895,6 +896,53 @@ static bool join_moves(moec_move *a, const moec_move *b)
         return false;
     a->n_rows += b->n_rows;
     return true;
+}
+
+/* Which axis of a half runs along I, the width of an expert. */
+static void cut_axis(const slot_spec *sp, moec_slot_axes *a)
+{
+    const moec_slice *s = sp->routed[0];
+    bool w2 = sp->pub.is_w2;
+
+    switch ((moec_geometry)s->geometry) {
+    case MOEC_GEO_MATRIX:
+        a->cut = w2 ? MOEC_CUT_COLS : MOEC_CUT_ROWS;
+        if (!s->by_block && (w2 ? a->n_cols : a->n_rows) == 1)
+            a->cut = MOEC_CUT_NONE; /* a scale per row, or one for all */
+        if (s->by_block)
+            a->block = s->block[w2 ? 1 : 0];
+        break;
+    case MOEC_GEO_MATRIX_KEPT:
+        a->cut = w2 ? MOEC_CUT_ROWS : MOEC_CUT_COLS;
+        if (s->rank == 1) /* g_idx: a group of the whole for each input */
+            a->cut = w2 ? MOEC_CUT_NEVER : MOEC_CUT_NONE;
+        break;
+    case MOEC_GEO_OUT_VECTOR:
+        a->cut = w2 ? MOEC_CUT_NONE : MOEC_CUT_ROWS;
+        break;
+    case MOEC_GEO_SCALAR:
+    case MOEC_GEO_RECORD:
+        a->cut = MOEC_CUT_NONE;
+        break;
+    }
+}
+
+moec_slot_axes moec_plan_slot_axes(const moec_plan *p, size_t layer, size_t t)
+{
+    const slot_spec *sp = &p->layers[layer].specs[t];
+    const moec_slice *s = sp->routed[0];
+    bool kept = s->geometry == MOEC_GEO_MATRIX_KEPT;
+    bool whole =
+        s->geometry == MOEC_GEO_SCALAR || s->geometry == MOEC_GEO_RECORD;
+    matrix m = matrix_of(s);
+    moec_slot_axes a = {.elem = m.elem,
+                        .n_halves = sp->n_halves,
+                        .half_in_columns = kept && sp->n_halves == 2};
+
+    a.n_rows = whole ? 1 : kept ? m.in : half_out(s);
+    a.n_cols = whole ? s->bytes / m.elem : kept ? half_out(s) : m.in;
+    cut_axis(sp, &a);
+    return a;
 }
 
 /* One move for each half: where it stands, and the weights it is made of. */
