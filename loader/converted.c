@@ -48,6 +48,9 @@ static moec_status read_manifest(moec_converted *c, const char *name,
     if (st == MOEC_OK)
         st = moec_manifest_decode(&c->manifest, text.data ? text.data : "",
                                   text.len, err);
+    if (st == MOEC_OK)
+        st = moec_sha256_of(text.data, text.len, &c->manifest_sha256, err);
+    c->manifest_bytes = text.len;
     moec_buf_fini(&text);
     return st;
 }

@@ -239,6 +239,8 @@ typedef struct moec_converted {
     char *dir;
     int dirfd;
     moec_manifest manifest;
+    moec_sha256 manifest_sha256; /* of the very bytes that were decoded */
+    uint64_t manifest_bytes;
     moec_slots slots;
     moec_sources sources;
     moec_buf slots_bytes, sources_bytes;

@@ -398,6 +398,13 @@ const moec_layout *moec_conversion_layout(const moec_conversion *c)
     return c->layout;
 }
 
+uint64_t moec_conversion_manifest_digest(const moec_conversion *c,
+                                         uint8_t sha256[32])
+{
+    memcpy(sha256, c->files.manifest_sha256.b, 32);
+    return c->files.manifest_bytes;
+}
+
 const moec_converted *moec_conversion_files(const moec_conversion *c)
 {
     return &c->files;

@@ -22,7 +22,7 @@ awk '
 function level(path) {
     if (path ~ /^loader\/include\/moec\/(error|types|version)\.h$/) return 0
     if (path ~ /^loader\/include\/moec\/rules\.def$/)   return 0
-    if (path ~ /^loader\/include\/moec\/loader\.h$/)    return 1
+    if (path ~ /^loader\/include\/moec\/(loader|sign)\.h$/)    return 1
     if (path ~ /^loader\/include\/moec\/mapping\.h$/)   return 2
     if (path ~ /^loader\/include\/moec\/validate\.h$/)  return 3
     if (path ~ /^loader\/include\/moec\/(device|kernels)\.h$/) return 0

@@ -116,6 +116,11 @@ MOEC_API void moec_conversion_close(moec_conversion *c);
  * moec_ckpt_read is UNSUPPORTED). Borrowed. */
 MOEC_API const moec_layout *moec_conversion_layout(const moec_conversion *c);
 
+/* Write the SHA-256 of the very bytes of manifest.json that were read at open,
+ * for moec_signature_check_digest; return how many they were. */
+MOEC_API uint64_t moec_conversion_manifest_digest(const moec_conversion *c,
+                                                  uint8_t sha256[32]);
+
 typedef struct moec_verify_opts {
     uint32_t struct_bytes;   /* sizeof(moec_verify_opts) */
     uint32_t n_threads;      /* 0: one per CPU allowed */
