@@ -57,7 +57,8 @@ typedef struct moec_piece {
     /* Digests of each MOEC_LEAF_BYTES from `off` on, the last one as short as
      * it is; NULL: unchecked. Only for pieces adjacent in the file. */
     const moec_leaf *leaves;
-    uint32_t tag; /* the caller's: names the piece in describe */
+    moec_rule leaf_rule; /* that a wrong leaf breaks; MOEC_RULE_NONE: T3 */
+    uint32_t tag;        /* the caller's: names the piece in describe */
 } moec_piece;
 
 typedef enum moec_engine_verify {
@@ -72,7 +73,7 @@ typedef struct moec_engine_sink {
     void *ctx;
     void *ring; /* the sink's, ring_bytes of the options; 4096-aligned */
     /* Enqueue a 2-D copy from the ring: `rows` of `row_bytes`. *ticket_out
-     * grows from call to call. One thread at a time. */
+     * is not 0 and grows from call to call. One thread at a time. */
     moec_status (*copy)(void *ctx, void *dst, uint64_t dst_row, const void *src,
                         uint64_t src_row, uint64_t row_bytes, uint64_t rows,
                         uint64_t *ticket_out, moec_error *err);
@@ -82,8 +83,12 @@ typedef struct moec_engine_sink {
 } moec_engine_sink;
 
 typedef struct moec_engine_opts {
-    uint32_t n_threads;  /* 0: one a CPU of the cpuset, at most 8 */
-    uint64_t ring_bytes; /* 0: 64 MiB; what the engine may allocate in all */
+    uint32_t n_threads;  /* 0: one a CPU of the cpuset, at most 8; without
+                            io_uring twice as many, as they block */
+    uint64_t ring_bytes; /* 0: 64 MiB; what the engine may allocate beside its
+                            lists (64 bytes a piece and request). Touched as far
+                            as it is used, by its own threads: on their node,
+                            by the process's policy */
     moec_engine_verify verify;
     bool no_direct; /* never O_DIRECT */
     bool no_uring;  /* never io_uring */
@@ -91,12 +96,14 @@ typedef struct moec_engine_opts {
     moec_read_at_fn read_at; /* for files without fd; any thread */
     void *read_ctx;
     /* All bytes of a group are in place and checked: once for each group, also
-     * for one without pieces, in the order of the groups where reading ends in
-     * it. With a sink, `ticket` is the last copy of the group. */
+     * for one without pieces, in the order of the groups. With a sink, they are
+     * checked and their copies enqueued: `ticket` is the last of the group.
+     * May be NULL. */
     moec_status (*ready)(void *ctx, uint32_t group, uint64_t ticket,
                          moec_error *err);
     /* Say what a piece is, for the text of an error: "layer 3
-     * w13_weight slot 5 (expert 17)". */
+     * w13_weight slot 5 (expert 17)". Go by its tag: its axes may have been
+     * turned. May be NULL. */
     void (*describe)(void *ctx, const moec_piece *piece, char *buf, size_t n);
     void *ctx;
 } moec_engine_opts;

@@ -20,13 +20,11 @@
 
 #include "base/base.h"
 #include "execute.h"
+#include "scatter.h"
 
 /* Rows at least this long are read one by one; shorter ones in spans. A pread
  * from the page cache costs about as much as copying this many bytes. */
 #define ROW_READ_BYTES 4096u
-
-/* Square tile of a transposing copy: two tiles of 8-byte elements fit L1. */
-#define TILE 32u
 
 /* A region with the destination's smaller stride on the columns. */
 typedef struct region {
@@ -127,72 +125,20 @@ static region region_of(const moec_move *m)
     return g;
 }
 
-/* ------------------------------------------------------------ scatter */
-
-#define SCATTER(T)                                                             \
-  static void scatter_##T(unsigned char *dst, uint64_t dst_row,                \
-                          uint64_t dst_col, const unsigned char *src,          \
-                          uint64_t src_row, uint64_t src_col, uint64_t n_rows, \
-                          uint64_t n_cols)                                     \
-  {                                                                            \
-    for (uint64_t r0 = 0; r0 < n_rows; r0 += TILE)                             \
-      for (uint64_t c0 = 0; c0 < n_cols; c0 += TILE) {                         \
-        uint64_t r1 = moec_min_u64(r0 + TILE, n_rows);                         \
-        uint64_t c1 = moec_min_u64(c0 + TILE, n_cols);                         \
-        for (uint64_t r = r0; r < r1; r++)                                     \
-          for (uint64_t c = c0; c < c1; c++)                                   \
-            memcpy(dst + r * dst_row + c * dst_col,                            \
-                   src + r * src_row + c * src_col, sizeof(T));                \
-      }                                                                        \
-  }
-SCATTER(uint8_t)
-SCATTER(uint16_t)
-SCATTER(uint32_t)
-SCATTER(uint64_t)
-
-/* NOLINTNEXTLINE(readability-function-size): as its siblings above */
-static void scatter_any(uint32_t elem, unsigned char *dst, uint64_t dst_row,
-                        uint64_t dst_col, const unsigned char *src,
-                        uint64_t src_row, uint64_t src_col, uint64_t n_rows,
-                        uint64_t n_cols)
-{
-    for (uint64_t r = 0; r < n_rows; r++)
-        for (uint64_t c = 0; c < n_cols; c++)
-            memcpy(dst + r * dst_row + c * dst_col,
-                   src + r * src_row + c * src_col, elem);
-}
-
+/* The region's elements from `src`, whose strides are the buffer's. */
 static void scatter(const region *g, unsigned char *dst,
                     const unsigned char *src, uint64_t src_row,
                     uint64_t src_col, uint64_t n_rows, uint64_t n_cols)
 {
-    if (src_col == g->elem && g->dst_col == g->elem) {
-        for (uint64_t r = 0; r < n_rows; r++)
-            memcpy(dst + r * g->dst_row, src + r * src_row,
-                   (size_t)(n_cols * g->elem));
-        return;
-    }
-    switch (g->elem) {
-    case 1:
-        scatter_uint8_t(dst, g->dst_row, g->dst_col, src, src_row, src_col,
-                        n_rows, n_cols);
-        break;
-    case 2:
-        scatter_uint16_t(dst, g->dst_row, g->dst_col, src, src_row, src_col,
-                         n_rows, n_cols);
-        break;
-    case 4:
-        scatter_uint32_t(dst, g->dst_row, g->dst_col, src, src_row, src_col,
-                         n_rows, n_cols);
-        break;
-    case 8:
-        scatter_uint64_t(dst, g->dst_row, g->dst_col, src, src_row, src_col,
-                         n_rows, n_cols);
-        break;
-    default:
-        scatter_any(g->elem, dst, g->dst_row, g->dst_col, src, src_row, src_col,
-                    n_rows, n_cols);
-    }
+    moec_grid d = {.elem_bytes = g->elem,
+                   .n_rows = n_rows,
+                   .n_cols = n_cols,
+                   .src_row = src_row,
+                   .src_col = src_col,
+                   .dst_row = g->dst_row,
+                   .dst_col = g->dst_col};
+
+    moec_scatter(&d, dst, src);
 }
 
 /* ------------------------------------------------ rows of adjacent bytes */

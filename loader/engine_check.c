@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What happens to bytes that have been read: each leaf is digested while it is
+ * in this core's cache, then copied to its places.
+ */
+
+#include <string.h>
+#include <time.h>
+
+#include "engine_parts.h"
+
+#define LEAVES_AT_ONCE 2u /* SHA-256 has two lanes */
+
+double moec_engine_now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+unsigned char *moec_engine_place(const moec_engine *e, const moec_part *p)
+{
+    const moec_engine_piece *g = &e->pieces[p->piece];
+
+    if (g->flat)
+        return g->p.dst + p->at;
+    if (g->flat_src || p->n_rows != 1 || g->p.src_col != 1 || g->p.dst_col != 1)
+        return NULL;
+    return g->p.dst + p->at * g->p.dst_row + p->c0;
+}
+
+/* ------------------------------------------------------------- digests */
+
+static moec_status wrong_leaf(moec_engine_worker *w, const moec_part *p,
+                              uint64_t leaf, const char *kind,
+                              const void *expected, const void *found, size_t n)
+{
+    const moec_engine *e = w->e;
+    const moec_engine_piece *g = &e->pieces[p->piece];
+    char what[256] = "", want[65], have[65];
+
+    moec_hex(expected, n, want);
+    moec_hex(found, n, have);
+    if (e->o.describe != NULL)
+        e->o.describe(e->o.ctx, &g->p, what, sizeof(what));
+    else
+        snprintf(what, sizeof(what), "piece %u", g->p.tag);
+    return moec_fail_at(
+        &w->err, MOEC_E_INTEGRITY,
+        g->p.leaf_rule != MOEC_RULE_NONE ? g->p.leaf_rule : MOEC_RULE_T3,
+        g->p.off + leaf * MOEC_LEAF_BYTES,
+        "%s: %s: leaf %ju, from byte %ju of the file on, has "
+        "%s %s, must have %s",
+        e->files[g->p.file].f->name, what, (uintmax_t)leaf,
+        (uintmax_t)(g->p.off + leaf * MOEC_LEAF_BYTES), kind, have, want);
+}
+
+static moec_status check_xxh3(moec_engine_worker *w, const moec_part *p,
+                              uint64_t leaf, const unsigned char *data,
+                              uint64_t n)
+{
+    const moec_leaf *l = &w->e->pieces[p->piece].p.leaves[leaf];
+
+    for (uint64_t k; n > 0; n -= k, data += k, l++, leaf++) {
+        moec_xxh128 h;
+
+        k = moec_min_u64(n, MOEC_LEAF_BYTES);
+        h = moec_xxh128_of(data, (size_t)k);
+        if (memcmp(h.b, l->xxh128.b, sizeof(h.b)) != 0)
+            return wrong_leaf(w, p, leaf, "XXH3-128", l->xxh128.b, h.b,
+                              sizeof(h.b));
+    }
+    return MOEC_OK;
+}
+
+static moec_status check_sha256(moec_engine_worker *w, const moec_part *p,
+                                uint64_t leaf, const unsigned char *data,
+                                uint64_t n)
+{
+    const moec_leaf *l = &w->e->pieces[p->piece].p.leaves[leaf];
+
+    for (uint64_t k; n > 0; n -= k, data += k) {
+        moec_sha256 h[LEAVES_AT_ONCE];
+
+        k = moec_min_u64(n, LEAVES_AT_ONCE * MOEC_LEAF_BYTES);
+        MOEC_TRY(
+            moec_sha256_leaves(data, (size_t)k, MOEC_LEAF_BYTES, h, &w->err));
+        for (uint64_t i = 0; i < moec_ceil_div(k, MOEC_LEAF_BYTES);
+             i++, l++, leaf++)
+            if (memcmp(h[i].b, l->sha256.b, sizeof(h[i].b)) != 0)
+                return wrong_leaf(w, p, leaf, "SHA-256", l->sha256.b, h[i].b,
+                                  sizeof(h[i].b));
+    }
+    return MOEC_OK;
+}
+
+moec_status moec_engine_check(moec_engine_worker *w, const moec_part *p,
+                              uint64_t at, const unsigned char *data,
+                              uint64_t n)
+{
+    moec_engine *e = w->e;
+    uint64_t leaf = (p->at + at) / MOEC_LEAF_BYTES;
+    moec_status st;
+    double t;
+
+    if (!e->pieces[p->piece].checked)
+        return MOEC_OK;
+    t = moec_engine_now();
+    if (e->o.verify == MOEC_ENGINE_SHA256)
+        st = check_sha256(w, p, leaf, data, n);
+    else
+        st = check_xxh3(w, p, leaf, data, n);
+    atomic_fetch_add(&e->digest_ns, (uint64_t)((moec_engine_now() - t) * 1e9));
+    atomic_fetch_add(&e->bytes_verified, n);
+    return st;
+}
+
+/* Are the leaves of this part those of the part before, with its source? */
+static bool checked_before(const moec_engine *e, const moec_part *p)
+{
+    return p->same && e->pieces[p->piece].checked &&
+           e->pieces[p->piece].p.leaves == e->pieces[p[-1].piece].p.leaves;
+}
+
+/* -------------------------------------------------------------- copies */
+
+/* Enqueue a rectangle of adjacent rows; `src` lies in the ring. */
+static moec_status sink_copy(moec_engine_worker *w, moec_engine_op *op,
+                             unsigned char *dst, const moec_grid *g,
+                             const unsigned char *src)
+{
+    moec_engine *e = w->e;
+    const moec_engine_sink *s = e->o.sink;
+    uint64_t ticket = 0;
+    moec_status st;
+
+    pthread_mutex_lock(&e->sink_lock);
+    st = s->copy(s->ctx, dst, g->dst_row, src, g->src_row,
+                 g->n_cols * g->elem_bytes, g->n_rows, &ticket, &w->err);
+    pthread_mutex_unlock(&e->sink_lock);
+    op->ticket = moec_max_u64(op->ticket, ticket);
+    return st;
+}
+
+/* A device copies rows, not elements: turn them in the slot behind the ops',
+ * so that their smaller stride in memory is adjacent there. */
+static moec_status sink_turned(moec_engine_worker *w, moec_engine_op *op,
+                               unsigned char *dst, const moec_grid *g,
+                               const unsigned char *src)
+{
+    moec_engine *e = w->e;
+    const moec_engine_sink *s = e->o.sink;
+    unsigned char *room = w->ops[0].slot + e->n_slots * e->part_bytes;
+    moec_grid turned = *g;
+    int done = 0;
+
+    if (g->n_rows > 1 && (g->n_cols == 1 || g->dst_col > g->dst_row))
+        turned = (moec_grid){g->elem_bytes, g->n_cols,  g->n_rows, g->src_col,
+                             g->src_row,    g->dst_col, g->dst_row};
+    moec_grid rows = turned;
+    if (w->bounce_ticket != 0) {
+        moec_status st;
+
+        pthread_mutex_lock(&e->sink_lock);
+        st = s->poll(s->ctx, w->bounce_ticket, 1, &done, &w->err);
+        pthread_mutex_unlock(&e->sink_lock);
+        MOEC_TRY(st);
+    }
+    turned.dst_col = g->elem_bytes;
+    turned.dst_row = turned.n_cols * g->elem_bytes;
+    moec_scatter(&turned, room, src);
+    if (rows.n_cols > 1 && rows.dst_col != g->elem_bytes) {
+        /* gaps on both axes: an element is a row */
+        for (uint64_t r = 0; r < rows.n_rows; r++) {
+            moec_grid one = {.elem_bytes = g->elem_bytes,
+                             .n_rows = rows.n_cols,
+                             .n_cols = 1,
+                             .src_row = g->elem_bytes,
+                             .dst_row = rows.dst_col};
+            MOEC_TRY(sink_copy(w, op, dst + r * rows.dst_row, &one,
+                               room + r * turned.dst_row));
+        }
+    } else {
+        rows.src_row = turned.dst_row;
+        MOEC_TRY(sink_copy(w, op, dst, &rows, room));
+    }
+    w->bounce_ticket = op->ticket;
+    return MOEC_OK;
+}
+
+static moec_status put(moec_engine_worker *w, moec_engine_op *op,
+                       unsigned char *dst, const moec_grid *g,
+                       const unsigned char *src)
+{
+    if (g->n_rows == 0 || g->n_cols == 0)
+        return MOEC_OK;
+    if (w->e->o.sink == NULL) {
+        moec_scatter(g, dst, src);
+        return MOEC_OK;
+    }
+    if (g->src_col == g->elem_bytes && g->dst_col == g->elem_bytes)
+        return sink_copy(w, op, dst, g, src);
+    return sink_turned(w, op, dst, g, src);
+}
+
+/* Elements [a, b) of a piece that is adjacent in the file: a head row, whole
+ * rows, a tail row. */
+static moec_status put_range(moec_engine_worker *w, moec_engine_op *op,
+                             const moec_piece *q, uint64_t a, uint64_t b,
+                             const unsigned char *src)
+{
+    moec_grid g = {.elem_bytes = q->elem_bytes,
+                   .src_row = q->src_row,
+                   .src_col = q->src_col,
+                   .dst_row = q->dst_row,
+                   .dst_col = q->dst_col};
+
+    while (a < b) {
+        uint64_t row = a / q->n_cols, col = a % q->n_cols;
+
+        g.n_rows = 1;
+        g.n_cols = moec_min_u64(q->n_cols - col, b - a);
+        if (col == 0 && b - a >= q->n_cols)
+            g.n_rows = (b - a) / q->n_cols;
+        MOEC_TRY(
+            put(w, op, q->dst + row * q->dst_row + col * q->dst_col, &g, src));
+        a += g.n_rows * g.n_cols;
+        src += g.n_rows * g.n_cols * q->elem_bytes;
+    }
+    return MOEC_OK;
+}
+
+/* Copy bytes [from, from + n) of a part, whose first stands at `src`. */
+static moec_status put_part(moec_engine_worker *w, moec_engine_op *op,
+                            const moec_part *p, uint64_t from, uint64_t n,
+                            const unsigned char *src)
+{
+    const moec_engine_piece *h = &w->e->pieces[p->piece];
+    const moec_piece *q = &h->p;
+    moec_grid g = {q->elem_bytes, p->n_rows,  p->n_cols, q->src_row,
+                   q->src_col,    q->dst_row, q->dst_col};
+
+    if (h->flat_src)
+        return put_range(w, op, q, (p->at + from) / q->elem_bytes,
+                         (p->at + from + n) / q->elem_bytes, src);
+    return put(w, op, q->dst + p->at * q->dst_row + p->c0 * q->dst_col, &g,
+               src);
+}
+
+/* Bytes to digest and copy in one go: what stays in a core's cache. */
+static uint64_t step_of(const moec_engine *e, const moec_part *p)
+{
+    if (!e->pieces[p->piece].checked)
+        return p->bytes;
+    return e->o.verify == MOEC_ENGINE_SHA256 ? LEAVES_AT_ONCE * MOEC_LEAF_BYTES
+                                             : MOEC_LEAF_BYTES;
+}
+
+moec_status moec_engine_place_all(moec_engine_worker *w, moec_engine_op *op,
+                                  const unsigned char *data)
+{
+    const moec_engine *e = w->e;
+    const moec_request *r = op->r;
+
+    for (uint32_t i = 0; i < r->n_parts; i++) {
+        const moec_part *p = &e->parts[r->first + i];
+        const unsigned char *src = data + (p->off - r->off);
+        uint64_t step = step_of(e, p), n;
+
+        for (uint64_t at = 0; at < p->bytes; at += n) {
+            n = moec_min_u64(step, p->bytes - at);
+            if (!checked_before(e, p))
+                MOEC_TRY(moec_engine_check(w, p, at, src + at, n));
+            MOEC_TRY(put_part(w, op, p, at, n, src + at));
+        }
+    }
+    return MOEC_OK;
+}
+
+moec_status moec_engine_settle(moec_engine_worker *w, const moec_request *r,
+                               bool check)
+{
+    const moec_engine *e = w->e;
+    const unsigned char *first = NULL;
+
+    for (uint32_t i = 0; i < r->n_parts; i++) {
+        const moec_part *p = &e->parts[r->first + i];
+
+        if (p->same)
+            memcpy(moec_engine_place(e, p), first, (size_t)p->bytes);
+        else
+            first = moec_engine_place(e, p);
+        if ((check || p->same) && !checked_before(e, p))
+            MOEC_TRY(moec_engine_check(w, p, 0, first, p->bytes));
+    }
+    return MOEC_OK;
+}

@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The engine against plain loops: random pieces of random files, by every way
+ * of reading that this machine has. */
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine.h"
+
+#define N_FILES     3u
+#define PIECES_MAX  160u
+#define ARENA_BYTES ((size_t)24 << 20)
+
+static const uint64_t file_bytes[N_FILES] = {(5u << 20) + 4096, 1234567, 70001};
+
+static char root[512];
+static char paths[N_FILES][600];
+static unsigned char *content[N_FILES];
+static moec_engine_file files[N_FILES];
+static unsigned char *arena, *expected;
+static uint64_t seed = 88172645463325252u;
+
+static uint64_t rnd(uint64_t n) /* [0, n) */
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed % n;
+}
+
+static int make_files(void **state)
+{
+    const char *tmp = getenv("TMPDIR");
+
+    (void)state;
+    snprintf(root, sizeof(root), "%s/moec-engine.XXXXXX", tmp ? tmp : P_tmpdir);
+    assert_non_null(mkdtemp(root));
+    for (uint32_t i = 0; i < N_FILES; i++) {
+        int fd;
+
+        snprintf(paths[i], sizeof(paths[i]), "%s/%u", root, i);
+        content[i] = malloc(file_bytes[i]);
+        assert_non_null(content[i]);
+        for (uint64_t k = 0; k < file_bytes[i]; k++)
+            content[i][k] = (unsigned char)rnd(256);
+        fd = open(paths[i], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        assert_true(fd >= 0);
+        assert_int_equal(write(fd, content[i], file_bytes[i]), file_bytes[i]);
+        assert_int_equal(fsync(fd), 0);
+        files[i] = (moec_engine_file){paths[i], paths[i], fd, file_bytes[i]};
+    }
+    arena = aligned_alloc(4096, ARENA_BYTES);
+    expected = malloc(ARENA_BYTES);
+    assert_non_null(arena);
+    assert_non_null(expected);
+    return 0;
+}
+
+static int remove_files(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < N_FILES; i++) {
+        close(files[i].fd);
+        unlink(paths[i]);
+        free(content[i]);
+    }
+    free(arena);
+    free(expected);
+    return rmdir(root);
+}
+
+static void evict(void)
+{
+    for (uint32_t i = 0; i < N_FILES; i++)
+        (void)posix_fadvise(files[i].fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+/* ------------------------------------------------------------ pieces */
+
+typedef struct batch {
+    moec_piece p[PIECES_MAX];
+    size_t n;
+    uint64_t used; /* of the arena */
+    moec_leaf *leaves[PIECES_MAX];
+} batch;
+
+static void drop(batch *b)
+{
+    for (size_t i = 0; i < b->n; i++)
+        free(b->leaves[i]);
+    *b = (batch){.n = 0};
+}
+
+static uint64_t span(const moec_piece *p, bool dst)
+{
+    return (p->n_rows - 1) * (dst ? p->dst_row : p->src_row) +
+           (p->n_cols - 1) * (dst ? p->dst_col : p->src_col) + p->elem_bytes;
+}
+
+/* Find a place for `bytes` in the arena; now and then directly behind the last
+ * piece, and page aligned. */
+static bool place(batch *b, moec_piece *p)
+{
+    uint64_t at = b->used, bytes = span(p, true);
+
+    if (rnd(3) == 0)
+        at += rnd(5000);
+    if (rnd(3) == 0)
+        at = (at + 4095) & ~UINT64_C(4095);
+    if (at + bytes > ARENA_BYTES || b->n == PIECES_MAX)
+        return false;
+    p->dst = arena + at;
+    b->used = at + bytes;
+    return true;
+}
+
+static void add(batch *b, moec_piece p)
+{
+    if (p.off + span(&p, false) <= file_bytes[p.file] && place(b, &p))
+        b->p[b->n++] = p;
+}
+
+static moec_piece flat(uint32_t file, uint64_t off, uint64_t n)
+{
+    moec_piece p = {.file = file,
+                    .off = off,
+                    .elem_bytes = 1,
+                    .n_rows = 1,
+                    .n_cols = n,
+                    .src_row = n,
+                    .src_col = 1,
+                    .dst_row = n,
+                    .dst_col = 1};
+    return p;
+}
+
+/* A matrix of n x m elements of `elem` bytes, by one of the ways that moves
+ * have: as it is, padded rows on either side, transposed, alternating. */
+static moec_piece matrix(uint32_t file, uint64_t off, uint64_t n, uint64_t m,
+                         uint32_t elem)
+{
+    moec_piece p = {.file = file,
+                    .off = off,
+                    .elem_bytes = elem,
+                    .n_rows = n,
+                    .n_cols = m,
+                    .src_row = m * elem,
+                    .src_col = elem,
+                    .dst_row = m * elem,
+                    .dst_col = elem};
+
+    switch (rnd(7)) {
+    case 0:
+        p.dst_row += rnd(100) * elem;
+        break;
+    case 1:
+        p.src_row += rnd(100) * elem;
+        break;
+    case 2:
+        p.src_row += rnd(60000);
+        break;
+    case 3:
+        p.dst_row = elem;
+        p.dst_col = n * elem;
+        break;
+    case 4:
+        p.src_row = elem;
+        p.src_col = n * elem;
+        break;
+    case 5: /* every second element */
+        p.src_col = 2 * elem;
+        p.src_row = 2 * m * elem;
+        break;
+    default: /* every second element in memory, rows padded */
+        p.dst_col = 2 * elem;
+        p.dst_row = 2 * m * elem + 7;
+        break;
+    }
+    return p;
+}
+
+static void add_random(batch *b)
+{
+    static const uint32_t elems[] = {1, 2, 3, 4, 8, 12};
+    uint32_t file = (uint32_t)rnd(N_FILES);
+    uint64_t off = rnd(file_bytes[file]);
+    moec_piece p;
+
+    switch (rnd(5)) {
+    case 0:
+        p = flat(file, off, 1 + rnd(100));
+        break;
+    case 1:
+        p = flat(file, off, 1 + rnd(file_bytes[file] - off));
+        break;
+    case 2:
+        off &= ~UINT64_C(4095);
+        p = flat(file, off, 1 + rnd(file_bytes[file] - off));
+        break;
+    default:
+        p = matrix(file, off, 1 + rnd(300), 1 + rnd(300),
+                   elems[rnd(sizeof(elems) / sizeof(elems[0]))]);
+    }
+    add(b, p);
+    if (b->n == 0)
+        return;
+    p = b->p[b->n - 1];
+    switch (rnd(6)) {
+    case 0: /* the same to another place */
+        add(b, p);
+        break;
+    case 1: /* what follows in the file, and in memory */
+        off = p.off + span(&p, false);
+        if (off < file_bytes[p.file])
+            add(b, flat(p.file, off, 1 + rnd(file_bytes[p.file] - off)));
+        break;
+    case 2: /* the other half of alternating rows */
+        p = matrix(p.file, p.off, 2 + rnd(40), 1 + rnd(200), 2);
+        p.src_row = 2 * p.n_cols * 2;
+        p.src_col = 2;
+        add(b, p);
+        p.off += p.n_cols * 2;
+        add(b, p);
+        break;
+    default:
+        break;
+    }
+}
+
+static void copy_plainly(const moec_piece *p)
+{
+    unsigned char *to = expected + (p->dst - arena);
+
+    for (uint64_t r = 0; r < p->n_rows; r++)
+        for (uint64_t c = 0; c < p->n_cols; c++)
+            memcpy(to + r * p->dst_row + c * p->dst_col,
+                   content[p->file] + p->off + r * p->src_row + c * p->src_col,
+                   p->elem_bytes);
+}
+
+static void add_leaves(batch *b)
+{
+    for (size_t i = 0; i < b->n; i++) {
+        moec_piece *p = &b->p[i];
+        uint64_t n = p->n_rows * p->n_cols * p->elem_bytes;
+        const unsigned char *at = content[p->file] + p->off;
+        moec_error err = MOEC_ERROR_INIT;
+        moec_leaf *l;
+
+        if ((p->n_rows > 1 && p->src_row != p->n_cols * p->elem_bytes) ||
+            (p->n_cols > 1 && p->src_col != p->elem_bytes) || rnd(4) == 0)
+            continue;
+        if (p->elem_bytes % 3 == 0 && p->dst_col != p->elem_bytes)
+            continue;
+        l = calloc(n / MOEC_LEAF_BYTES + 1, sizeof(*l));
+        assert_non_null(l);
+        b->leaves[i] = l;
+        p->leaves = l;
+        for (uint64_t k; n > 0; n -= k, at += k, l++) {
+            k = n < MOEC_LEAF_BYTES ? n : MOEC_LEAF_BYTES;
+            l->xxh128 = moec_xxh128_of(at, k);
+            assert_int_equal(moec_sha256_of(at, k, &l->sha256, &err), 0);
+        }
+    }
+}
+
+/* ------------------------------------------------------------- running */
+
+typedef struct told {
+    uint32_t n;
+    uint32_t order[64];
+} told;
+
+static moec_status hear(void *ctx, uint32_t group, uint64_t ticket,
+                        moec_error *err)
+{
+    told *t = ctx;
+
+    (void)ticket;
+    (void)err;
+    assert_true(t->n < 64);
+    t->order[t->n++] = group;
+    return MOEC_OK;
+}
+
+static unsigned n_threads_of_process(void)
+{
+    struct stat st;
+
+    return stat("/proc/self/task", &st) == 0 ? (unsigned)st.st_nlink - 2 : 1;
+}
+
+static moec_status run(const moec_engine_file *f, const batch *b,
+                       uint32_t n_groups, const moec_engine_opts *o,
+                       moec_engine_stats *stats, moec_error *err)
+{
+    unsigned before = n_threads_of_process();
+    moec_engine *e = NULL;
+    moec_status st =
+        moec_engine_create(&e, f, N_FILES, b->p, b->n, n_groups, o, err);
+
+    if (st != MOEC_OK) {
+        assert_null(e);
+        return st;
+    }
+    st = moec_engine_start(e, err);
+    if (st == MOEC_OK)
+        st = moec_engine_wait(e, err);
+    assert_int_equal(n_threads_of_process(), before);
+    moec_engine_poll(e, stats);
+    moec_engine_destroy(e);
+    return st;
+}
+
+static void fills_every_kind_of_piece(void **state)
+{
+    static batch b;
+    static const uint64_t rings[] = {0, (uint64_t)2 << 20, (uint64_t)5 << 20};
+
+    (void)state;
+    for (int round = 0; round < 24; round++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_engine_stats s;
+        uint32_t n_groups = 1 + (uint32_t)rnd(4);
+        told t = {.n = 0};
+        moec_engine_opts o = {.n_threads = (uint32_t)(round % 4 + 1),
+                              .ring_bytes = rings[rnd(3)],
+                              .verify = (moec_engine_verify)(round % 3),
+                              .no_direct = round % 4 == 3,
+                              .no_uring = round % 8 >= 4,
+                              .ready = hear,
+                              .ctx = &t};
+
+        for (uint64_t n = rnd(80) + 1; n > 0; n--)
+            add_random(&b);
+        for (size_t i = 0; i < b.n; i++)
+            b.p[i].group = (uint32_t)rnd(n_groups);
+        add_leaves(&b);
+        memset(arena, 0xa5, b.used);
+        memset(expected, 0xa5, b.used);
+        for (size_t i = 0; i < b.n; i++)
+            copy_plainly(&b.p[i]);
+        if (rnd(4) != 0)
+            evict();
+        assert_int_equal(run(files, &b, n_groups, &o, &s, &err), MOEC_OK);
+        for (uint64_t i = 0; memcmp(arena, expected, b.used) != 0 && i < b.used;
+             i++)
+            if (arena[i] != expected[i])
+                fail_msg("round %d: byte %zu of %zu", round, (size_t)i,
+                         (size_t)b.used);
+        assert_int_equal(t.n, n_groups);
+        for (uint32_t g = 0; g < n_groups; g++)
+            assert_int_equal(t.order[g], g);
+        assert_int_equal(s.bytes_done, s.bytes_needed);
+        assert_false(s.uses_direct && o.no_direct);
+        assert_false(s.uses_uring && o.no_uring);
+        assert_int_equal(s.n_groups_ready, n_groups);
+        drop(&b);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(fills_every_kind_of_piece),
+    };
+
+    return cmocka_run_group_tests(tests, make_files, remove_files);
+}
