@@ -149,9 +149,9 @@ static moec_status convert_all(const moec_layout *layout, const char *out_dir,
     return st;
 }
 
-bool moec_convert_is_output(const char *dir)
+moec_status moec_convert_is_output(const char *dir, bool *ours, moec_error *err)
 {
-    return moec_output_is_ours(dir);
+    return moec_output_is_ours(dir, ours, err);
 }
 
 moec_status moec_convert(const moec_layout *layout, const char *out_dir,

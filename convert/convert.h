@@ -78,8 +78,9 @@ uint64_t moec_convert_memory(const moec_plan *plan,
                              const moec_convert_opts *opts);
 
 /* Does the directory hold a manifest.json of ours? Others have files of that
- * name too. */
-bool moec_convert_is_output(const char *dir);
+ * name too. IO where nobody can tell. */
+moec_status moec_convert_is_output(const char *dir, bool *ours,
+                                   moec_error *err);
 
 /* The family description that `source` was made with, for opts->family_text
  * of what is made of it; or NULL. */

@@ -129,6 +129,10 @@ static moec_status check_begun(finalize *f, moec_error *err)
 
     if (faccessat(dir, MOEC_OUTPUT_BEGUN, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
         return MOEC_OK;
+    if (errno != ENOENT)
+        return moec_fail_os(err, errno,
+                            "%s/" MOEC_OUTPUT_BEGUN ": cannot look at it",
+                            f->where.data);
     for (uint32_t k = 0; k < f->n_ranks; k++) {
         moec_rank_journal_name(name, k);
         f->missing[k] =

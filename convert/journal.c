@@ -550,8 +550,9 @@ static moec_status put_all(moec_journal *j, moec_error *err)
         MOEC_TRY(put_record(j, KIND_MARK, j->end + j->len, 0, err));
     MOEC_TRY(put_found(j, CELL_WRITTEN, &written, err));
     MOEC_TRY(write_out(j, err));
-    /* what was durable stays so while the old file goes */
-    if (durable && fdatasync(j->fd) != 0)
+    /* what was durable stays so while the old file goes; and a journal that
+     * will have no marks is all that there ever is of it */
+    if ((durable || j->sync == NULL) && fdatasync(j->fd) != 0)
         return moec_fail_os(err, errno, "%s: cannot fsync", j->new_name);
     return MOEC_OK;
 }

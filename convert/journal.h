@@ -77,7 +77,8 @@ moec_status moec_journal_identity(moec_journal *j, moec_buf *out,
 /* Forget what load found: everything is to be done. */
 void moec_journal_forget(moec_journal *j);
 
-/* Write the journal anew, with what load found, and keep it open. */
+/* Write the journal anew, with what load found, and keep it open. Without a
+ * sync there are no marks, and its bytes are durable at once. */
 moec_status moec_journal_begin(moec_journal *j, moec_journal_sync_fn sync,
                                void *sync_ctx, moec_error *err);
 

@@ -8,6 +8,7 @@
  * again. Until that is decided OUT.partial is only read.
  */
 
+#include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -26,23 +27,33 @@ static bool is_data_file(void *ctx, const char *name)
     return strcmp(name, MOEC_JOURNAL_NAME) == 0;
 }
 
-static bool files_stand(const moec_out_job *j)
+static moec_status files_stand(const moec_out_job *j, bool *all,
+                               moec_error *err)
 {
     struct stat st;
 
-    for (size_t i = 0; i < j->n_files; i++)
-        if (fstatat(moec_output_dirfd(&j->out), j->files[i].name, &st,
-                    AT_SYMLINK_NOFOLLOW) != 0 ||
-            !S_ISREG(st.st_mode) || (uint64_t)st.st_size != j->files[i].bytes)
-            return false;
-    return true;
+    *all = true;
+    for (size_t i = 0; i < j->n_files && *all; i++) {
+        const moec_out_job_file *f = &j->files[i];
+        int rc = fstatat(moec_output_dirfd(&j->out), f->name, &st,
+                         AT_SYMLINK_NOFOLLOW);
+        if (rc != 0 && errno != ENOENT)
+            return moec_fail_os(err, errno, "%s: cannot look at it", f->name);
+        *all =
+            rc == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == f->bytes;
+    }
+    return MOEC_OK;
 }
 
 /* Decide what counts of a directory that has a journal. */
 static moec_status go_on(moec_out_job *j, bool *kept, moec_error *err)
 {
+    bool all = true;
+
     MOEC_TRY(moec_journal_load(j->journal, kept, err));
-    if (*kept && !files_stand(j)) {
+    if (*kept)
+        MOEC_TRY(files_stand(j, &all, err));
+    if (!all) {
         moec_journal_forget(j->journal);
         *kept = false;
     }

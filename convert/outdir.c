@@ -4,8 +4,9 @@
  * the whole of it:
  *
  *   begin:  make OUT.partial, lock it, see that the locked one still has that
- *           name, write the marker, delete what an earlier run left (or, to
- *           resume, leave that to whoever reads its journal)
+ *           name, write the marker, fsync the directory and its parent, delete
+ *           what an earlier run left (or, to resume, leave that to whoever
+ *           reads its journal)
  *   commit: fsync files, remove journal and marker, fsync the directory,
  *           rename, fsync the parent, delete what was replaced
  *
@@ -217,45 +218,74 @@ static moec_status delete_files(const moec_output *o, int dirfd,
 
 /* ------------------------------------------------------------ ownership */
 
-static bool is_regular(int dirfd, const char *name)
+/* Is there a regular file of that name? A disk that does not answer is no
+ * "no": on that we would delete the work of others. */
+static moec_status has_file(const moec_output *o, const char *name, bool *yes,
+                            moec_error *err)
 {
     struct stat st;
 
-    return fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-           S_ISREG(st.st_mode);
+    *yes = false;
+    if (fstatat(o->dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+        *yes = S_ISREG(st.st_mode);
+    else if (errno != ENOENT)
+        return moec_fail_os(err, errno,
+                            "%s" MOEC_OUTPUT_SUFFIX "/%s: cannot look at it",
+                            o->path, name);
+    return MOEC_OK;
 }
 
-/* A name alone proves little: browsers' extensions have a manifest.json. */
-static bool has_our_manifest(int dirfd)
+/* A name alone proves little: browsers' extensions have a manifest.json.
+ * *ours stays false where errno says why nobody knows: 0, there is none. */
+static int look_for_manifest(int dirfd, bool *ours)
 {
     const size_t n = sizeof(manifest_begin) - 1;
     char begin[sizeof(manifest_begin)];
-    bool ours;
+    moec_error e = MOEC_ERROR_INIT;
+    struct stat st;
     int fd;
 
-    if (!is_regular(dirfd, MOEC_MANIFEST_NAME))
-        return false;
+    *ours = false;
+    if (fstatat(dirfd, MOEC_MANIFEST_NAME, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno == ENOENT ? 0 : errno;
+    if (!S_ISREG(st.st_mode))
+        return 0;
     fd = openat(dirfd, MOEC_MANIFEST_NAME,
                 O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
-        return false;
-    ours =
-        moec_pread_full(fd, MOEC_MANIFEST_NAME, begin, n, 0, NULL) == MOEC_OK &&
+        return errno;
+    *ours =
+        moec_pread_full(fd, MOEC_MANIFEST_NAME, begin, n, 0, &e) == MOEC_OK &&
         memcmp(begin, manifest_begin, n) == 0;
     close(fd);
-    return ours;
+    return e.os_errno;
 }
 
-bool moec_output_is_ours(const char *path)
+static moec_status has_our_manifest(const moec_output *o, int dirfd, bool *ours,
+                                    moec_error *err)
+{
+    int why = look_for_manifest(dirfd, ours);
+
+    if (why == 0)
+        return MOEC_OK;
+    return moec_fail_os(err, why, "%s%s/%s: cannot look at it", o->path,
+                        suffix(o, dirfd), MOEC_MANIFEST_NAME);
+}
+
+moec_status moec_output_is_ours(const char *path, bool *ours, moec_error *err)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool yes;
+    int why = fd < 0 ? errno : look_for_manifest(fd, ours);
 
-    if (fd < 0)
-        return false;
-    yes = has_our_manifest(fd);
-    close(fd);
-    return yes;
+    if (fd >= 0)
+        close(fd);
+    else
+        *ours = false;
+    /* What is no directory, whoever opens it as something else will say. */
+    if (why == 0 || (fd < 0 && why != EMFILE && why != ENFILE && why != EIO))
+        return MOEC_OK;
+    return moec_fail_os(err, why, "%s: cannot look for a manifest.json in it",
+                        path);
 }
 
 /* May OUT be made, or be replaced? *old_out is the directory that is to be
@@ -265,6 +295,7 @@ static moec_status check_target(const moec_output *o, int *old_out,
 {
     struct stat st;
     tally n = {0};
+    bool ours = false;
     int fd;
     moec_status status;
 
@@ -282,11 +313,12 @@ static moec_status check_target(const moec_output *o, int *old_out,
                 O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return moec_fail_os(err, errno, "%s: cannot open it", o->path);
-    if (!has_our_manifest(fd))
+    status = has_our_manifest(o, fd, &ours, err);
+    if (status == MOEC_OK && !ours)
         status = refuse(o, err, "",
                         "is no converted checkpoint: --force does not replace "
                         "it, remove it yourself");
-    else
+    if (status == MOEC_OK)
         status = each_entry(o, fd, check_entry, &n, err);
     if (status != MOEC_OK)
         close(fd);
@@ -369,14 +401,15 @@ static moec_status lock_partial_fd(const moec_output *o, purpose why,
                                    moec_error *err)
 {
     const struct timespec moment = {.tv_nsec = LOCK_WAIT_NS};
+    bool alone;
 
     for (int i = 0;; i++) {
         if (flock(o->dirfd, LOCK_EX | LOCK_NB) == 0)
             return MOEC_OK;
         if (errno != EWOULDBLOCK)
             return os_failed(o, err, "lock it");
-        if (why != TO_JOIN || i == JOIN_WAITS ||
-            is_regular(o->dirfd, MOEC_JOURNAL_NAME))
+        MOEC_TRY(has_file(o, MOEC_JOURNAL_NAME, &alone, err));
+        if (why != TO_JOIN || i == JOIN_WAITS || alone)
             return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
                              "%s" MOEC_OUTPUT_SUFFIX
                              ": another process is writing it",
@@ -411,7 +444,11 @@ static moec_status lock_once(moec_output *o, purpose why, bool *again_out,
         return os_failed(o, err, "open it");
     MOEC_TRY(lock_partial_fd(o, why, err));
     *again_out = !is_current(o);
-    if (!*again_out && (fstat(o->dirfd, &st) != 0 || st.st_uid != geteuid()))
+    if (*again_out)
+        return MOEC_OK;
+    if (fstat(o->dirfd, &st) != 0)
+        return os_failed(o, err, "look at it");
+    if (st.st_uid != geteuid())
         return refuse(o, err, MOEC_OUTPUT_SUFFIX, "belongs to another user");
     return MOEC_OK;
 }
@@ -454,17 +491,36 @@ static moec_status put_marker(const moec_output *o, moec_error *err)
 
 /* The marker goes before the rename, so that OUT never has it. Killed between
  * the two, a directory without a manifest is still known by its attribute. */
-static bool has_attribute(const moec_output *o)
+static moec_status has_attribute(const moec_output *o, bool *yes,
+                                 moec_error *err)
 {
     char value[1];
+    ssize_t n = fgetxattr(o->dirfd, OURS_ATTRIBUTE, value, sizeof(value));
 
-    return fgetxattr(o->dirfd, OURS_ATTRIBUTE, value, sizeof(value)) == 1;
+    *yes = n == 1;
+    if (n < 0 && (errno == EIO || errno == ENOMEM))
+        return os_failed(o, err, "look at its attributes");
+    return MOEC_OK;
+}
+
+/* Did a conversion leave what is there? */
+static moec_status is_left_over(const moec_output *o, bool *yes,
+                                moec_error *err)
+{
+    MOEC_TRY(has_file(o, MOEC_OUTPUT_MARKER, yes, err));
+    if (!*yes)
+        MOEC_TRY(has_attribute(o, yes, err));
+    if (!*yes)
+        MOEC_TRY(has_our_manifest(o, o->dirfd, yes, err));
+    return MOEC_OK;
 }
 
 /* Is there work of a kind that `why` cannot go on with? */
 static moec_status check_kind(const moec_output *o, purpose why, bool job,
                               moec_error *err)
 {
+    bool there;
+
     switch (why) {
     case TO_BEGIN:
     case TO_RESUME:
@@ -474,13 +530,15 @@ static moec_status check_kind(const moec_output *o, purpose why, bool job,
                           "and finalize, or remove it");
         break;
     case TO_JOIN:
-        if (!job && is_regular(o->dirfd, MOEC_JOURNAL_NAME))
+        MOEC_TRY(has_file(o, MOEC_JOURNAL_NAME, &there, err));
+        if (!job && there)
             return refuse(o, err, MOEC_OUTPUT_SUFFIX,
                           "belongs to a conversion of all ranks: run that "
                           "command again, or remove it");
         break;
     case TO_FINISH:
-        if (!job && !has_our_manifest(o->dirfd))
+        MOEC_TRY(has_our_manifest(o, o->dirfd, &there, err));
+        if (!job && !there)
             return nothing_to_finish(o, err);
         break;
     }
@@ -493,20 +551,26 @@ static moec_status take_over(const moec_output *o, purpose why, bool *found,
                              moec_error *err)
 {
     tally n = {0};
+    bool marked, job, ours;
 
     MOEC_TRY(each_entry(o, o->dirfd, check_entry, &n, err));
-    bool marked = is_regular(o->dirfd, MOEC_OUTPUT_MARKER);
-    bool job = is_regular(o->dirfd, MOEC_OUTPUT_JOB);
-    if (n.n > 0 && !marked && !has_attribute(o) && !has_our_manifest(o->dirfd))
+    MOEC_TRY(has_file(o, MOEC_OUTPUT_MARKER, &marked, err));
+    MOEC_TRY(has_file(o, MOEC_OUTPUT_JOB, &job, err));
+    MOEC_TRY(is_left_over(o, &ours, err));
+    if (n.n > 0 && !ours)
         return refuse(o, err, MOEC_OUTPUT_SUFFIX,
                       "is not left over from a conversion: remove it yourself");
     MOEC_TRY(check_kind(o, why, job, err));
-    if (!marked)
+    if (!marked) {
+        /* In this order, so that no crash leaves what nobody knows; and a
+         * journal's marks hold only where its directory is found again. */
         MOEC_TRY(put_marker(o, err));
+        if (fsync(o->dirfd) != 0 || fsync(o->parentfd) != 0)
+            return os_failed(o, err, "fsync it");
+    }
+    *found = job;
     if (why == TO_RESUME)
-        *found = is_regular(o->dirfd, MOEC_JOURNAL_NAME);
-    else
-        *found = job;
+        MOEC_TRY(has_file(o, MOEC_JOURNAL_NAME, found, err));
     return *found || why == TO_FINISH ? MOEC_OK
                                       : delete_files(o, o->dirfd, err);
 }

@@ -91,8 +91,9 @@ moec_status moec_output_clear(const moec_output *o, moec_output_keep_fn keep,
                               void *ctx, moec_error *err);
 
 /* Does the directory `path` hold a manifest.json of ours? Anybody else may
- * have a file of that name. */
-bool moec_output_is_ours(const char *path);
+ * have a file of that name. IO where nobody can tell; what is no directory
+ * is not ours. */
+moec_status moec_output_is_ours(const char *path, bool *ours, moec_error *err);
 
 /* Descriptor of OUT.partial, owned by `o`. */
 int moec_output_dirfd(const moec_output *o);

@@ -172,9 +172,12 @@ static moec_status keep_files(ranks *r, moec_error *err)
     for (size_t i = 0; i < r->p.n_files; i++) {
         const moec_out_job_file *f = &r->p.files[i];
 
-        if (fstatat(moec_output_dirfd(&r->out), f->name, &st,
-                    AT_SYMLINK_NOFOLLOW) != 0 ||
-            !S_ISREG(st.st_mode) || (uint64_t)st.st_size != f->bytes)
+        int rc = fstatat(moec_output_dirfd(&r->out), f->name, &st,
+                         AT_SYMLINK_NOFOLLOW);
+        if (rc != 0 && errno != ENOENT)
+            return moec_fail_os(err, errno, "%s/%s: cannot look at it",
+                                r->where.data, f->name);
+        if (rc != 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size != f->bytes)
             return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M05,
                              "%s/%s is not as it was made, and what others "
                              "wrote into it is lost: remove %s and convert "

@@ -9,6 +9,7 @@
 
 #include "ckpt_parts.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -395,9 +396,14 @@ static moec_status check_name(const moec_ckpt *c, const char *name,
     int fd = -1;
 
     st = moec_source_file(&c->source, name, &fd, &bytes, &why);
-    if (st != MOEC_OK)
+    if (st == MOEC_E_FORMAT || why.os_errno == ENOENT)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I13,
                          "%s: cannot be opened again: %s", name, why.text);
+    if (st != MOEC_OK) {
+        if (err != NULL && err->status == MOEC_OK)
+            *err = why;
+        return st;
+    }
     st = moec_stamp_check(fd, name, then, err);
     close(fd);
     return st;

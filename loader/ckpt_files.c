@@ -265,12 +265,13 @@ moec_status moec_ckpt_choose_extra(moec_ckpt *c, const char **list, size_t n,
     if (c->extra == NULL)
         return moec_fail_nomem(err, "the list of other files");
     for (size_t i = 0; i < n; i++) {
-        bool outside = false;
+        moec_source_entry what;
         if (!is_extra(c, list[i]))
             continue;
-        if (moec_source_is_file(&c->source, list[i], &outside))
+        MOEC_TRY(moec_source_look(&c->source, list[i], &what, err));
+        if (what == MOEC_ENTRY_FILE)
             c->extra[c->n_extra++] = list[i];
-        else if (outside)
+        else if (what == MOEC_ENTRY_OUTSIDE)
             MOEC_TRY(moec_ckpt_add_note(
                 c, MOEC_RULE_I03, err,
                 "%s: a link out of the directory, left alone", list[i]));

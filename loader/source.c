@@ -281,6 +281,8 @@ static moec_status find_cached(const char *path, size_t id, const char *cache,
 
     MOEC_TRY(repo_dir(path, id, cache, repo, err));
     fd = open(repo, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 && errno != ENOENT && errno != ENOTDIR)
+        return moec_fail_os(err, errno, "%s: cannot open", repo);
     if (fd < 0 || !revision_is_plain(rev)) {
         if (fd >= 0)
             close(fd);
@@ -292,7 +294,9 @@ static moec_status find_cached(const char *path, size_t id, const char *cache,
         (void)snprintf(snapshot, sizeof(snapshot), "%s/snapshots/%s", repo,
                        commit.data);
         if (realpath(snapshot, real) == NULL)
-            st = not_cached(path, cache, err);
+            st = errno == ENOENT || errno == ENOTDIR
+                     ? not_cached(path, cache, err)
+                     : moec_fail_os(err, errno, "%s: cannot resolve", snapshot);
     }
     moec_buf_fini(&commit);
     return st;
@@ -318,7 +322,9 @@ static moec_status locate(moec_source *s, const char *path,
                          "%s: its links lead in a circle", path);
     if (errno != ENOENT && errno != ENOTDIR)
         return moec_fail_os(err, errno, "%s: cannot open", path);
-    if (lstat(path, &st) == 0)
+    if (lstat(path, &st) != 0 && errno != ENOENT && errno != ENOTDIR)
+        return moec_fail_os(err, errno, "%s: cannot open", path);
+    if (S_ISLNK(st.st_mode))
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01,
                          "%s: a link to something that is not there", path);
     id = repo_id_bytes(path);
@@ -416,27 +422,45 @@ moec_status moec_source_file(const moec_source *s, const char *name,
     return MOEC_OK;
 }
 
-bool moec_source_is_file(const moec_source *s, const char *name,
-                         bool *outside_out)
+/* Is what the link leads to a file, though outside? */
+static bool leads_to_file(const moec_source *s, const char *name)
+{
+    struct stat st;
+
+    return fstatat(s->dirfd, name, &st, 0) == 0 && S_ISREG(st.st_mode);
+}
+
+moec_status moec_source_look(const moec_source *s, const char *name,
+                             moec_source_entry *out, moec_error *err)
 {
     char below[PATH_MAX + NAME_MAX];
     moec_error why = MOEC_ERROR_INIT;
     struct stat st;
     int fd = -1;
 
-    *outside_out = false;
+    *out = MOEC_ENTRY_OTHER;
     if (fstatat(s->dirfd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-        return false;
-    if (!S_ISLNK(st.st_mode))
-        return S_ISREG(st.st_mode);
+        return errno == ENOENT /* gone since the names were read */
+                   ? MOEC_OK
+                   : moec_fail_os(err, errno, "%s/%s: cannot look at it",
+                                  s->dir, name);
+    if (!S_ISLNK(st.st_mode)) {
+        if (S_ISREG(st.st_mode))
+            *out = MOEC_ENTRY_FILE;
+        return MOEC_OK;
+    }
     (void)snprintf(below, sizeof(below), "%s%s", s->prefix, name);
     if (moec_open_regular(s->rootfd, below, &fd, NULL, &why) == MOEC_OK) {
         close(fd);
-        return true;
+        *out = MOEC_ENTRY_FILE;
+    } else if (why.status == MOEC_E_IO && why.os_errno != ENOENT &&
+               why.os_errno != ENOTDIR) {
+        return moec_fail_os(err, why.os_errno, "%s/%s: cannot look at it",
+                            s->dir, name);
+    } else if (why.rule == MOEC_RULE_I03 && leads_to_file(s, name)) {
+        *out = MOEC_ENTRY_OUTSIDE;
     }
-    *outside_out = why.rule == MOEC_RULE_I03 &&
-                   fstatat(s->dirfd, name, &st, 0) == 0 && S_ISREG(st.st_mode);
-    return false;
+    return MOEC_OK;
 }
 
 static int by_bytes(const void *a, const void *b)

@@ -45,10 +45,16 @@ moec_status moec_source_list(const moec_source *s, moec_arena *arena,
                              const char ***names_out, size_t *n_out,
                              moec_error *err);
 
-/* True where `name` is a regular file, or a link to one that stays inside.
- * *outside_out: it is a link that does not. */
-bool moec_source_is_file(const moec_source *s, const char *name,
-                         bool *outside_out);
+/* What a name of the directory is. */
+typedef enum moec_source_entry {
+    MOEC_ENTRY_OTHER,  /* a directory, a device, a link to nothing */
+    MOEC_ENTRY_FILE,   /* a regular file, or a link to one that stays inside */
+    MOEC_ENTRY_OUTSIDE /* a link to a file that does not */
+} moec_source_entry;
+
+/* IO where nobody can tell: "no file" would leave it out of a conversion. */
+moec_status moec_source_look(const moec_source *s, const char *name,
+                             moec_source_entry *out, moec_error *err);
 
 /* True where `name` ends as a format of weights that may run code or that we
  * do not read: .bin, .pt, .pth, .gguf. */

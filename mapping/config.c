@@ -321,6 +321,7 @@ static bool only_if_holds(const moec_family *family, const moec_only_if *o,
         if (!holds || want->value == NULL)
             continue;
         json_t *v = json_loads(want->value, JSON_DECODE_ANY, NULL);
+        c->oom |= v == NULL; /* jansson wrote it: it can be read */
         holds = v != NULL && json_equal(v, at.v->value);
         json_decref(v);
     }
@@ -330,8 +331,14 @@ static bool only_if_holds(const moec_family *family, const moec_only_if *o,
 static moec_status look_up(moec_config *c, const moec_families *families,
                            const char *type, moec_error *err)
 {
-    return moec_families_find(families, type, only_if_holds, c, &c->family,
-                              &c->own_family, err);
+    moec_error why = MOEC_ERROR_INIT;
+    moec_status st = moec_families_find(families, type, only_if_holds, c,
+                                        &c->family, &c->own_family, &why);
+    if (c->oom)
+        return moec_fail_nomem(err, "conditions of a family");
+    if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
+        *err = why;
+    return st;
 }
 
 static moec_status find_family(moec_config *c, const moec_families *families,

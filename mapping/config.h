@@ -22,6 +22,7 @@ typedef struct moec_config {
                                latent experts */
     uint32_t zero_experts;   /* columns of the router that have no weights */
     uint32_t mtp_layers;
+    bool oom;          /* while conditions were compared */
     uint8_t mtp_known; /* the config says how many MTP layers there are */
     uint8_t has_block; /* of quantization_config.weight_block_size */
     uint32_t block[2]; /* rows, columns */

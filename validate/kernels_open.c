@@ -6,6 +6,7 @@
  * tables, and the workers, as many as memory allows.
  */
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -153,6 +154,14 @@ static moec_status open_source(moec_level3 *v, moec_error *err)
     return MOEC_OK;
 }
 
+/* A file that is missing or none says something about the conversion; a disk
+ * that does not answer, nothing. */
+static bool is_damage(const moec_error *e)
+{
+    return e->status == MOEC_E_FORMAT || e->os_errno == ENOENT ||
+           e->os_errno == ELOOP || e->os_errno == ENOTDIR;
+}
+
 /* Open the files of the conversion; a missing one is a finding. */
 moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
 {
@@ -178,8 +187,13 @@ moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
         moec_buf path = {0};
         int fd = -1;
 
-        if (moec_open_regular(v->dirfd, f->name, &fd, &bytes, &e) != MOEC_OK ||
-            bytes != f->bytes) {
+        moec_status st = moec_open_regular(v->dirfd, f->name, &fd, &bytes, &e);
+        if (st != MOEC_OK && !is_damage(&e)) {
+            if (err != NULL && err->status == MOEC_OK)
+                *err = e;
+            return st;
+        }
+        if (st != MOEC_OK || bytes != f->bytes) {
             moec_report_add(v->r, &finding, "%s",
                             fd < 0 ? "cannot be opened" : "has another size");
             *all_out = false;

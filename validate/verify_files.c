@@ -237,6 +237,7 @@ static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
 {
     int fd = openat(v->files->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const struct dirent *e;
+    moec_status st = MOEC_OK;
     DIR *dir;
 
     if (fd < 0)
@@ -246,6 +247,7 @@ static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
         close(fd);
         return moec_fail_os(err, errno, "%s: cannot list", v->files->dir);
     }
+    errno = 0;
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): nobody else has this stream */
     while ((e = readdir(dir)) != NULL) {
         moec_finding f = about(MOEC_RULE_M05, e->d_name);
@@ -255,9 +257,12 @@ static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
             moec_report_add(v->r, &f,
                             "a data file that the manifest does not "
                             "name");
+        errno = 0;
     }
+    if (errno != 0)
+        st = moec_fail_os(err, errno, "%s: cannot list", v->files->dir);
     closedir(dir);
-    return MOEC_OK;
+    return st;
 }
 
 /* ------------------------------------------------------------- the index */

@@ -528,7 +528,10 @@ static int check(moec_cli *cli)
         return list_kinds(cli);
     if (x.path == NULL)
         return moec_cli_usage(cli, "SRC or OUT is missing");
-    x.converted = moec_cli_is_conversion(x.path);
+    moec_error err = MOEC_ERROR_INIT;
+    moec_status st = moec_cli_is_conversion(x.path, &x.converted, &err);
+    if (st != MOEC_OK)
+        return moec_cli_fail(cli, st, &err);
     int code = take_kinds(&x);
     if (code != MOEC_EXIT_OK)
         return code;

@@ -234,13 +234,13 @@ static bool parse_layer(const char *text, moec_layer_key *out)
     return true;
 }
 
-static moec_status run_trace(moec_trace *t, const moec_cli *cli,
+static moec_status run_trace(moec_trace *t, const moec_cli *cli, bool converted,
                              moec_cli_session *s, moec_conversion **c,
                              moec_error *err)
 {
     const char *path = moec_cli_path(cli, 0);
     moec_status st;
-    if (!moec_cli_is_conversion(path)) {
+    if (!converted) {
         st = moec_cli_open_layout(s, cli, path, err);
         if (st == MOEC_OK)
             st = moec_trace_run(t, s->layout, NULL, err);
@@ -261,6 +261,7 @@ static int explain_expert(const moec_cli *cli)
     moec_conversion *c = NULL;
     moec_trace t = {0};
     uint64_t expert = 0;
+    bool converted = false;
     const char *path = moec_cli_path(cli, 0);
     const char *extra = moec_cli_topology_given(cli);
     const char *wrong = moec_cli_check_topology(cli, false);
@@ -273,14 +274,16 @@ static int explain_expert(const moec_cli *cli)
         return moec_cli_usage(cli, "--expert wants E or shared, not '%s'",
                               cli->args.expert);
     t.expert = (uint32_t)expert;
-    if (moec_cli_is_conversion(path) && extra != NULL)
+    moec_status st = moec_cli_is_conversion(path, &converted, &err);
+    if (st == MOEC_OK && converted && extra != NULL)
         return moec_cli_usage(cli,
                               "--%s: %s is converted, its topology is in its "
                               "manifest",
                               extra, path);
     if (wrong != NULL)
         return moec_cli_usage(cli, "%s", wrong);
-    moec_status st = run_trace(&t, cli, &s, &c, &err);
+    if (st == MOEC_OK)
+        st = run_trace(&t, cli, converted, &s, &c, &err);
     int code = MOEC_EXIT_OK;
     if (st != MOEC_OK)
         code = moec_cli_fail(cli, st, &err);

@@ -2,6 +2,7 @@
 /*
  * moe-convert finalize: the end of a conversion by several processes.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,18 +24,22 @@ static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
 
 /* OUT is there and nothing waits beside it: somebody has finished it. A job
  * that is started again asks twice. */
-static bool is_done(const char *out)
+static moec_status is_done(const char *out, bool *done, moec_error *err)
 {
     struct stat sb;
     char *partial = NULL;
     size_t n = strlen(out);
     while (n > 1 && out[n - 1] == '/')
         n--;
-    if (n == 0 || asprintf(&partial, "%.*s.partial", (int)n, out) < 0)
-        return false;
-    bool done = moec_convert_is_output(out) && lstat(partial, &sb) != 0;
+    moec_status st = moec_convert_is_output(out, done, err);
+    if (st != MOEC_OK || !*done)
+        return st;
+    if (asprintf(&partial, "%.*s.partial", (int)n, out) < 0)
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for a path");
+    *done = lstat(partial, &sb) != 0 && errno == ENOENT;
     free(partial);
-    return done;
+    return MOEC_OK;
 }
 
 static int tell(const moec_cli *cli, const moec_conversion *c, bool before,
@@ -79,8 +84,10 @@ static int finalize(moec_cli *cli)
     moec_conversion *c = NULL;
     const char *out = cli->args.paths[0];
     moec_convert_opts o = moec_cli_convert_opts(cli, NULL);
-    bool before = is_done(out);
-    moec_status st = before ? MOEC_OK : moec_finalize(out, &o, &stats, &err);
+    bool before = false;
+    moec_status st = is_done(out, &before, &err);
+    if (st == MOEC_OK && !before)
+        st = moec_finalize(out, &o, &stats, &err);
     if (st != MOEC_OK && st != MOEC_E_DURABILITY)
         return moec_cli_fail(cli, st, &err);
     moec_status opened = moec_conversion_open(&c, out, NULL, &why);

@@ -140,13 +140,24 @@ static int unknown_command(const moec_cli_command *const *rows,
     return MOEC_EXIT_USAGE;
 }
 
+static int out_of_memory(const moec_cli *cli)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_status st = moec_cli_error(&err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                                    "no memory for the arguments");
+    return moec_cli_fail(cli, st, &err);
+}
+
 /* argv[0] is the command's last word, `skipped` words after main's argv[0]. */
 static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
 {
     moec_cli cli = {.cmd = cmd, .argc = argc + skipped, .argv = argv - skipped};
     char why[MOEC_OPT_WHY_BYTES] = "";
     int code;
-    if (!moec_cli_parse(&cli.args, cmd->groups, argc, argv, why))
+    if (!moec_cli_parse(&cli.args, cmd->groups, argc, argv, why) &&
+        cli.args.paths == NULL)
+        code = out_of_memory(&cli);
+    else if (why[0] != '\0')
         code = moec_cli_usage(&cli, "%s", why);
     else if (cli.args.help)
         code = print_help(cmd);

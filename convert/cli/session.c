@@ -174,10 +174,13 @@ static moec_status open_conversion(moec_cli_session *s, const char *src,
 moec_status moec_cli_open_ckpt(moec_cli_session *s, const moec_cli *cli,
                                const char *src, moec_error *err)
 {
+    bool converted = false;
     moec_status st = moec_cli_open_families(s, cli, err);
+    if (st == MOEC_OK)
+        st = moec_cli_is_conversion(src, &converted, err);
     if (st != MOEC_OK)
         return st;
-    if (moec_cli_is_conversion(src))
+    if (converted)
         return open_conversion(s, src, err);
     s->family = s->family_text;
     st = moec_cli_open_source(&s->own_ckpt, cli, src, err);
@@ -276,21 +279,24 @@ void moec_cli_session_close(moec_cli_session *s)
     memset(s, 0, sizeof(*s));
 }
 
-bool moec_cli_is_conversion(const char *dir)
+moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err)
 {
     static const char *const own[] = {"manifest.json", "slots.bin"};
-    bool yes = true;
-    if (moec_convert_is_output(dir))
-        return true;
+    moec_status st = moec_convert_is_output(dir, yes, err);
+    bool all = true;
+    if (st != MOEC_OK || *yes)
+        return st;
     /* A damaged one is still no source: say what is wrong with it. */
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < 2 && all; i++) {
         char *path = NULL;
         if (asprintf(&path, "%s/%s", dir, own[i]) < 0)
-            return false;
-        yes = yes && access(path, F_OK) == 0;
+            return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                                  "no memory for a path");
+        all = access(path, F_OK) == 0;
         free(path);
     }
-    return yes;
+    *yes = all;
+    return MOEC_OK;
 }
 
 const char *moec_cli_topology_given(const moec_cli *cli)

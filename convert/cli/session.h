@@ -48,8 +48,8 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
 void moec_cli_session_close(moec_cli_session *s);
 
 /* Is `dir` a converted checkpoint? It has a manifest of ours, or the
- * remains of one beside a slots.bin. */
-bool moec_cli_is_conversion(const char *dir);
+ * remains of one beside a slots.bin. IO where nobody can tell. */
+moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err);
 
 /* Name of the first topology option given (--family apart), or NULL: for a
  * conversion they are in its manifest. */

@@ -206,23 +206,29 @@ static moec_status read_out(const moec_trace *t, const char *file, void *buf,
 {
     char *path = NULL, *at = buf;
     moec_status st = MOEC_OK;
+    int why = 0; /* of a failed call; 0: the file ends */
     if (asprintf(&path, "%s/%s", t->dir, file) < 0)
         return no_memory(err);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        why = errno;
     while (fd >= 0 && bytes > 0) {
         ssize_t n = pread(fd, at, bytes, (off_t)off);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0)
+        if (n <= 0) {
+            why = n < 0 ? errno : 0;
             break;
+        }
         at += n;
         off += (uint64_t)n;
         bytes -= (size_t)n;
     }
     if (fd < 0 || bytes > 0)
-        st = moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_M05,
-                            "%s: cannot be read at %" PRIu64 ": %s", path, off,
-                            fd < 0 ? strerror(errno) : "the file ends");
+        st = moec_cli_error(
+            err, why == 0 || why == ENOENT ? MOEC_E_FORMAT : MOEC_E_IO,
+            MOEC_RULE_M05, "%s: cannot be read at %" PRIu64 ": %s", path, off,
+            why != 0 ? strerror(why) : "the file ends");
     if (fd >= 0)
         (void)close(fd);
     free(path);

@@ -5,8 +5,10 @@
  * The only file of the library that includes OpenSSL. */
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <xxhash.h>
 /* libxxhash's plain entry uses the instructions that it was built for (SSE2);
@@ -28,21 +30,41 @@
 
 /* A fetched algorithm saves libcrypto a search under a lock for each digest.
  * It lives as long as the process. */
-static EVP_MD *sha256;
-static pthread_once_t sha256_once = PTHREAD_ONCE_INIT;
+static _Atomic(EVP_MD *) sha256;
+static pthread_mutex_t sha256_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void fetch_sha256(void)
+/* From a context of our own: libcrypto 3.0 goes on with its default one where
+ * memory was too little to make it, and crashes. */
+static EVP_MD *fetch_sha256(void)
 {
-    sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    OSSL_LIB_CTX *own = OSSL_LIB_CTX_new();
+    EVP_MD *md = own ? EVP_MD_fetch(own, "SHA256", NULL) : NULL;
+
+    if (!md)
+        OSSL_LIB_CTX_free(own); /* NULL is fine */
+    return md;
 }
 
+/* Not pthread_once: a process that was short of memory for a moment must not
+ * be without digests for ever. libcrypto does not say which of the two it
+ * was. */
 static moec_status get_sha256(const EVP_MD **out, moec_error *err)
 {
-    pthread_once(&sha256_once, fetch_sha256);
-    if (!sha256)
-        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                         "this libcrypto offers no SHA-256");
-    *out = sha256;
+    EVP_MD *md = atomic_load_explicit(&sha256, memory_order_acquire);
+
+    if (!md) {
+        pthread_mutex_lock(&sha256_lock);
+        md = atomic_load_explicit(&sha256, memory_order_relaxed);
+        if (!md)
+            md = fetch_sha256();
+        atomic_store_explicit(&sha256, md, memory_order_release);
+        pthread_mutex_unlock(&sha256_lock);
+    }
+    if (!md)
+        return moec_fail(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                         "libcrypto gives no SHA-256: there is no memory for "
+                         "it, or it has none");
+    *out = md;
     return MOEC_OK;
 }
 

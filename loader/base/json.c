@@ -13,17 +13,35 @@
 /* Defined here, and wrapped by the header. */
 #undef moec_json_fail
 
-static moec_status parse_failed(const json_error_t *e, const char *name,
-                                moec_rule rule, moec_rule duplicate_rule,
-                                moec_error *err)
+/* Why a text was refused, and what to say where. */
+typedef struct refusal {
+    const json_error_t *e;
+    const char *text, *name;
+    size_t n;
+    moec_rule rule, duplicate_rule;
+} refusal;
+
+static moec_status parse_failed(const refusal *r, moec_error *err)
 {
+    const json_error_t *e = r->e;
+    const char *name = r->name;
+    moec_rule rule = r->rule;
+
     switch (json_error_code(e)) {
     case json_error_out_of_memory:
         return moec_fail_nomem(err, name);
     case json_error_duplicate_key:
-        rule = duplicate_rule;
+        rule = r->duplicate_rule;
+        break;
+    case json_error_numeric_overflow:
+    case json_error_null_character:
+    case json_error_null_byte_in_key:
+    case json_error_invalid_utf8:
+    case json_error_stack_overflow:
         break;
     default: /* jansson's enum, which may grow */
+        if (moec_json_is_well_formed(r->text, r->n))
+            return moec_fail_nomem(err, name);
         break;
     }
     return moec_fail_at(
@@ -49,7 +67,13 @@ moec_status moec_json_parse(const char *text, size_t n, const char *name,
                             "%s: begins with a byte order mark", name);
     value = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
     if (!value)
-        return parse_failed(&e, name, rule, duplicate_rule, err);
+        return parse_failed(&(refusal){.e = &e,
+                                       .text = text,
+                                       .name = name,
+                                       .n = n,
+                                       .rule = rule,
+                                       .duplicate_rule = duplicate_rule},
+                            err);
     *out = value;
     return MOEC_OK;
 }

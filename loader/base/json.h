@@ -25,6 +25,12 @@ moec_status moec_json_parse(const char *text, size_t n, const char *name,
                             moec_rule rule, moec_rule duplicate_rule,
                             json_t **out, moec_error *err);
 
+/* Is it one object or array as RFC 8259 has it? Needs no memory: jansson calls
+ * a text malformed when it found none for a piece of it. What moec_json_parse
+ * refuses for other reasons (UTF-8, NULs, duplicate keys, large numbers) may
+ * pass. */
+bool moec_json_is_well_formed(const char *text, size_t n);
+
 /* What a document is called and which rule each kind of mistake breaks. A
  * MOEC_RULE_NONE is replaced by `other`. */
 typedef struct moec_json_doc {

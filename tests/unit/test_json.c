@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -249,6 +250,95 @@ static void refuses_unknown_keys(void **state)
     json_decref(tree);
 }
 
+/* ------------------------------------------------------------- memory */
+
+static size_t n_allocs, fail_at; /* of jansson; 0: never */
+
+static void *scarce(size_t n)
+{
+    return ++n_allocs == fail_at ? NULL : malloc(n);
+}
+
+static const char rich[] =
+    "{\"a\": [1, -2.5e-3, true, null, \"x\\u00e9\\ud83d\\ude00\\n\"], "
+    "\"b\": {\"c\": {}, \"d\": []}, \"e\": \"0123456789abcdef\"}";
+
+static void lack_of_memory_is_no_syntax_error(void **state)
+{
+    moec_status st = MOEC_E_NOMEM;
+    json_t *value = NULL;
+
+    (void)state;
+    json_set_alloc_funcs(scarce, free);
+    for (fail_at = 1; st != MOEC_OK && fail_at < 1000; fail_at++) {
+        moec_error err = MOEC_ERROR_INIT;
+        n_allocs = 0;
+        st = parse(rich, sizeof(rich) - 1, &value, &err);
+        if (st != MOEC_OK)
+            assert_int_equal(st, MOEC_E_NOMEM);
+    }
+    json_set_alloc_funcs(malloc, free);
+    assert_int_equal(st, MOEC_OK);
+    assert_in_range(fail_at, 10, 999);
+    json_decref(value);
+}
+
+/* jansson, less what well_formed does not look at. */
+static void expect_agreement(const char *text, size_t n)
+{
+    json_error_t e;
+    json_t *value = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+    bool well = moec_json_is_well_formed(text, n);
+
+    if (value) {
+        json_decref(value);
+        if (!well)
+            fail_msg("well-formed, and refused: %.*s", (int)n, text);
+        return;
+    }
+    switch (json_error_code(&e)) {
+    case json_error_duplicate_key:
+    case json_error_numeric_overflow:
+    case json_error_null_character:
+    case json_error_null_byte_in_key:
+    case json_error_invalid_utf8:
+        return;
+    default:
+        if (well)
+            fail_msg("malformed (%s), and passed: %.*s", e.text, (int)n, text);
+    }
+}
+
+static void well_formed_agrees_with_jansson(void **state)
+{
+    static const char pool[] = "{}[]\",:\\u0189aefE+-. \n\ttrueflsn/dD";
+    static const char *const texts[] = {
+        "",      "  ",      "1",           "\"a\"",         "{}",
+        " [ ] ", "[1,]",    "{,}",         "{\"a\":1,}",    "[01]",
+        "[-]",   "[1.]",    "[1e]",        "[1e+5]",        "[.5]",
+        "[tru]", "[truer]", "[\"\\u12\"]", "[\"\\ud800\"]", "[\"\\udc00\"]",
+        "[]]",   "{}{}",    "[\"\t\"]",    "[1 2]",         "{\"a\" 1}",
+        "[\"",   "[",       "{\"a\":",     "[nul",          "[\"\\",
+    };
+    char text[sizeof(rich)];
+    uint32_t seed = 1;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
+        expect_agreement(texts[i], strlen(texts[i]));
+    for (size_t i = 0; i < sizeof(rich); i++)
+        expect_agreement(rich, i);
+    for (int round = 0; round < 20000; round++) {
+        memcpy(text, rich, sizeof(rich));
+        for (int k = 0; k < 2; k++) {
+            seed = seed * 1664525u + 1013904223u;
+            text[(seed >> 8) % (sizeof(rich) - 1)] =
+                pool[(seed >> 20) % (sizeof(pool) - 1)];
+        }
+        expect_agreement(text, sizeof(rich) - 1);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -260,6 +350,8 @@ int main(void)
         cmocka_unit_test(each_mistake_has_its_rule),
         cmocka_unit_test(texts_name_the_way),
         cmocka_unit_test(refuses_unknown_keys),
+        cmocka_unit_test(lack_of_memory_is_no_syntax_error),
+        cmocka_unit_test(well_formed_agrees_with_jansson),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
