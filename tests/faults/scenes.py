@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sweeps run: commands on a small checkpoint, and what must be there
+in the end. A scene is a command, the directory that it begins in, and the
+commands that finish what it began."""
+
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+PROGRAM = os.environ.get(
+    "MOEC_CONVERT", os.path.join(ROOT, "build", "dev", "moe-convert"))
+SHIM = os.environ.get("MOEC_SHIM", "")
+CONFLICTING = ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "LD_PRELOAD")
+
+
+class Scene:
+    """argv runs in a copy of `begin` (None: an empty directory). `result`: the
+    directory that must be as in an undisturbed run, None where the command
+    only reads; `rest`: commands between argv and the result."""
+
+    def __init__(self, name, argv, result=None, begin=None, rest=()):
+        self.name, self.argv, self.result = name, argv, result
+        self.begin, self.rest = begin, [list(a) for a in rest]
+        self.want = None
+
+
+class Failure(Exception):
+    pass
+
+
+def run(argv, cwd, shim=None, timeout=60):
+    env = {k: v for k, v in os.environ.items() if k not in CONFLICTING}
+    if shim is not None:
+        env.update(shim, LD_PRELOAD=SHIM, MOEC_FAULT_NOSYNC="1")
+    return subprocess.run([PROGRAM, *argv], cwd=cwd, env=env, timeout=timeout,
+                          stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def must(argv, cwd):
+    done = run(argv, cwd)
+    if done.returncode != 0:
+        raise Failure("undisturbed %s: exit %d, %s" % (
+            argv, done.returncode, done.stderr.decode(errors="replace")))
+    return done
+
+
+def differs(want, got):
+    """A sentence on the first difference of two directories, or None. What
+    provenance.json says differs by design."""
+    if not os.path.isdir(got):
+        return "%s is not there" % os.path.basename(got)
+    names = sorted(os.listdir(want))
+    if names != sorted(os.listdir(got)):
+        return "other files: %s" % sorted(os.listdir(got))
+    for name in names:
+        if name != "provenance.json" and not filecmp.cmp(
+                os.path.join(want, name), os.path.join(got, name), False):
+            return "%s has other bytes" % name
+    return None
+
+
+def answer(done):
+    """What a command that only reads has said, less the seconds."""
+    try:
+        text = json.loads(done.stdout)
+        for key in ("seconds", "gb_per_s", "read_bytes"):
+            text.pop(key, None)
+        return json.dumps(text, sort_keys=True)
+    except ValueError:
+        return done.stdout.decode(errors="replace")
+
+
+def copy_source(fixture, to):
+    os.mkdir(to)
+    for name in os.listdir(fixture):
+        if name != "golden.safetensors":
+            shutil.copy(os.path.join(fixture, name), to)
+
+
+def build(scratch, names=None):
+    """Make the scenes below `scratch`, with what each begins in and ends in."""
+    fixtures = os.path.join(ROOT, "fixtures", "checkpoints")
+    copy_source(os.path.join(fixtures, "mixtral"),
+                os.path.join(scratch, "src"))
+    copy_source(os.path.join(fixtures, "gpt_oss"),
+                os.path.join(scratch, "turned"))
+    one = ["--threads", "1"]
+    convert = ["convert", "../src", "out", "--ep", "2", "--redundant", "2"] + one
+    ranks = ["convert", "../src", "out", "--ep", "2", *one, "--ranks"]
+    made = os.path.join(scratch, "made")
+    os.mkdir(made)
+    must(["convert", "../src", "conv", "--ep", "2", *one], made)
+    old = os.path.join(scratch, "old")
+    os.mkdir(old)
+    must(["convert", "../src", "out", "--ep", "4", *one], old)
+    halves = os.path.join(scratch, "halves")
+    os.mkdir(halves)
+    for k in "0", "1":
+        must(ranks + [k], halves)
+    scenes = [
+        Scene("convert", convert, "out"),
+        Scene("turned", ["convert", "../turned", "out", "--ep", "4",
+                         "--hash-source", *one], "out"),
+        Scene("store", ["convert", "../src", "out", "--shard-by", "expert",
+                        *one], "out"),
+        Scene("again", ["convert", "../made/conv", "out", "--ep", "4", *one],
+              "out"),
+        Scene("force", convert + ["--force"], "out", begin=old),
+        Scene("ranks", ranks + ["0"], "out",
+              rest=[ranks + ["1"], ["finalize", "out", "--quiet"]]),
+        Scene("finalize", ["finalize", "out", "--quiet"], "out",
+              begin=halves),
+        Scene("unconvert", ["unconvert", "../made/conv", "out", *one], "out"),
+        Scene("verify", ["verify", "../made/conv", "--source", "../src",
+                         "--threads", "1", "--json"]),
+        Scene("inspect", ["inspect", "../turned", "--json"]),
+        Scene("plan", ["plan", "../src", "--ep", "2", "--json"]),
+        Scene("explain", ["explain", "../made/conv", "--layer", "1",
+                          "--expert", "3", "--json"]),
+        Scene("check", ["check", "../src", "--ep", "2",
+                        "--json"]),
+        Scene("validate", ["validate", "../made/conv", "--source", "../src",
+                           "--threads", "1", "--json"]),
+        Scene("selftest", ["selftest", "--json"]),
+    ]
+    if names:
+        scenes = [s for s in scenes if s.name in names]
+    for s in scenes:
+        undisturbed(s, scratch)
+    return scenes
+
+
+def fresh(scene, scratch, label):
+    """A directory to run the scene in. The label makes it the caller's own."""
+    cwd = os.path.join(scratch, "run-%s" % label)
+    shutil.rmtree(cwd, ignore_errors=True)
+    if scene.begin:
+        shutil.copytree(scene.begin, cwd)
+    else:
+        os.mkdir(cwd)
+    return cwd
+
+
+def undisturbed(scene, scratch):
+    cwd = fresh(scene, scratch, "first")
+    done = must(scene.argv, cwd)
+    scene.said = answer(done)
+    for argv in scene.rest:
+        must(argv, cwd)
+    if scene.result:
+        scene.want = os.path.join(scratch, "want-" + scene.name)
+        os.rename(os.path.join(cwd, scene.result), scene.want)
+
+
+def finished(scene, cwd):
+    """The result is there, whole, and nothing beside it."""
+    why = differs(scene.want, os.path.join(cwd, scene.result))
+    left = sorted(set(os.listdir(cwd)) - {scene.result})
+    if why or left:
+        raise Failure(why or "left behind: %s" % left)
+
+
+def go_on(scene, cwd):
+    """Run what a person would: the same command, and the rest. 'again' where
+    it came to the result, 'there' where the result was there already."""
+    if not scene.result:
+        done = must(scene.argv, cwd)
+        if answer(done) != scene.said:
+            raise Failure("another answer afterwards")
+        return "again"
+    exists = os.path.exists(os.path.join(cwd, scene.result))
+    if exists and differs(scene.want, os.path.join(cwd, scene.result)) is None:
+        if os.path.isdir(os.path.join(cwd, scene.result + ".partial")):
+            # --force was cut short behind the exchange: the next one tidies
+            must([*scene.argv, *(["--force"] if "--force" not in scene.argv
+                                 else [])], cwd)
+        finished(scene, cwd)
+        return "there"
+    for argv in [scene.argv, *scene.rest]:
+        must(argv, cwd)
+    finished(scene, cwd)
+    return "again"
+
+
+def die_without(*needed):
+    if not os.access(PROGRAM, os.X_OK):
+        sys.exit("no program at %s: build it, or set MOEC_CONVERT" % PROGRAM)
+    for path in needed:
+        if not path or not os.path.exists(path):
+            sys.exit("set MOEC_SHIM to the library that tests/faults/shim.c "
+                     "makes")
