@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank's tensors, loaded: <moec/load.h>. `Job` is the C interface;
+`load` is the short way for one rank into memory of its own."""
+import ctypes
+from typing import Any, Callable, Dict, List, Optional, Union
+
+from . import _abi as abi
+from ._lib import Handle, call, failure, lib
+from .checkpoint import Conversion, Plan, _Planned
+from .memory import NAMES, Tensor, View
+
+NO_LAYER = 0xffffffff
+_VERIFY = {None: abi.MOEC_LOAD_VERIFY_DEFAULT,
+           "none": abi.MOEC_LOAD_VERIFY_NONE,
+           "xxh3": abi.MOEC_LOAD_VERIFY_XXH3,
+           "sha256": abi.MOEC_LOAD_VERIFY_SHA256}
+# The types of the callbacks are those of the fields that take them.
+_FIELDS = dict(abi.moec_job_opts._fields_)
+_MEMORY, _READY = _FIELDS["memory"], _FIELDS["ready"]
+_PROGRESS = _FIELDS["progress"]
+
+
+class _Borrowed(_Planned):
+    def __init__(self, plan):
+        self._plan = plan
+
+
+class Job(Handle):
+    """One execution of a plan for one rank. Place tensors, start, wait; what
+    was not placed goes into one arena that the job's tensors keep alive.
+
+    ready(layer) is called from a thread of the job's once all bytes of a
+    planned layer are in place and checked, ready(None) for the source tensors;
+    an exception in it ends the job. progress(done, total) is called now and
+    then by the thread that waits; what it returns as true cancels."""
+    _destroy = "moec_job_destroy"
+
+    def __init__(self, source: Union[Plan, Conversion], rank: int,
+                 verify: Optional[str] = None,
+                 layers: Optional[List[int]] = None, tp_rank: int = 0,
+                 tp_size: int = 1, n_threads: int = 0, ring_bytes: int = 0,
+                 memory_bytes: int = 0, common_last: bool = False,
+                 ready: Optional[Callable[[Optional[int]], Any]] = None,
+                 progress: Optional[Callable[[int, int], Any]] = None,
+                 **more):
+        self._arenas, self._raised, self._keep = [], None, {}
+        chosen = None if layers is None else \
+            (ctypes.c_uint32 * len(layers))(*layers)
+        opts = abi.moec_job_opts(
+            verify=_VERIFY[verify], tp_rank=tp_rank, tp_size=tp_size,
+            n_threads=n_threads, ring_bytes=ring_bytes,
+            memory_bytes=memory_bytes, common_last=common_last,
+            layers=ctypes.cast(chosen, ctypes.c_void_p) if chosen else None,
+            n_layers=len(layers) if layers else 0,
+            memory=_MEMORY(self._memory), **more)
+        if ready:
+            opts.ready = _READY(self._guard(
+                lambda _, layer, ticket, err: ready(
+                    None if layer == NO_LAYER else layer)))
+        if progress:
+            opts.progress = _PROGRESS(self._guard(
+                lambda _, done, total: int(bool(progress(done, total))), 1))
+        self._opts = opts  # its callbacks live as long as the job
+        pointer = ctypes.c_void_p()
+        conversion = isinstance(source, Conversion)
+        call("moec_job_create", ctypes.byref(pointer),
+             None if conversion else source.pointer,
+             source.pointer if conversion else None, rank, ctypes.byref(opts))
+        super().__init__(pointer, source)
+        self.plan = _Borrowed(lib.moec_job_plan(pointer))
+        self._ckpt = lib.moec_model_ckpt(
+            lib.moec_plan_model(lib.moec_job_plan(pointer)))
+
+    def _guard(self, f, failed=abi.MOEC_E_INTERNAL):
+        """f, whose exception is kept for wait()."""
+        def run(*arguments):
+            try:
+                result = f(*arguments)
+                return result if isinstance(result, int) else abi.MOEC_OK
+            except BaseException as e:  # into C no exception goes
+                self._raised = self._raised or e
+                return failed
+        return run
+
+    def _memory(self, _, want, out, err):
+        try:
+            import numpy
+            want = ctypes.cast(want, ctypes.POINTER(
+                abi.moec_memory_request)).contents
+            room = numpy.empty(want.bytes + want.alignment, numpy.uint8)
+            address = room.ctypes.data
+            self._arenas.append(room)
+            ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = \
+                address + -address % want.alignment
+            return abi.MOEC_OK
+        except MemoryError:
+            return abi.MOEC_E_NOMEM
+
+    # ------------------------------------------------------------- places
+    def slot_tensor(self, layer: int, t: int) -> Dict[str, Any]:
+        """Slot tensor t of a planned layer as this job loads it: cut by tp."""
+        s = abi.moec_slot_tensor()
+        call("moec_job_slot_tensor", self.pointer, layer, t, ctypes.byref(s))
+        return {"name": s.name.decode(), "dtype": NAMES[s.dtype],
+                "shape": tuple(s.shape[:s.rank]), "slot_bytes": s.slot_bytes,
+                "is_w2": bool(s.is_w2), "all_slots": bool(s.all_slots)}
+
+    def slot_shape(self, layer: int, t: int) -> Dict[str, int]:
+        s = abi.moec_slot_shape()
+        call("moec_job_slot_shape", self.pointer, layer, t, ctypes.byref(s))
+        return {n: getattr(s, n) for n, _ in s._fields_}
+
+    def place_slots(self, layer: int, t: int, tensor) -> None:
+        """Load slot tensor t into `tensor` (torch, numpy, a buffer): rows
+        without gaps inside, any distance between them. None: leave it out."""
+        dst = abi.moec_slot_dst()
+        if tensor is not None:
+            view, want = View(tensor, writable=True), \
+                self.slot_tensor(layer, t)
+            if view.device is not None:
+                raise ValueError(f"{want['name']}: the tensor is on "
+                                 f"{view.device}, not in host memory")
+            if view.shape != want["shape"] or \
+                    view.dtype not in (None, want["dtype"]):
+                raise ValueError(
+                    f"{want['name']} is {want['dtype']} "
+                    f"{list(want['shape'])}, the tensor {view.dtype} "
+                    f"{list(view.shape)}")
+            dense = view._dense()
+            if view.strides[1:] != dense[1:]:
+                raise ValueError(f"{want['name']}: slots of the tensor have "
+                                 "gaps inside")
+            dst = abi.moec_slot_dst(data=view.address,
+                                    slot_stride=view.strides[0])
+            self._keep[layer, t] = view
+        call("moec_job_place_slots", self.pointer, layer, t,
+             ctypes.byref(dst))
+
+    def place_tensor(self, name: str, tensor=None) -> None:
+        """Load a source tensor too, a common or a shared expert's: into
+        `tensor`, or into the arena."""
+        i = lib.moec_ckpt_find(self._ckpt, name.encode())
+        if i == ctypes.c_size_t(-1).value:
+            raise KeyError(name)
+        dst = None
+        if tensor is not None:
+            view = View(tensor, writable=True)
+            have = lib.moec_ckpt_tensor(self._ckpt, i).contents
+            total = view.bits // 8
+            for d in view.shape:
+                total *= d
+            if not view.is_dense or total != have.bytes or \
+                    view.device is not None:
+                raise ValueError(f"{name} has {have.bytes} bytes, the tensor "
+                                 f"{total}, or gaps, or is on a device")
+            dst = ctypes.byref(abi.moec_tensor_dst(data=view.address))
+            self._keep[name] = view
+        call("moec_job_place_tensor", self.pointer, i, dst)
+
+    # ---------------------------------------------------------------- run
+    def start(self) -> None:
+        call("moec_job_start", self.pointer)
+
+    def wait(self) -> None:
+        """The result of the whole. Other threads of Python run meanwhile."""
+        err = abi.moec_error()
+        status = lib.moec_job_wait(self.pointer, ctypes.byref(err))
+        if self._raised is not None:
+            raise self._raised
+        if status != abi.MOEC_OK:
+            raise failure(status, err)
+
+    def cancel(self) -> None:
+        lib.moec_job_cancel(self.pointer)
+
+    def stats(self) -> Dict[str, Any]:
+        s = abi.moec_job_stats()
+        lib.moec_job_poll(self.pointer, ctypes.byref(s))
+        return {n: getattr(s, n) for n, *_ in s._fields_
+                if n not in ("struct_bytes", "reserved", "state")}
+
+    def slots(self, layer: int, t: int) -> Optional[Tensor]:
+        """A slot tensor of the arena, once started."""
+        data = lib.moec_job_slots_data(self.pointer, layer, t)
+        if not data:
+            return None
+        want = self.slot_tensor(layer, t)
+        return Tensor(self._arenas, data, want["shape"], want["dtype"])
+
+    def tensor(self, name: str) -> Optional[Tensor]:
+        """A source tensor of the arena, once started."""
+        i = lib.moec_ckpt_find(self._ckpt, name.encode())
+        data = lib.moec_job_tensor_data(self.pointer, i) \
+            if i != ctypes.c_size_t(-1).value else None
+        if not data:
+            return None
+        t = lib.moec_ckpt_tensor(self._ckpt, i).contents
+        shape = ctypes.cast(t.shape, ctypes.POINTER(ctypes.c_uint64))
+        return Tensor(self._arenas, data, shape[:t.rank], NAMES[t.dtype])
+
+
+def load(source: Union[Plan, Conversion], rank: int, common: bool = False,
+         **options) -> Dict[str, Tensor]:
+    """Load one rank: its stacked tensors by name, and with `common` every
+    source tensor that is no expert's. Options are Job's."""
+    with Job(source, rank, **options) as job:
+        wanted = []
+        if common:
+            model = lib.moec_plan_model(job.plan._plan)
+            for i in range(lib.moec_ckpt_n_tensors(job._ckpt)):
+                use = lib.moec_model_use(model, i)
+                if use.role not in (abi.MOEC_ROLE_ROUTED,
+                                    abi.MOEC_ROLE_SHARED):
+                    name = lib.moec_ckpt_tensor(job._ckpt, i).contents.name
+                    wanted.append(name.decode())
+                    job.place_tensor(wanted[-1])
+        job.start()
+        job.wait()
+        out = {name: job.tensor(name) for name in wanted}
+        layers = options.get("layers")
+        for layer in range(job.plan.n_layers) if layers is None else layers:
+            for t, s in enumerate(job.plan.slot_tensors(layer)):
+                out[s["name"]] = job.slots(layer, t)
+        return out
