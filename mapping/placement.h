@@ -60,15 +60,6 @@ moec_status moec_placement_same_rank(const moec_placement *p, uint32_t layer,
                                      uint32_t n_ranks, moec_same_rank *out,
                                      moec_error *err);
 
-/* What a placement file is read against. */
-typedef struct moec_placement_target {
-    uint32_t n_experts;         /* E */
-    uint32_t n_layers;          /* decoder layers, dense ones included */
-    const moec_layer_key *keys; /* MoE layers: main ascending, then MTP */
-    size_t n_keys;
-    uint32_t n_physical; /* P, where R is known; 0: as long as the rows are */
-} moec_placement_target;
-
 /* moec_placement_parse without a model. */
 moec_status moec_placement_parse_for(moec_placement **out,
                                      const moec_placement_target *target,

@@ -1,228 +1,202 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * What this is: placement files. Two forms are read, both JSON, told apart by
- *   their content and never by a file's name:
- *     {"physical_to_logical_map": [rows][P]}   SGLang: a row for each decoder
- *         layer, dense ones included (their ids mean nothing); MTP layer k is
- *         row n_layers + k
- *     [rows][P]   EPLB, vLLM: a row for each MoE layer, MTP ones last
- *   MTP layers without a row get the trivial map. P is the rows' length.
- * Refuses, naming layer, slot and value: ids that are no integers in [0, E)
- *   (P04), other numbers of rows (P02), ragged rows (P03), other keys (P01),
- *   experts without a slot (P05). A shared expert's id (from E on) among
- *   routed slots is refused like any other: SGLang keeps such experts out of
- *   the map, and a map that has them is meant for a server that counts
- *   otherwise. Forms of other engines are recognised and refused with what to
- *   do instead; a pickle is never opened.
+ * What this is: placement files: which kind of file it is, by its content and
+ *   never by its name, and what is true of all of them. The readers
+ *   (placement_json.c, _yaml.c, _npy.c, _zip.c) give rows of integers; here
+ *   rows become MoE layers: those that count decoder layers have rows of dense
+ *   ones, which mean nothing; those that number layers may have none of an
+ *   MTP layer; MTP layers without a row get the trivial map. P is the rows'
+ *   length.
+ * Refuses, naming layer, slot and value: other numbers of rows, a layer twice
+ *   or that is no MoE layer (P02), ragged rows (P03), ids that are no integers
+ *   in [0, E) (P04), experts without a slot (P05), another W than the file's
+ *   (P06). A shared expert's id (from E on) among routed slots is refused like
+ *   any other: SGLang keeps such experts out of the map, and a map that has
+ *   them is meant for a server that counts otherwise.
+ *   SGLang itself takes a map with a missing expert or too few rows without a
+ *   word (seen by running 0.5.23): this is the place where it is noticed.
  */
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/json.h"
-#include "placement.h"
+#include "placement_rows.h"
 
-#define KEY_MAP    "physical_to_logical_map"
-#define WRITE_JSON "write its maps as JSON, {\"" KEY_MAP "\": [layers][slots]}"
+struct moec_placement_file {
+    moec_placement *placement;
+    moec_layer_key *keys;
+    uint32_t *replica; /* NULL: ascending */
+    moec_note *notes;
+    size_t n_notes;
+    moec_placement_form form;
+    uint32_t n_ranks;
+    int has_keys;
+};
 
-/* A file on its way into a placement. */
-typedef struct reader {
-    const moec_placement_target *target;
-    const char *name;
-    bool sglang;     /* rows are decoder layers, else MoE layers */
-    uint32_t n_main; /* MoE layers that are no MTP layers */
-    uint32_t n_mtp;  /* MTP layers counted by their highest number */
-    const json_t *rows;
-    uint32_t n_physical;
-} reader;
+/* ----------------------------------------------------------------- rows */
 
-/* ------------------------------------------------------------- messages */
+void moec_rows_fini(moec_rows *r)
+{
+    moec_buf_fini(&r->ids);
+    moec_buf_fini(&r->rows);
+    moec_buf_fini(&r->replica);
+}
 
-#define ROW_TEXT_BYTES 64
+size_t moec_rows_count(const moec_rows *r)
+{
+    return r->rows.len / sizeof(moec_rows_row);
+}
 
-/* What a row of the file is about. */
-static const char *row_text(const reader *r, size_t row,
-                            char buf[ROW_TEXT_BYTES])
+const moec_rows_row *moec_rows_at(const moec_rows *r, size_t row)
+{
+    return (const moec_rows_row *)(const void *)r->rows.data + row;
+}
+
+void moec_rows_begin(moec_rows *r, uint64_t number)
+{
+    moec_rows_row row = {.first = r->ids.len / sizeof(int64_t),
+                         .number = number};
+
+    moec_buf_append(&r->rows, &row, sizeof(row));
+}
+
+void moec_rows_push(moec_rows *r, int64_t id)
+{
+    moec_rows_row *last;
+
+    moec_buf_append(&r->ids, &id, sizeof(id));
+    if (r->ids.oom || r->rows.oom)
+        return;
+    last = (moec_rows_row *)(void *)r->rows.data + moec_rows_count(r) - 1;
+    last->n++;
+}
+
+void moec_rows_push_bad(moec_rows *r, const char *what)
+{
+    if (!r->bad && moec_rows_count(r) > 0) {
+        r->bad = true;
+        r->bad_row = moec_rows_count(r) - 1;
+        r->bad_slot = moec_rows_at(r, r->bad_row)->n;
+        snprintf(r->bad_what, sizeof(r->bad_what), "%s", what);
+    }
+    moec_rows_push(r, 0);
+}
+
+/* Decoder layers: as the target says, or up to its last MoE layer. */
+static uint64_t n_decoder(const moec_rows *r)
+{
+    const moec_placement_target *t = r->target;
+    uint64_t n = t->n_layers;
+
+    for (size_t i = 0; i < t->n_keys && t->n_layers == 0; i++) {
+        if (t->keys[i].space == MOEC_SPACE_MAIN)
+            n = (uint64_t)t->keys[i].number + 1;
+    }
+    return n;
+}
+
+/* Layer of a decoder's number; main where nothing says how many there are. */
+static moec_layer_key key_of(const moec_rows *r, uint64_t number)
+{
+    uint64_t n = n_decoder(r);
+    moec_layer_key key = {MOEC_SPACE_MAIN, (uint32_t)number};
+
+    if (n > 0 && number >= n)
+        key = (moec_layer_key){MOEC_SPACE_MTP, (uint32_t)(number - n)};
+    return key;
+}
+
+const char *moec_rows_text(const moec_rows *r, size_t row,
+                           char buf[MOEC_ROWS_TEXT_BYTES])
 {
     const moec_placement_target *t = r->target;
     char layer[MOEC_LAYER_TEXT_BYTES];
-    moec_layer_key key = {MOEC_SPACE_MAIN, (uint32_t)row};
+    uint64_t number = row;
 
-    if (r->sglang) {
-        if (row >= t->n_layers)
-            key =
-                (moec_layer_key){MOEC_SPACE_MTP, (uint32_t)(row - t->n_layers)};
-        snprintf(buf, ROW_TEXT_BYTES, "%s", moec_layer_text(key, layer));
-    } else if (row < t->n_keys) {
-        snprintf(buf, ROW_TEXT_BYTES, "%s (row %zu)",
-                 moec_layer_text(t->keys[row], layer), row);
-    } else {
-        snprintf(buf, ROW_TEXT_BYTES, "row %zu", row);
+    switch (r->kind) {
+    case MOEC_ROWS_NUMBERED:
+        if (row < moec_rows_count(r))
+            number = moec_rows_at(r, row)->number;
+        snprintf(buf, MOEC_ROWS_TEXT_BYTES, "%s",
+                 moec_layer_text(key_of(r, number), layer));
+        break;
+    case MOEC_ROWS_DECODER:
+        snprintf(buf, MOEC_ROWS_TEXT_BYTES, "%s",
+                 moec_layer_text(key_of(r, number), layer));
+        break;
+    case MOEC_ROWS_MOE:
+        if (row < t->n_keys)
+            snprintf(buf, MOEC_ROWS_TEXT_BYTES, "%s (row %zu)",
+                     moec_layer_text(t->keys[row], layer), row);
+        else
+            snprintf(buf, MOEC_ROWS_TEXT_BYTES, "row %zu", row);
+        break;
     }
     return buf;
 }
 
-static moec_status fail_id(const reader *r, size_t row, size_t slot,
-                           const json_t *value, moec_error *err)
-{
-    char at[ROW_TEXT_BYTES], what[64] = "";
+/* ------------------------------------------------------ number of rows */
 
-    row_text(r, row, at);
-    /* A range of items was checked: NULL is for the compiler alone. */
-    switch (value ? json_typeof(value) : JSON_NULL) {
-    case JSON_OBJECT:
-        snprintf(what, sizeof(what), "an object");
-        break;
-    case JSON_ARRAY:
-        snprintf(what, sizeof(what), "a list");
-        break;
-    case JSON_STRING:
-        snprintf(what, sizeof(what), "the string '%.32s'",
-                 json_string_value(value));
-        break;
-    case JSON_INTEGER:
-        snprintf(what, sizeof(what), "%" JSON_INTEGER_FORMAT,
-                 json_integer_value(value));
-        break;
-    case JSON_REAL:
-        snprintf(what, sizeof(what), "the fraction %.17g",
-                 json_real_value(value));
-        break;
-    case JSON_TRUE:
-        snprintf(what, sizeof(what), "the boolean true");
-        break;
-    case JSON_FALSE:
-        snprintf(what, sizeof(what), "the boolean false");
-        break;
-    case JSON_NULL:
-        snprintf(what, sizeof(what), "null");
-        break;
+static uint32_t n_main_keys(const moec_placement_target *t)
+{
+    uint32_t n = 0;
+
+    for (size_t i = 0; i < t->n_keys; i++)
+        n += t->keys[i].space == MOEC_SPACE_MAIN;
+    return n;
+}
+
+/* MTP layers counted by their highest number. */
+static uint32_t n_mtp_rows(const moec_placement_target *t)
+{
+    uint32_t n = 0;
+
+    for (size_t i = 0; i < t->n_keys; i++) {
+        uint32_t number = t->keys[i].number;
+
+        if (t->keys[i].space == MOEC_SPACE_MTP && number >= n &&
+            number < UINT32_MAX)
+            n = number + 1;
     }
-    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P04,
-                     "%s: %s, slot %zu: id is %s, must be an integer in "
-                     "[0, %" PRIu32 ")",
-                     r->name, at, slot, what, r->target->n_experts);
+    return n;
 }
 
-static moec_status fail_range(const reader *r, size_t row, size_t slot,
-                              json_int_t id, moec_error *err)
+static moec_status check_count(const moec_rows *r, moec_error *err)
 {
+    const moec_placement_target *t = r->target;
+    bool decoder = r->kind == MOEC_ROWS_DECODER;
+    size_t n = moec_rows_count(r);
+    uint64_t n_main = n_main_keys(t), n_layers = n_decoder(r);
+    uint64_t least = decoder ? n_layers : n_main;
+    uint64_t mtp = decoder ? n_mtp_rows(t) : t->n_keys - n_main;
+    uint64_t other = decoder ? n_main : n_layers;
     const char *hint = "";
-    char at[ROW_TEXT_BYTES];
+    char most[64] = "";
 
-    if (id == MOEC_EMPTY_SLOT)
-        hint = ": empty slots are made by --allow-empty, not by a file";
-    else if (id >= 0)
-        hint = ": shared experts, with ids from there on, have slots of their "
-               "own and never stand among the routed ones";
-    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P04,
-                     "%s: %s, slot %zu: id %" JSON_INTEGER_FORMAT
-                     " is not in [0, %" PRIu32 ")%s",
-                     r->name, row_text(r, row, at), slot, id,
-                     r->target->n_experts, hint);
-}
-
-/* --------------------------------------------------------- rows and ids */
-
-static moec_status check_count(const reader *r, moec_error *err)
-{
-    size_t n = json_array_size(r->rows);
-    uint32_t least = r->sglang ? r->target->n_layers : r->n_main;
-    uint32_t mtp =
-        r->sglang ? r->n_mtp : (uint32_t)r->target->n_keys - r->n_main;
-    uint32_t other = r->sglang ? r->n_main : r->target->n_layers;
-    const char *hint = "";
-    char most[48] = "";
-
-    if (n >= least && n - least <= mtp)
+    if (t->n_keys == 0 && n == 0)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P02,
+                         "%s: 0 rows, must be one for each layer", r->name);
+    if (t->n_keys == 0 || (n >= least && n - least <= mtp))
         return MOEC_OK;
     if (n == other)
-        hint = r->sglang ? "; a file of MoE layers alone is a bare list "
-                           "[moe_layers][slots]"
-                         : "; a file of all decoder layers is {\"" KEY_MAP
-                           "\": [layers][slots]}";
+        hint = decoder ? "; a file of MoE layers alone is a bare list "
+                         "[moe_layers][slots]"
+                       : "; a file of all decoder layers is "
+                         "{\"physical_to_logical_map\": [layers][slots]}";
     if (mtp > 0)
         snprintf(most, sizeof(most), ", at most %" PRIu64 " with MTP layers",
-                 (uint64_t)least + mtp);
+                 least + mtp);
     return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P02,
-                     "%s: %zu rows, must be %" PRIu32 ", one for each %s "
+                     "%s: %zu rows, must be %" PRIu64 ", one for each %s "
                      "layer%s%s",
-                     r->name, n, least, r->sglang ? "decoder" : "MoE", most,
+                     r->name, n, least, decoder ? "decoder" : "MoE", most,
                      hint);
 }
 
-/* All rows, dense layers' too, are lists of one length: P. */
-static moec_status check_lengths(reader *r, moec_error *err)
+static size_t find_key(const moec_placement_target *t, moec_layer_key key)
 {
-    size_t n = json_array_size(r->rows), first = 0;
-    char at[ROW_TEXT_BYTES], at0[ROW_TEXT_BYTES];
-
-    for (size_t i = 0; i < n; i++) {
-        const json_t *row = json_array_get(r->rows, i);
-        size_t len = json_array_size(row);
-
-        if (!json_is_array(row))
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P01,
-                             "%s: %s: the row is no list of ids", r->name,
-                             row_text(r, i, at));
-        if (i == 0)
-            first = len;
-        if (r->target->n_physical > 0 && len != r->target->n_physical)
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
-                             "%s: %s has %zu slots, must have %" PRIu32,
-                             r->name, row_text(r, i, at), len,
-                             r->target->n_physical);
-        if (len != first)
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
-                             "%s: %s has %zu slots, %s has %zu", r->name,
-                             row_text(r, i, at), len, row_text(r, 0, at0),
-                             first);
-    }
-    if (first < r->target->n_experts || first > MOEC_PLACEMENT_SLOTS_MAX)
-        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P03,
-                         "%s: rows of %zu slots, must have between %" PRIu32
-                         " (the experts) and %u",
-                         r->name, first, r->target->n_experts,
-                         MOEC_PLACEMENT_SLOTS_MAX);
-    r->n_physical = (uint32_t)first;
-    return MOEC_OK;
-}
-
-/* Copy one row into `out`, or only check that it has integers (NULL). */
-static moec_status read_row(const reader *r, size_t row, int32_t *out,
-                            moec_error *err)
-{
-    const json_t *ids = json_array_get(r->rows, row);
-
-    for (size_t i = 0; i < r->n_physical; i++) {
-        const json_t *id = json_array_get(ids, i);
-        json_int_t v;
-
-        if (!json_is_integer(id))
-            return fail_id(r, row, i, id, err);
-        if (!out)
-            continue;
-        v = json_integer_value(id);
-        if (v < 0 || v >= (json_int_t)r->target->n_experts)
-            return fail_range(r, row, i, v, err);
-        out[i] = (int32_t)v;
-    }
-    return MOEC_OK;
-}
-
-/* Index of the MoE layer that a row of the file is about, or SIZE_MAX. */
-static size_t layer_of_row(const reader *r, size_t row)
-{
-    const moec_placement_target *t = r->target;
-    moec_layer_key key = {MOEC_SPACE_MAIN, (uint32_t)row};
-
-    if (!r->sglang)
-        return row;
-    if (row >= t->n_layers)
-        key = (moec_layer_key){MOEC_SPACE_MTP, (uint32_t)(row - t->n_layers)};
     for (size_t i = 0; i < t->n_keys; i++) {
         if (t->keys[i].space == key.space && t->keys[i].number == key.number)
             return i;
@@ -230,56 +204,366 @@ static size_t layer_of_row(const reader *r, size_t row)
     return SIZE_MAX;
 }
 
-static moec_status read_rows(const reader *r, int32_t *p2l, moec_error *err)
+static int by_number(const void *a, const void *b)
 {
-    size_t n = json_array_size(r->rows), P = r->n_physical;
+    uint64_t x = ((const moec_rows_row *)a)->number;
+    uint64_t y = ((const moec_rows_row *)b)->number;
 
-    /* Trivial where the file has no row: MTP layers only, by check_count. */
-    for (size_t i = 0; i < r->target->n_keys * P; i++)
-        p2l[i] = (int32_t)(i % P % r->target->n_experts);
-    for (size_t row = 0; row < n; row++) {
-        size_t layer = layer_of_row(r, row);
-        int32_t *out = layer == SIZE_MAX ? NULL : p2l + layer * P;
+    return (x > y) - (x < y);
+}
 
-        MOEC_TRY(read_row(r, row, out, err));
+/* Rows that name their layer: in order, each once, and each a MoE layer. */
+static moec_status check_numbers(moec_rows *r, moec_error *err)
+{
+    const moec_placement_target *t = r->target;
+    size_t n = moec_rows_count(r), n_main = 0;
+    char at[MOEC_ROWS_TEXT_BYTES], layer[MOEC_LAYER_TEXT_BYTES];
+
+    /* An id that is no integer is about a row, not about a place. */
+    uint64_t bad = r->bad ? moec_rows_at(r, r->bad_row)->number : 0;
+
+    if (n > 1)
+        qsort(r->rows.data, n, sizeof(moec_rows_row), by_number);
+    for (size_t i = 0; i < n; i++) {
+        uint64_t number = moec_rows_at(r, i)->number;
+
+        if (number > INT32_MAX)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P02,
+                             "%s: %" PRIu64 " is no number of a layer", r->name,
+                             number);
+        if (i > 0 && moec_rows_at(r, i - 1)->number == number)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P02,
+                             "%s: %s stands in the file twice", r->name,
+                             moec_rows_text(r, i, at));
+        if (r->bad && number == bad)
+            r->bad_row = i;
+        if (t->n_keys == 0)
+            continue;
+        if (find_key(t, key_of(r, number)) == SIZE_MAX)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P02,
+                             "%s: %s is no MoE layer of this model", r->name,
+                             moec_rows_text(r, i, at));
+        n_main += key_of(r, number).space == MOEC_SPACE_MAIN;
+    }
+    if (t->n_keys == 0 || n_main == n_main_keys(t))
+        return t->n_keys == 0 ? check_count(r, err) : MOEC_OK;
+    for (size_t i = 0, row = 0; i < t->n_keys; i++) {
+        if (row < n && moec_rows_at(r, row)->number == t->keys[i].number) {
+            row++;
+            continue;
+        }
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P02,
+                         "%s: %s has no row; %zu of %" PRIu32
+                         " MoE layers have one",
+                         r->name, moec_layer_text(t->keys[i], layer), n_main,
+                         n_main_keys(t));
     }
     return MOEC_OK;
 }
 
-static moec_status make_placement(moec_placement **out, reader *r,
-                                  moec_error *err)
+/* ------------------------------------------------------- slots and ids */
+
+/* All rows, dense layers' too, are of one length: P. */
+static moec_status check_lengths(const moec_rows *r, uint32_t n_experts,
+                                 uint32_t *n_physical, moec_error *err)
 {
     const moec_placement_target *t = r->target;
-    moec_status st;
+    size_t first = moec_rows_at(r, 0)->n;
+    char at[MOEC_ROWS_TEXT_BYTES], at0[MOEC_ROWS_TEXT_BYTES];
+
+    for (size_t i = 0; i < moec_rows_count(r); i++) {
+        size_t len = moec_rows_at(r, i)->n;
+
+        if (t->n_physical > 0 && len != t->n_physical)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
+                             "%s: %s has %zu slots, must have %" PRIu32,
+                             r->name, moec_rows_text(r, i, at), len,
+                             t->n_physical);
+        if (len != first)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
+                             "%s: %s has %zu slots, %s has %zu", r->name,
+                             moec_rows_text(r, i, at), len,
+                             moec_rows_text(r, 0, at0), first);
+    }
+    if (first == 0 || first < n_experts || first > MOEC_PLACEMENT_SLOTS_MAX)
+        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P03,
+                         "%s: rows of %zu slots, must have between %" PRIu32
+                         " (the experts) and %u",
+                         r->name, first, n_experts ? n_experts : 1,
+                         MOEC_PLACEMENT_SLOTS_MAX);
+    *n_physical = (uint32_t)first;
+    return MOEC_OK;
+}
+
+static const int64_t *ids_of(const moec_rows *r, size_t row)
+{
+    return (const int64_t *)(const void *)r->ids.data +
+           moec_rows_at(r, row)->first;
+}
+
+static moec_status fail_range(const moec_rows *r, size_t row, size_t slot,
+                              uint32_t n_experts, moec_error *err)
+{
+    int64_t id = ids_of(r, row)[slot];
+    char at[MOEC_ROWS_TEXT_BYTES];
+    const char *hint = "";
+
+    if (id == MOEC_EMPTY_SLOT)
+        hint = ": empty slots are made by --allow-empty, not by a file";
+    else if (id >= 0)
+        hint = ": shared experts, with ids from there on, have slots of their "
+               "own and never stand among the routed ones";
+    return moec_fail(
+        err, MOEC_E_FORMAT, MOEC_RULE_P04,
+        "%s: %s, slot %zu: id %" PRId64 " is not in [0, %" PRIu32 ")%s",
+        r->name, moec_rows_text(r, row, at), slot, id, n_experts, hint);
+}
+
+static moec_status fail_bad(const moec_rows *r, uint32_t n_experts,
+                            moec_error *err)
+{
+    char at[MOEC_ROWS_TEXT_BYTES], range[32] = "";
+
+    if (n_experts > 0)
+        snprintf(range, sizeof(range), " in [0, %" PRIu32 ")", n_experts);
+    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P04,
+                     "%s: %s, slot %zu: id is %s, must be an integer%s",
+                     r->name, moec_rows_text(r, r->bad_row, at), r->bad_slot,
+                     r->bad_what, range);
+}
+
+/* E of a file by itself: one more than its highest id. */
+static moec_status count_experts(const moec_rows *r, uint32_t *out,
+                                 moec_error *err)
+{
+    int64_t most = -1;
+
+    if (r->target->n_experts > 0) {
+        *out = r->target->n_experts;
+        return MOEC_OK;
+    }
+    for (size_t row = 0; row < moec_rows_count(r); row++) {
+        for (size_t i = 0; i < moec_rows_at(r, row)->n; i++) {
+            int64_t id = ids_of(r, row)[i];
+
+            if (id > most)
+                most = id;
+        }
+    }
+    if (r->bad && most < 0)
+        return fail_bad(r, 0, err);
+    /* Each expert needs a slot: an id from P on is none. */
+    if (most >= MOEC_PLACEMENT_SLOTS_MAX ||
+        (uint64_t)(most + 1) > moec_rows_at(r, 0)->n)
+        most = (int64_t)moec_min_u64(moec_rows_at(r, 0)->n,
+                                     MOEC_PLACEMENT_SLOTS_MAX) -
+               1;
+    *out = most < 0 ? 1 : (uint32_t)most + 1;
+    return MOEC_OK;
+}
+
+/* ------------------------------------------------------- the placement */
+
+/* The file on its way. */
+typedef struct made {
+    const moec_rows *r;
+    uint32_t n_experts, n_physical;
+    size_t n_layers;
     int32_t *p2l;
+} made;
+
+/* Index of the MoE layer that a row of the file is about, or SIZE_MAX. */
+static size_t layer_of_row(const moec_rows *r, size_t row)
+{
+    const moec_placement_target *t = r->target;
+
+    if (t->n_keys == 0 || r->kind == MOEC_ROWS_MOE)
+        return row;
+    return find_key(t, key_of(r, r->kind == MOEC_ROWS_DECODER
+                                     ? row
+                                     : moec_rows_at(r, row)->number));
+}
+
+static moec_status copy_row(const made *m, size_t row, moec_error *err)
+{
+    const moec_rows *r = m->r;
+    const int64_t *ids = ids_of(r, row);
+    size_t layer = layer_of_row(r, row);
+    bool empty = r->target->allow_empty != 0;
+
+    for (size_t i = 0; i < m->n_physical; i++) {
+        if (r->bad && r->bad_row == row && r->bad_slot == i)
+            return fail_bad(r, m->n_experts, err);
+        if (layer == SIZE_MAX)
+            continue;
+        if ((ids[i] < 0 || ids[i] >= (int64_t)m->n_experts) &&
+            !(empty && ids[i] == MOEC_EMPTY_SLOT))
+            return fail_range(r, row, i, m->n_experts, err);
+        m->p2l[layer * m->n_physical + i] = (int32_t)ids[i];
+    }
+    return MOEC_OK;
+}
+
+static moec_status copy_replica(const made *m, moec_placement_file *f,
+                                moec_error *err)
+{
+    const moec_rows *r = m->r;
+    const uint32_t *from = (const uint32_t *)(const void *)r->replica.data;
+    uint32_t P = m->n_physical;
+
+    if (r->replica.len == 0)
+        return MOEC_OK;
+    f->replica = moec_calloc(m->n_layers * P, sizeof(*f->replica));
+    if (!f->replica)
+        return moec_fail_nomem(err, "replicas");
+    for (size_t i = 0; i < m->n_layers * P; i++)
+        f->replica[i] = (uint32_t)(i % P / m->n_experts);
+    for (size_t row = 0; row < moec_rows_count(r); row++) {
+        size_t layer = layer_of_row(r, row);
+
+        if (layer != SIZE_MAX)
+            memcpy(f->replica + layer * P, from + moec_rows_at(r, row)->first,
+                   P * sizeof(*from));
+    }
+    return MOEC_OK;
+}
+
+static moec_status copy_keys(const made *m, moec_placement_file *f,
+                             moec_error *err)
+{
+    const moec_rows *r = m->r;
+
+    f->keys = moec_calloc(m->n_layers, sizeof(*f->keys));
+    if (!f->keys)
+        return moec_fail_nomem(err, "layer keys");
+    f->has_keys = r->target->n_keys > 0 || r->kind != MOEC_ROWS_MOE;
+    for (size_t i = 0; i < m->n_layers; i++) {
+        if (r->target->n_keys > 0)
+            f->keys[i] = r->target->keys[i];
+        else if (r->kind == MOEC_ROWS_NUMBERED)
+            f->keys[i] = key_of(r, moec_rows_at(r, i)->number);
+        else if (r->kind == MOEC_ROWS_DECODER)
+            f->keys[i] = key_of(r, i);
+        else
+            f->keys[i].number = (uint32_t)i;
+    }
+    return MOEC_OK;
+}
+
+static moec_status add_note(moec_placement_file *f, moec_rule rule,
+                            const char *text, moec_error *err)
+{
+    moec_note *more =
+        moec_realloc_array(f->notes, f->n_notes + 1, sizeof(*more));
+
+    if (!more)
+        return moec_fail_nomem(err, "notes");
+    f->notes = more;
+    more[f->n_notes].rule = rule;
+    snprintf(more[f->n_notes].text, sizeof(more[0].text), "%s", text);
+    f->n_notes++;
+    return MOEC_OK;
+}
+
+static moec_status note_same_rank(moec_placement_file *f, uint32_t n_ranks,
+                                  moec_error *err)
+{
+    const moec_placement *p = f->placement;
+    char layer[MOEC_LAYER_TEXT_BYTES], text[192];
+
+    for (uint32_t i = 0; i < moec_placement_n_layers(p); i++) {
+        moec_same_rank s;
+
+        MOEC_TRY(moec_placement_same_rank(p, i, n_ranks, &s, err));
+        if (s.n_slots == 0)
+            continue;
+        snprintf(text, sizeof(text),
+                 "%s: %u slots repeat an expert of their own rank; first: "
+                 "rank %u holds expert %u in physical slots %u and %u",
+                 moec_layer_text(f->keys[i], layer), s.n_slots, s.rank,
+                 s.expert.v, s.first.v, s.second.v);
+        MOEC_TRY(add_note(f, MOEC_RULE_P09, text, err));
+    }
+    return MOEC_OK;
+}
+
+static moec_status check_ranks(const moec_rows *r, moec_placement_file *f,
+                               moec_error *err)
+{
+    uint32_t W = r->target->n_ranks ? r->target->n_ranks : r->n_ranks;
+    uint32_t P = moec_placement_n_physical(f->placement);
+
+    if (r->n_ranks > 0 && r->n_ranks != W)
+        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P06,
+                         "%s: the file is for %" PRIu32
+                         " devices, the job has %" PRIu32 " ranks",
+                         r->name, r->n_ranks, W);
+    if (W == 0)
+        return MOEC_OK;
+    f->n_ranks = r->n_ranks;
+    if (r->target->allow_empty == 0 || W > P) {
+        moec_status st =
+            moec_placement_check(f->placement, W, f->keys,
+                                 moec_placement_n_layers(f->placement), err);
+
+        if (st != MOEC_OK) {
+            moec_error_prefix(err, "%s", r->name);
+            return st;
+        }
+    }
+    return P % W == 0 ? note_same_rank(f, W, err) : MOEC_OK;
+}
+
+static moec_status fill(made *m, moec_placement_file *f, moec_error *err)
+{
+    const moec_rows *r = m->r;
+    moec_status st;
+
+    /* Trivial where the file has no row: MTP layers only, by check_count. */
+    for (size_t i = 0; i < m->n_layers * m->n_physical; i++)
+        m->p2l[i] = (int32_t)(i % m->n_physical % m->n_experts);
+    for (size_t row = 0; row < moec_rows_count(r); row++)
+        MOEC_TRY(copy_row(m, row, err));
+    MOEC_TRY(copy_keys(m, f, err));
+    MOEC_TRY(copy_replica(m, f, err));
+    st = moec_placement_make(&f->placement, m->n_experts, m->n_physical, m->p2l,
+                             f->has_keys ? f->keys : NULL, m->n_layers, err);
+    if (st != MOEC_OK) {
+        moec_error_prefix(err, "%s", r->name);
+        return st;
+    }
+    if (r->note[0] != '\0')
+        MOEC_TRY(add_note(f, MOEC_RULE_NONE, r->note, err));
+    return check_ranks(r, f, err);
+}
+
+static moec_status make_file(moec_placement_file *f, moec_rows *r,
+                             moec_error *err)
+{
+    made m = {.r = r};
+    moec_status st;
     size_t n;
 
-    MOEC_TRY(check_count(r, err));
-    MOEC_TRY(check_lengths(r, err));
-    if (__builtin_mul_overflow(t->n_keys, r->n_physical, &n))
+    if (r->rows.oom || r->ids.oom || r->replica.oom)
         return moec_fail_nomem(err, "placement rows");
-    p2l = moec_calloc(n, sizeof(*p2l));
-    if (!p2l)
+    MOEC_TRY(r->kind == MOEC_ROWS_NUMBERED ? check_numbers(r, err)
+                                           : check_count(r, err));
+    MOEC_TRY(count_experts(r, &m.n_experts, err));
+    MOEC_TRY(check_lengths(r, m.n_experts, &m.n_physical, err));
+    m.n_layers = r->target->n_keys > 0 ? r->target->n_keys : moec_rows_count(r);
+    if (m.n_layers > UINT32_MAX ||
+        __builtin_mul_overflow(m.n_layers, m.n_physical, &n))
         return moec_fail_nomem(err, "placement rows");
-    st = read_rows(r, p2l, err);
-    if (st == MOEC_OK) {
-        st = moec_placement_make(out, t->n_experts, r->n_physical, p2l, t->keys,
-                                 t->n_keys, err);
-        if (st != MOEC_OK)
-            moec_error_prefix(err, "%s", r->name);
-    }
-    moec_free(p2l);
+    m.p2l = moec_calloc(n, sizeof(*m.p2l));
+    if (!m.p2l)
+        return moec_fail_nomem(err, "placement rows");
+    f->form = r->form;
+    st = fill(&m, f, err);
+    moec_free(m.p2l);
     return st;
 }
 
-/* ----------------------------------------------- forms of other engines */
-
-static moec_status unsupported(const char *name, const char *what,
-                               const char *mend, moec_error *err)
-{
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_P01, "%s: %s: %s", name,
-                     what, mend);
-}
+/* -------------------------------------------------------- what it is */
 
 static bool has_line(const char *text, size_t n, const char *key)
 {
@@ -288,220 +572,134 @@ static bool has_line(const char *text, size_t n, const char *key)
     return at && (at == text || at[-1] == '\n');
 }
 
-/* Files that are no JSON: recognised by how they begin. */
-static moec_status check_other_files(const char *name, const char *text,
-                                     size_t n, moec_error *err)
+static moec_status read_rows(moec_rows *r, const char *text, size_t n,
+                             moec_error *err)
 {
-    if (n >= 4 && memcmp(text, "PK\3\4", 4) == 0)
-        return unsupported(name, "a .pt or other ZIP file, which holds pickles",
-                           WRITE_JSON " (in Python: json.dump({\"" KEY_MAP
-                                      "\": t.tolist()}, f))",
-                           err);
+    if (moec_begins(text, n, "PK\3\4", 4))
+        return moec_rows_read_zip(r, text, n, err);
+    if (moec_begins(text, n, "\x93NUMPY", 6))
+        return moec_rows_read_npy(r, text, n, err);
     if (n >= 2 && text[0] == '\x80' && text[1] >= 2 && text[1] <= 5)
-        return unsupported(name, "a pickle, which runs code when read",
-                           WRITE_JSON, err);
+        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_P01,
+                         "%s: a pickle, which runs code when read: write its "
+                         "maps as JSON, {\"physical_to_logical_map\": "
+                         "[layers][slots]}",
+                         r->name);
     if (has_line(text, n, "num_slots:") ||
         has_line(text, n, "initial_global_assignments:"))
-        return unsupported(name,
-                           "a TensorRT-LLM YAML file, which this version does "
-                           "not read",
-                           WRITE_JSON, err);
+        return moec_rows_read_yaml(r, text, n, err);
+    return moec_rows_read_json(r, text, n, err);
+}
+
+static moec_status check_target(const moec_placement_target *t,
+                                const char *name, moec_error *err)
+{
+    if (t->n_keys > UINT32_MAX)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "%s: a placement for a model of %zu MoE layers", name,
+                         t->n_keys);
     return MOEC_OK;
 }
 
-static moec_status fail_object(const char *name, const json_t *object,
-                               moec_error *err)
+moec_status moec_placement_file_read(moec_placement_file **out,
+                                     const moec_placement_target *target,
+                                     const char *name, const char *text,
+                                     size_t n, moec_error *err)
 {
-    if (json_object_get(object, "logical_count"))
-        return unsupported(name,
-                           "'logical_count' needs EPLB, which this "
-                           "version does not have",
-                           "give " KEY_MAP, err);
-    if (json_object_get(object, "moe_layer_count") ||
-        json_object_get(object, "layer_list"))
-        return unsupported(name,
-                           "a vllm-ascend expert map, which this version does "
-                           "not read",
-                           WRITE_JSON, err);
-    if (json_object_get(object, "num_slots") ||
-        json_object_get(object, "initial_global_assignments"))
-        return unsupported(name,
-                           "TensorRT-LLM's assignments, which this version "
-                           "does not read",
-                           WRITE_JSON, err);
-    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P01,
-                     "%s: the object has no key '" KEY_MAP "'", name);
-}
+    static const moec_placement_target none = MOEC_PLACEMENT_TARGET_INIT;
+    moec_rows r = {.target = target ? target : &none, .name = name};
+    moec_placement_file *f;
+    moec_status st;
 
-/* ------------------------------------- ids that are no JSON to begin with */
-
-/* Python writes NaN and Infinity, which are no JSON, and numbers of any
- * length. The parser can only say where; the refusal should name the slot. */
-static bool bad_token(const char *token, size_t n)
-{
-    char buf[400];
-    size_t sign = token[0] == '-';
-
-    if (n > sign && (token[sign] == 'N' || token[sign] == 'I'))
-        return true;
-    if (n <= sign || token[sign] < '0' || token[sign] > '9')
-        return false;
-    if (n >= sizeof(buf))
-        return true;
-    memcpy(buf, token, n);
-    buf[n] = '\0';
-    errno = 0;
-    if (strpbrk(buf, ".eE"))
-        return strtod(buf, NULL) != 0 && errno == ERANGE;
-    (void)strtoll(buf, NULL, 10);
-    return errno == ERANGE;
-}
-
-/* Where a scan of the text stands: open brackets, and commas since the two
- * innermost ones opened. */
-typedef struct scan {
-    size_t at, depth;
-    size_t row, slot; /* valid at the depth of ids */
-} scan;
-
-static bool is_token(char c)
-{
-    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') ||
-           (c >= 'a' && c <= 'z') || c == '-' || c == '+' || c == '.';
-}
-
-static void skip_string(const char *text, size_t n, size_t *at)
-{
-    for ((*at)++; *at < n && text[*at] != '"'; (*at)++) {
-        if (text[*at] == '\\')
-            (*at)++;
+    MOEC_TRY(check_target(r.target, name, err));
+    f = moec_calloc(1, sizeof(*f));
+    if (!f)
+        return moec_fail_nomem(err, "placement file");
+    st = read_rows(&r, text, n, err);
+    if (st == MOEC_OK)
+        st = make_file(f, &r, err);
+    moec_rows_fini(&r);
+    if (st != MOEC_OK) {
+        moec_placement_file_close(f);
+        return st;
     }
-}
-
-/* Count one byte of structure. Ids lie in `ids_depth` brackets. */
-static void scan_structure(scan *s, char c, size_t ids_depth)
-{
-    if (c == '[' || c == '{') {
-        s->depth++;
-        if (s->depth == ids_depth)
-            s->slot = 0;
-        if (s->depth + 1 == ids_depth)
-            s->row = 0;
-    } else if (c == ']' || c == '}') {
-        s->depth -= s->depth > 0;
-    } else if (c == ',') {
-        s->slot += s->depth == ids_depth;
-        s->row += s->depth + 1 == ids_depth;
-    }
-}
-
-/* Refuse the first id of a text that is no JSON number; MOEC_OK where the
- * mistake is another one. */
-static moec_status find_bad_token(const reader *r, const char *text, size_t n,
-                                  moec_error *err)
-{
-    size_t ids_depth = r->sglang ? 3 : 2;
-    char at[ROW_TEXT_BYTES];
-    scan s = {0};
-
-    for (; s.at < n; s.at++) {
-        size_t len = 0;
-
-        if (text[s.at] == '"')
-            skip_string(text, n, &s.at);
-        else
-            scan_structure(&s, text[s.at], ids_depth);
-        while (s.at < n && s.at + len < n && is_token(text[s.at + len]))
-            len++;
-        if (len == 0)
-            continue;
-        if (s.depth == ids_depth && bad_token(text + s.at, len))
-            return moec_fail_at(err, MOEC_E_FORMAT, MOEC_RULE_P04, s.at,
-                                "%s: %s, slot %zu: id is %.*s, must be an "
-                                "integer in [0, %" PRIu32 ")",
-                                r->name, row_text(r, s.row, at), s.slot,
-                                (int)(len < 32 ? len : 32), text + s.at,
-                                r->target->n_experts);
-        s.at += len - 1;
-    }
+    *out = f;
     return MOEC_OK;
 }
 
-/* ------------------------------------------------------------- the file */
-
-static void count_layers(reader *r)
+void moec_placement_file_close(moec_placement_file *f)
 {
-    for (size_t i = 0; i < r->target->n_keys; i++) {
-        moec_layer_key key = r->target->keys[i];
-
-        if (key.space == MOEC_SPACE_MAIN)
-            r->n_main++;
-        else if (key.number >= r->n_mtp && key.number < UINT32_MAX)
-            r->n_mtp = key.number + 1;
-    }
+    if (!f)
+        return;
+    moec_placement_destroy(f->placement);
+    moec_free(f->keys);
+    moec_free(f->replica);
+    moec_free(f->notes);
+    moec_free(f);
 }
 
-static bool begins_with_object(const char *text, size_t n)
-{
-    size_t at = 0;
+/* ---------------------------------------------------------- what it has */
 
-    while (at < n && (text[at] == ' ' || text[at] == '\n' || text[at] == '\r' ||
-                      text[at] == '\t'))
-        at++;
-    return at < n && text[at] == '{';
+moec_placement_form moec_placement_file_form(const moec_placement_file *file)
+{
+    return file->form;
 }
 
-static moec_status read_document(moec_placement **out, reader *r, json_t *value,
-                                 moec_error *err)
+const moec_placement *
+moec_placement_file_placement(const moec_placement_file *file)
 {
-    static const char *const known[] = {KEY_MAP};
-    const moec_json_doc doc = {
-        .name = r->name, .other = MOEC_RULE_P01, .missing = MOEC_RULE_P01};
-    moec_json root = moec_json_root(value, &doc);
-
-    r->rows = value;
-    if (r->sglang) {
-        r->rows = json_object_get(value, KEY_MAP);
-        if (!r->rows)
-            return fail_object(r->name, value, err);
-        MOEC_TRY(moec_json_only_keys(&root, known, 1, err));
-        if (!json_is_array(r->rows))
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P01,
-                             "%s: " KEY_MAP " is no list of rows", r->name);
-    }
-    return make_placement(out, r, err);
+    return file->placement;
 }
+
+moec_layer_key moec_placement_file_key(const moec_placement_file *file,
+                                       uint32_t i)
+{
+    return file->keys[i];
+}
+
+int moec_placement_file_has_keys(const moec_placement_file *file)
+{
+    return file->has_keys;
+}
+
+uint32_t moec_placement_file_n_ranks(const moec_placement_file *file)
+{
+    return file->n_ranks;
+}
+
+const uint32_t *moec_placement_file_replica(const moec_placement_file *file)
+{
+    return file->replica;
+}
+
+size_t moec_placement_file_n_notes(const moec_placement_file *file)
+{
+    return file->n_notes;
+}
+
+const moec_note *moec_placement_file_note(const moec_placement_file *file,
+                                          size_t i)
+{
+    return i < file->n_notes ? &file->notes[i] : NULL;
+}
+
+/* ------------------------------------------------------------ for a model */
 
 moec_status moec_placement_parse_for(moec_placement **out,
                                      const moec_placement_target *target,
                                      const char *name, const char *text,
                                      size_t n, moec_error *err)
 {
-    reader r = {
-        .target = target, .name = name, .sglang = begins_with_object(text, n)};
-    json_t *value = NULL;
-    moec_error parse_err = MOEC_ERROR_INIT;
-    moec_status st;
+    moec_placement_file *f = NULL;
 
-    if (target->n_keys == 0 || target->n_keys > UINT32_MAX)
+    if (target->n_keys == 0)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                         "%s: a placement for a model of %zu MoE layers", name,
-                         target->n_keys);
-    count_layers(&r);
-    MOEC_TRY(check_other_files(name, text, n, err));
-    st = moec_json_parse(text, n, name, MOEC_RULE_P01, MOEC_RULE_P01, &value,
-                         &parse_err);
-    if (st != MOEC_OK) {
-        /* The first error wins: the slot, where one is at fault. */
-        if (parse_err.rule == MOEC_RULE_P01)
-            MOEC_TRY(find_bad_token(&r, text, n, err));
-        if (err && err->status == MOEC_OK)
-            *err = parse_err;
-        return st;
-    }
-    st = read_document(out, &r, value, err);
-    json_decref(value);
-    return st;
+                         "%s: a placement for a model of 0 MoE layers", name);
+    MOEC_TRY(moec_placement_file_read(&f, target, name, text, n, err));
+    *out = f->placement;
+    f->placement = NULL;
+    moec_placement_file_close(f);
+    return MOEC_OK;
 }
 
 moec_status moec_placement_parse(moec_placement **out, const moec_model *model,
@@ -509,7 +707,8 @@ moec_status moec_placement_parse(moec_placement **out, const moec_model *model,
                                  moec_error *err)
 {
     const moec_facts *facts = moec_model_facts(model);
-    moec_placement_target target = {.n_experts = facts->n_experts,
+    moec_placement_target target = {.struct_bytes = sizeof(target),
+                                    .n_experts = facts->n_experts,
                                     .n_layers = facts->n_layers,
                                     .n_keys = moec_model_n_layers(model)};
     moec_layer_key *keys = moec_calloc(target.n_keys, sizeof(*keys));

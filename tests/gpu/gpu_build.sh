@@ -47,8 +47,8 @@ isa_flags() { # FILE.c
 }
 
 # plain_host DIR LIBS: DIR/test_device* of everything in the tree. LIBS holds
-# include/ and lib/ of jansson, libcrypto, libxxhash and cmocka, or is empty
-# where the compiler finds them.
+# include/ and lib/ of jansson, libcrypto, libxxhash, libyaml and cmocka, or is
+# empty where the compiler finds them.
 plain_host() {
     dir=$1 libs=$2
     cc=${CC:-gcc}
@@ -71,7 +71,7 @@ plain_host() {
         echo "$cc $flags -DMOEC_TEST_FIXTURES='\\\"fixtures\\\"'" \
             "-DMOEC_EMULATED_PLUGIN='\\\"$dir/libmoec_cuda_emulated.so\\\"'" \
             "-o $dir/$t tests/unit/$t.c $dir/libmoec.a -ljansson -lxxhash" \
-            "-lcrypto -lcmocka -lpthread -lm -ldl -s" \
+            "-lyaml -lcrypto -lcmocka -lpthread -lm -ldl -s" \
             "-Wl,-rpath,'\\\$ORIGIN/../lib'"
     done | xargs -P "$(jobs_here)" -I '{}' sh -c '{}' || return 1
     rm -rf "$dir/obj" "$dir/libmoec.a"

@@ -23,7 +23,7 @@ found() {
     [ "$path" != "$1" ] || { echo "prepare: no $1 here" >&2; return 1; }
     echo "$path"
 }
-for lib in libjansson.a libcrypto.a libxxhash.a; do
+for lib in libjansson.a libcrypto.a libxxhash.a libyaml.a; do
     cp "$(found $lib)" "$carry/lib/"
 done
 cp -L "$(found libcmocka.so)" "$carry/lib/libcmocka.so.0"
@@ -31,10 +31,10 @@ ln -s libcmocka.so.0 "$carry/lib/libcmocka.so"
 # Their headers, and what those include of their own.
 {
     printf '#include <%s>\n' setjmp.h stdarg.h stddef.h stdint.h
-    grep -rhE '^# *include <(openssl/|jansson|xxhash|cmocka)' \
+    grep -rhE '^# *include <(openssl/|jansson|xxhash|yaml|cmocka)' \
         loader kernels mapping validate tests/unit tests/support | sort -u
 } | ${CC:-gcc} -M -xc - | tr -s ' ' '\n' |
-    grep -E '/(openssl/.*|jansson.*|xxhash|cmocka.*)\.h$' |
+    grep -E '/(openssl/.*|jansson.*|xxhash|yaml|cmocka.*)\.h$' |
     while read -r path; do
         case $path in
         */openssl/*) to=openssl/${path##*/openssl/} ;;
@@ -55,7 +55,7 @@ do
     fi
     cp "$tool" "$carry/bin/moe-convert"
     strip "$carry/bin/moe-convert"
-    ldd "$tool" | sed -n 's/.*lib\(jansson\|crypto\|xxhash\).* => \([^ ]*\) .*/\2/p' |
+    ldd "$tool" | sed -n 's/.*lib\(jansson\|crypto\|xxhash\|yaml\).* => \([^ ]*\) .*/\2/p' |
         while read -r path; do
             cp -L "$path" "$carry/lib/"
         done

@@ -111,7 +111,7 @@ use_cmake_build() { # DIR
 
 can_cmake() {
     command -v cmake >/dev/null && command -v pkg-config >/dev/null &&
-        pkg-config --exists jansson libcrypto libxxhash cmocka
+        pkg-config --exists jansson libcrypto libxxhash yaml-0.1 cmocka
 }
 
 cmake_build() {

@@ -94,6 +94,8 @@ function check_library(spec) {
          file ~ /\/(slots_file|sources_file)\.c$/))
         finding("<jansson.h> is for small documents, never here: shard " \
                 "headers and indexes go through jsonscan.c")
+    if (spec == "yaml.h" && file != "mapping/placement_yaml.c")
+        finding("<yaml.h> belongs in mapping/placement_yaml.c only")
     if (spec ~ /^cuda/ && file !~ /\/cuda\//)
         finding("<" spec "> belongs in */cuda/ only")
 }

@@ -33,6 +33,7 @@ need_build() {
     need_library libjansson-dev jansson
     need_library libssl-dev libcrypto
     need_library libxxhash-dev libxxhash
+    need_library libyaml-dev yaml-0.1
 }
 
 # Install the packages in $deps_missing. Fails with a sentence that says what

@@ -194,12 +194,8 @@ MOEC_API moec_status moec_placement_trivial(moec_placement **out,
                                             uint32_t n_redundant,
                                             moec_error *err);
 
-/* Read a placement from the text of a file. Recognised by content:
- *   {"physical_to_logical_map": [layers][P]}   SGLang: one row per decoder
- *       layer (dense layers' rows are ignored), MTP layers behind them
- *   [moe_layers][P]                            EPLB, vLLM: MoE layers only,
- *       MTP layers behind the main ones
- * MTP layers without a row get the trivial map. `name` is for messages. */
+/* Read a placement from the text of a file, of any form below, for a model.
+ * `name` is for messages. */
 MOEC_API moec_status moec_placement_parse(moec_placement **out,
                                           const moec_model *model,
                                           const char *name, const char *text,
@@ -223,6 +219,126 @@ MOEC_API const int32_t *moec_placement_row(const moec_placement *p,
  * separated by spaces: what files' __metadata__ and the manifest carry. */
 MOEC_API moec_status moec_placement_digest(const moec_placement *p,
                                            uint8_t out[32], moec_error *err);
+
+/* ---------------------------------------------------- placement files
+ * Files of several engines, recognised by what is in them and never by their
+ * names. Sources: SGLang's --init-expert-location, TensorRT-LLM's
+ * moe_load_balancer YAML, vllm-ascend's expert_map_path, DeepSeek's EPLB, vLLM.
+ * Ids are integers in [0, E); each expert has a slot in each MoE layer. */
+
+typedef enum moec_placement_form {
+    /* {"physical_to_logical_map": [layers][P]}: a row for each decoder layer
+     * (dense layers' rows are ignored), MTP layers behind them. JSON, or a
+     * .pt file of the same dict. */
+    MOEC_PLACEMENT_SGLANG = 1,
+    /* YAML: num_slots, initial_global_assignments {layer: [P]}; layers are
+     * decoder layers, MTP ones counted on. */
+    MOEC_PLACEMENT_TRTLLM = 2,
+    /* JSON: a list of experts for each device of each MoE layer. Says W. */
+    MOEC_PLACEMENT_VLLM_ASCEND = 3,
+    /* {"phy2log", "log2phy", "logcnt"}: EPLB's three arrays, or some of them.
+     * JSON, .npz or .pt. */
+    MOEC_PLACEMENT_EPLB = 4,
+    /* [moe_layers][P], MTP layers behind the main ones: EPLB's phy2log, vLLM.
+     * JSON, .npy or .pt. */
+    MOEC_PLACEMENT_PHY2LOG = 5,
+    /* [moe_layers][E][X]: slots of each expert in replica order, then -1. */
+    MOEC_PLACEMENT_LOG2PHY = 6,
+    /* [moe_layers][E]: replicas of each expert. Written, never read: it names
+     * no slots. */
+    MOEC_PLACEMENT_LOGCNT = 7
+} moec_placement_form;
+
+/* Name of the form: "sglang", "trtllm", "vllm-ascend", "eplb", "phy2log",
+ * "log2phy", "logcnt"; "?" for none. */
+MOEC_API const char *moec_placement_form_name(moec_placement_form form);
+
+/* What a file is read against. All zero: a file by itself, whose rows are
+ * taken as they are. */
+typedef struct moec_placement_target {
+    uint32_t struct_bytes;      /* sizeof(moec_placement_target) */
+    uint32_t n_experts;         /* E; 0: the highest id of the file + 1 */
+    uint32_t n_layers;          /* decoder layers, dense ones included */
+    uint32_t n_physical;        /* P, where R is known; 0: of the file */
+    const moec_layer_key *keys; /* MoE layers: main ascending, then MTP */
+    size_t n_keys;              /* 0: unknown, every row is a MoE layer's */
+    uint32_t n_ranks;           /* W; 0: unknown. A file that says another W is
+                                   refused */
+    uint32_t allow_empty;       /* 1: id -1 is an empty slot */
+} moec_placement_target;
+#define MOEC_PLACEMENT_TARGET_INIT                                             \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_placement_target)                              \
+  }
+
+typedef struct moec_placement_file moec_placement_file;
+
+/* Read `n` bytes of `text`. Copies what it needs. FORMAT (P01..P04, P06),
+ * MAPPING (P03, P05), UNSUPPORTED (P01): a form that names no slots, or whose
+ * reading would run code; NOMEM. */
+MOEC_API moec_status moec_placement_file_read(
+    moec_placement_file **out, const moec_placement_target *target,
+    const char *name, const char *text, size_t n, moec_error *err);
+MOEC_API void moec_placement_file_close(moec_placement_file *file);
+
+MOEC_API moec_placement_form
+moec_placement_file_form(const moec_placement_file *file);
+MOEC_API const moec_placement *
+moec_placement_file_placement(const moec_placement_file *file);
+/* Key of row `i` of the placement. */
+MOEC_API moec_layer_key moec_placement_file_key(const moec_placement_file *file,
+                                                uint32_t i);
+/* 1 where the keys are decoder layers' own numbers; 0 where nothing says which
+ * layers the rows are, and they are counted from 0. */
+MOEC_API int moec_placement_file_has_keys(const moec_placement_file *file);
+/* W as the file says it, or 0. */
+MOEC_API uint32_t moec_placement_file_n_ranks(const moec_placement_file *file);
+/* [layers][P]: index of each slot among its expert's replicas, where the file
+ * has an order of its own; NULL: ascending. */
+MOEC_API const uint32_t *
+moec_placement_file_replica(const moec_placement_file *file);
+/* What the file says and a placement does not hold, and (P09) replicas on one
+ * rank where W is known. */
+MOEC_API size_t moec_placement_file_n_notes(const moec_placement_file *file);
+MOEC_API const moec_note *
+moec_placement_file_note(const moec_placement_file *file, size_t i);
+
+typedef struct moec_placement_write_opts {
+    uint32_t struct_bytes; /* sizeof(moec_placement_write_opts) */
+    moec_placement_form form;
+    const moec_layer_key *keys; /* of the placement's rows; needed by forms with
+                                   decoder layers */
+    uint32_t n_layers;       /* decoder layers; 0: up to the last of `keys` */
+    uint32_t n_ranks;        /* W, for vllm-ascend */
+    const uint32_t *replica; /* as of moec_eplb; NULL: ascending */
+    uint32_t npy;            /* 1: .npy (int64) instead of JSON: phy2log,
+                                log2phy, logcnt */
+} moec_placement_write_opts;
+#define MOEC_PLACEMENT_WRITE_OPTS_INIT                                         \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_placement_write_opts),                         \
+    .form = MOEC_PLACEMENT_SGLANG                                              \
+  }
+
+/* Write the placement as a file's bytes, to be freed with free(3). Rows of MTP
+ * layers are left out from the last ones that are trivial, as readers take
+ * them so. ARG without keys or ranks where the form needs them; MAPPING (P04)
+ * for empty slots in a form that has none, (P06, P07) for ranks. */
+MOEC_API moec_status moec_placement_write(const moec_placement *placement,
+                                          const moec_placement_write_opts *opts,
+                                          void **out, size_t *bytes_out,
+                                          moec_error *err);
+
+/* Where vLLM puts experts without EPLB: the first E % W ranks hold one more.
+ * Ranks with one fewer end in an empty slot, as all rows have one length. */
+typedef enum moec_vllm_strategy {
+    MOEC_VLLM_LINEAR = 0,     /* neighbours on one rank */
+    MOEC_VLLM_ROUND_ROBIN = 1 /* expert e on rank e % W */
+} moec_vllm_strategy;
+MOEC_API moec_status moec_placement_vllm(moec_placement **out,
+                                         moec_vllm_strategy strategy,
+                                         uint32_t n_layers, uint32_t n_experts,
+                                         uint32_t n_ranks, moec_error *err);
 
 /* --------------------------------------------------------------- EPLB
  * DeepSeek's load balancer, bit for bit. */
