@@ -180,24 +180,30 @@ static double value_of_copy(const state *s, uint32_t at, int32_t e,
     return value;
 }
 
+static void try_copy(const state *s, uint32_t at, int32_t e, step *best)
+{
+    int32_t gone = s->slot[at];
+    double value;
+
+    if (gone == e || s->copies[gone] < 2 || *on(s, e, rank_of(s, at)) != 0)
+        return;
+    value = value_of_copy(s, at, e, best->value);
+    if (value < best->value)
+        *best = (step){at, at, e, value};
+}
+
+/* Another copy of an expert of the heaviest rank `r`, on another one; or on
+ * `r` itself another expert in the place of one that has more copies. */
 static void find_copy(const state *s, uint32_t r, step *best)
 {
     uint32_t first = r / s->domain * s->domain * s->n_local;
     uint32_t end = first + s->domain * s->n_local;
 
-    for (uint32_t i = 0; i < s->n_local; i++) {
-        int32_t e = s->slot[r * s->n_local + i];
-
+    for (uint32_t i = r * s->n_local; i < (r + 1) * s->n_local; i++) {
         for (uint32_t b = first; b < end; b++) {
-            int32_t gone = s->slot[b];
-            double value;
-
-            if (gone == e || s->copies[gone] < 2 ||
-                *on(s, e, rank_of(s, b)) != 0)
-                continue;
-            value = value_of_copy(s, b, e, best->value);
-            if (value < best->value)
-                *best = (step){b, b, e, value};
+            try_copy(s, b, s->slot[i], best);
+            if (rank_of(s, b) != r)
+                try_copy(s, i, s->slot[b], best);
         }
     }
 }

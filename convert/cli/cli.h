@@ -72,6 +72,7 @@ extern const moec_cli_command moec_cmd_explain;
 extern const moec_cli_command moec_cmd_selftest;
 extern const moec_cli_command moec_cmd_placement;
 extern const moec_cli_command moec_cmd_placement_check;
+extern const moec_cli_command moec_cmd_placement_eplb;
 
 /* The path argument `i`, or NULL. */
 static inline const char *moec_cli_path(const moec_cli *cli, size_t i)

@@ -78,7 +78,8 @@ const moec_cli_command moec_cmd_placement_check = {
     .max_paths = 1,
 };
 
-static const moec_cli_command *const subs[] = {&moec_cmd_placement_check, NULL};
+static const moec_cli_command *const subs[] = {&moec_cmd_placement_check,
+                                               &moec_cmd_placement_eplb, NULL};
 
 const moec_cli_command moec_cmd_placement = {
     .name = "placement",

@@ -27,6 +27,25 @@ static const moec_cli_opt topology_opts[] = {
      "required by plan and convert; explain, check: 1", 0},
     {"redundant", 0, MOEC_KIND_U32, FIELD(redundant), "R",
      "redundant physical slots in all", "0", NULL, 0},
+    {"logical-count", 0, MOEC_KIND_TEXT, FIELD(logical_count), "FILE",
+     "place by load counts of an engine: SGLang, vLLM, JSON or .npy", NULL,
+     NULL, 0},
+    {"planner", 0, MOEC_KIND_CHOICE, FIELD(planner), "eplb|moec",
+     "EPLB bit for bit, or what starts there and balances better", "eplb", NULL,
+     0},
+    {"nodes", 0, MOEC_KIND_U32, FIELD(nodes), "N", "nodes of the job", "1",
+     NULL, 0},
+    {"groups", 0, MOEC_KIND_U32, FIELD(groups), "G",
+     "groups of experts that stay on one node, where N divides G", NULL,
+     "the model's", 0},
+    {"eplb-accum", 0, MOEC_KIND_CHOICE, FIELD(eplb_accum), "f32|f64",
+     "sums of loads as DeepSeek's code (f32) or SGLang (f64)", "f64", NULL, 0},
+    {"eplb-ties", 0, MOEC_KIND_CHOICE, FIELD(eplb_ties), "stable|introsort",
+     "order of equal loads; introsort: as torch sorts", "introsort", NULL, 0},
+    {"from", 0, MOEC_KIND_TEXT, FIELD(from), "FILE",
+     "today's placement: the planner changes few of its slots", NULL, NULL, 0},
+    {"max-moves", 0, MOEC_KIND_U32, FIELD(max_moves), "N",
+     "slots that may change in all layers together", NULL, "any number", 0},
     {"placement", 0, MOEC_KIND_TEXT, FIELD(placement), "FILE",
      "physical_to_logical from a file, recognised by its content", NULL,
      "trivial", 0},
@@ -93,6 +112,10 @@ static const moec_cli_opt common_opts[] = {
     title, opts, sizeof(opts) / sizeof((opts)[0])                              \
   }
 
+/* The first rows of the topology. */
+enum { N_BALANCE_OPTS = 10 };
+const moec_cli_group moec_group_balance = {"Balance", topology_opts,
+                                           N_BALANCE_OPTS};
 const moec_cli_group moec_group_topology = GROUP("Topology", topology_opts);
 const moec_cli_group moec_group_write = GROUP("Writing", write_opts);
 const moec_cli_group moec_group_common = GROUP("Common", common_opts);

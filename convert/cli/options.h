@@ -22,6 +22,9 @@ enum { MOEC_CHOICE_STORE_RANK = 1, MOEC_CHOICE_STORE_COMMON };
 enum { MOEC_CHOICE_BY_RANK = 1, MOEC_CHOICE_BY_EXPERT };
 enum { MOEC_CHOICE_GATE_UP = 1, MOEC_CHOICE_UP_GATE };
 enum { MOEC_CHOICE_PER_RANK = 1, MOEC_CHOICE_GLOBAL, MOEC_CHOICE_NONE };
+enum { MOEC_CHOICE_F32 = 1, MOEC_CHOICE_F64 };
+enum { MOEC_CHOICE_STABLE = 1, MOEC_CHOICE_INTROSORT };
+enum { MOEC_CHOICE_PLANNER_EPLB = 1, MOEC_CHOICE_PLANNER_MOEC };
 enum { MOEC_CHOICE_TEXT = 1, MOEC_CHOICE_JSON };
 enum { MOEC_CHOICE_DEVICE_CPU = 1, MOEC_CHOICE_DEVICE_CUDA };
 enum { MOEC_CHOICE_HEADERS = 1, MOEC_CHOICE_DIGESTS, MOEC_CHOICE_KERNELS };
@@ -46,6 +49,8 @@ typedef struct moec_cli_args {
     /* topology */
     uint32_t ep, redundant;
     const char *placement, *family, *ranks;
+    const char *logical_count, *from;
+    uint32_t nodes, groups, eplb_accum, eplb_ties, planner, max_moves;
     uint32_t shared_store, shared_slots, w13_order, shard_by;
     uint64_t max_part_bytes;
     bool no_mtp, allow_empty, requantize_shared;
@@ -58,7 +63,7 @@ typedef struct moec_cli_args {
     /* one command's own */
     bool list_families, list_rules;
     const char *source, *layer, *expert;
-    const char *golden, *inputs;
+    const char *golden, *inputs, *out;
     uint32_t tokens, seed;
     uint32_t format, level, device, cpu;
     const char *vectors;
@@ -99,6 +104,9 @@ typedef struct moec_cli_group {
 } moec_cli_group;
 
 extern const moec_cli_group moec_group_topology;
+/* --ep, --redundant, --logical-count and how to balance: rows of the topology
+ * for commands that take no more of it. */
+extern const moec_cli_group moec_group_balance;
 extern const moec_cli_group moec_group_write;
 extern const moec_cli_group moec_group_common;
 extern const moec_cli_opt moec_opt_family;

@@ -16,80 +16,11 @@
 
 #include <convert.h>
 
+#include "balance.h"
+#include "option_files.h"
 #include "print.h"
 
-/* -------------------------------------------------------------- files */
-
-static moec_status fail_open(moec_error *err, moec_rule rule, const char *path,
-                             int os_errno)
-{
-    /* Wrong input, not a fault of the system: see moec_cli_exit_of. */
-    bool absent = os_errno == ENOENT || os_errno == ENOTDIR;
-    err->os_errno = os_errno;
-    return moec_cli_error(err, absent ? MOEC_E_FORMAT : MOEC_E_IO,
-                          absent ? rule : MOEC_RULE_NONE,
-                          "%s: cannot be read: %s", path, strerror(os_errno));
-}
-
-static moec_status read_all(int fd, const char *path, size_t bytes, char *buf,
-                            moec_error *err)
-{
-    size_t at = 0;
-    while (at < bytes) {
-        ssize_t n = read(fd, buf + at, bytes - at);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return fail_open(err, MOEC_RULE_NONE, path, errno);
-        if (n == 0)
-            break;
-        at += (size_t)n;
-    }
-    if (at != bytes)
-        return moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_I13,
-                              "%s: %zu bytes, of which %zu could be read", path,
-                              bytes, at);
-    buf[bytes] = '\0';
-    return MOEC_OK;
-}
-
-/* Read a whole file that an option names, NUL-terminated, at most
- * MOEC_JSON_BYTES_MAX. `rule` is the one that its absence breaks. */
-static moec_status read_option_file(const char *path, moec_rule rule,
-                                    char **out, size_t *bytes_out,
-                                    moec_error *err)
-{
-    moec_status st = MOEC_OK;
-    char *buf = NULL;
-    struct stat sb;
-    /* O_NONBLOCK: a FIFO is refused below, not waited for. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return fail_open(err, rule, path, errno);
-    if (fstat(fd, &sb) != 0) {
-        st = fail_open(err, rule, path, errno);
-    } else if (!S_ISREG(sb.st_mode)) {
-        st = moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_I03,
-                            "%s: not a regular file", path);
-    } else if ((uint64_t)sb.st_size > MOEC_JSON_BYTES_MAX) {
-        st = moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_I04,
-                            "%s: %jd bytes exceed %" PRIu64, path,
-                            (intmax_t)sb.st_size, MOEC_JSON_BYTES_MAX);
-    } else if ((buf = malloc((size_t)sb.st_size + 1)) == NULL) {
-        st = moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
-                            "no memory for %s", path);
-    } else {
-        st = read_all(fd, path, (size_t)sb.st_size, buf, err);
-    }
-    (void)close(fd);
-    if (st != MOEC_OK) {
-        free(buf);
-        return st;
-    }
-    *out = buf;
-    *bytes_out = (size_t)sb.st_size;
-    return MOEC_OK;
-}
+/* ------------------------------------------------------------ opening */
 
 /* Root of the local Hugging Face cache, to be freed; NULL: there is none. The
  * order is that of huggingface_hub. */
@@ -113,8 +44,6 @@ static char *hf_cache(void)
     return NULL;
 }
 
-/* ------------------------------------------------------------ opening */
-
 moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
                                  const char *src, moec_error *err)
 {
@@ -134,8 +63,8 @@ moec_status moec_cli_open_families(moec_cli_session *s, const moec_cli *cli,
     moec_status st = moec_families_create(&s->families, err);
     if (st != MOEC_OK || cli->args.family == NULL)
         return st;
-    st = read_option_file(cli->args.family, MOEC_RULE_C09, &s->family_text,
-                          &bytes, err);
+    st = moec_cli_read_file(cli->args.family, MOEC_RULE_C09,
+                            MOEC_JSON_BYTES_MAX, &s->family_text, &bytes, err);
     if (st != MOEC_OK)
         return st;
     return moec_families_add(s->families, cli->args.family, s->family_text,
@@ -205,7 +134,8 @@ static moec_status open_placement(moec_cli_session *s, const moec_cli *cli,
     const char *path = cli->args.placement;
     char *text = NULL;
     size_t bytes = 0;
-    moec_status st = read_option_file(path, MOEC_RULE_P01, &text, &bytes, err);
+    moec_status st = moec_cli_read_file(
+        path, MOEC_RULE_P01, MOEC_JSON_BYTES_MAX, &text, &bytes, err);
     if (st != MOEC_OK)
         return st;
     st = moec_placement_parse(&s->placement, s->model, path, text, bytes, err);
@@ -222,6 +152,19 @@ static moec_status open_placement(moec_cli_session *s, const moec_cli *cli,
                           " experts make %" PRIu32
                           " redundant ones, --redundant says %" PRIu32,
                           path, p, e, p - e, cli->args.redundant);
+}
+
+/* A placement by the loads that --logical-count has. */
+static moec_status open_counts(moec_cli_session *s, const moec_cli *cli,
+                               moec_error *err)
+{
+    moec_counts *counts = NULL;
+    moec_status st =
+        moec_cli_read_counts(&counts, s->model, cli->args.logical_count, err);
+    if (st == MOEC_OK)
+        st = moec_cli_balance(&s->placement, cli, s->model, counts, err);
+    moec_counts_destroy(counts);
+    return st;
 }
 
 static moec_plan_opts plan_opts(const moec_cli_session *s, const moec_cli *cli)
@@ -254,6 +197,8 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
     moec_status st = moec_cli_open_model(s, cli, src, err);
     if (st == MOEC_OK && cli->args.placement != NULL)
         st = open_placement(s, cli, err);
+    if (st == MOEC_OK && cli->args.logical_count != NULL)
+        st = open_counts(s, cli, err);
     if (st != MOEC_OK)
         return st;
     moec_plan_opts opts = plan_opts(s, cli);
@@ -314,7 +259,13 @@ const char *moec_cli_check_topology(const moec_cli *cli, bool need_ep)
 {
     const moec_cli_group *const *groups = cli->cmd->groups;
     const moec_cli_args *a = &cli->args;
+    const char *wrong = moec_cli_check_balance(cli);
+    if (wrong != NULL)
+        return wrong;
     if (a->shard_by == MOEC_CHOICE_BY_EXPERT) {
+        if (a->logical_count != NULL)
+            return "--logical-count means nothing with --shard-by expert: the "
+                   "store has no placement";
         if (a->placement != NULL)
             return "--placement means nothing with --shard-by expert: the "
                    "store has no placement";
