@@ -503,8 +503,8 @@ static moec_status check_ranks(const moec_rows *r, moec_placement_file *f,
     f->n_ranks = r->n_ranks;
     if (r->target->allow_empty == 0 || W > P) {
         moec_status st =
-            moec_placement_check(f->placement, W, f->keys,
-                                 moec_placement_n_layers(f->placement), err);
+            moec_placement_fits(f->placement, W, f->keys,
+                                moec_placement_n_layers(f->placement), err);
 
         if (st != MOEC_OK) {
             moec_error_prefix(err, "%s", r->name);
