@@ -2,19 +2,19 @@
 /*
  * moe-convert check: the checks of a CI run. For a source the layout that the
  * options give is proved from headers alone; for a conversion its files are,
- * from headers or from every byte. With --mutate the checks are checked: a
- * layout is made wrong in memory, and the rule that must name it is awaited.
- * Level kernels runs the experts: of a source over slots made in memory, of a
- * conversion against the source it came from, which must be named.
+ * from headers or from every byte. Level kernels runs the experts: of a source
+ * over slots made in memory, of a conversion against the source it came from,
+ * which must be named. What is found is held against a policy and a baseline,
+ * and written in the form that the CI system reads (ci_report.h).
  */
+#include <fnmatch.h>
+#include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "cli.h"
-#include "print.h"
+#include "check_run.h"
 #include "progress.h"
 #include "results.h"
-#include "session.h"
-#include "verdict.h"
 
 static const moec_cli_opt own_opts[] = {
     {"level", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, level),
@@ -24,39 +24,26 @@ static const moec_cli_opt own_opts[] = {
      NULL, "headers for SRC, digests for OUT", 0},
     {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
      "of a conversion at level kernels: what was converted", NULL, NULL, 0},
+    {"policy", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, policy), "FILE",
+     "severities, limits and targets (moec.policy/1)", NULL, "none", 0},
+    {"baseline", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, baseline), "FILE",
+     "an earlier report of --json: only what is not in it fails", NULL, "none",
+     0},
+    {"matrix", 0, MOEC_KIND_LIST, offsetof(moec_cli_args, matrix), "W:R[:S]",
+     "prove every combination of ranks, redundant and shared slots, each a "
+     "list (8,16:0,32:per-rank,none), over one parse of the headers; may be "
+     "repeated",
+     NULL, NULL, 0},
     {"mutate", 0, MOEC_KIND_LIST, offsetof(moec_cli_args, mutate), "KIND,...",
      "make the layout wrong in memory and expect the rule that names it; "
      "list: the kinds; all: those that can be made; may be repeated",
      NULL, NULL, 0},
-    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, format),
-     "text|json", "form of the report; json is --json", "text", NULL, 0},
 };
-static const moec_cli_group own = {"Check", own_opts, 4};
-static const moec_cli_group *const groups[] = {&own, &moec_group_topology,
-                                               &moec_group_common, NULL};
+static const moec_cli_group own = {"Check", own_opts, 6};
+static const moec_cli_group *const groups[] = {
+    &own, &moec_group_report, &moec_group_topology, &moec_group_common, NULL};
 
-/* What is checked. */
-typedef struct subject {
-    const moec_cli *cli;
-    const char *path;
-    bool converted;
-    moec_cli_session s; /* of a source; of a conversion its families */
-    moec_conversion *c; /* of a conversion, once something needs it */
-    moec_ckpt *source;  /* --source */
-    moec_cli_json *j;   /* NULL: text */
-    bool selected[MOEC_MUTATION_COUNT];
-    bool all;
-    size_t n_found, n_missed, n_not_made;
-} subject;
-
-static void close_subject(subject *x)
-{
-    moec_conversion_close(x->c);
-    moec_ckpt_close(x->source);
-    moec_cli_session_close(&x->s);
-}
-
-static const char *level_name(moec_level level)
+const char *moec_check_level_name(moec_level level)
 {
     switch (level) {
     case MOEC_LEVEL_HEADERS:
@@ -69,116 +56,14 @@ static const char *level_name(moec_level level)
     return "kernels";
 }
 
-static const char *rule_id(moec_rule rule)
+static void close_check(moec_check *x)
 {
-    const moec_rule_info *info = moec_rule_describe(rule);
-    return info != NULL ? info->id : NULL;
-}
-
-/* ---------------------------------------------------------- the kinds */
-
-static int list_kinds(const moec_cli *cli)
-{
-    moec_cli_json j;
-    if (cli->args.json) {
-        moec_cli_json_begin(&j, cli, true);
-        moec_cli_json_array(&j, "kinds");
-    }
-    for (int i = 0; i < MOEC_MUTATION_COUNT; i++) {
-        const moec_mutation_info *k = moec_mutation_describe((moec_mutation)i);
-        const char *headers = rule_id(k->headers_rule);
-        const char *digests = rule_id(k->digests_rule);
-        if (cli->args.json) {
-            moec_cli_json_object(&j, NULL);
-            moec_cli_json_str(&j, "kind", k->name);
-            moec_cli_json_str(&j, "what", k->what);
-            moec_cli_json_str(&j, "level", level_name(k->level));
-            moec_cli_json_str(&j, "headers_rule", headers);
-            moec_cli_json_str(&j, "digests_rule", digests);
-            moec_cli_json_str(&j, "kernels_rule", rule_id(k->kernels_rule));
-            moec_cli_json_end(&j);
-        } else {
-            moec_cli_line(stdout, "%-26s  %-7s  %-7s %-7s %-7s %s", k->name,
-                          level_name(k->level), headers != NULL ? headers : "-",
-                          digests != NULL ? digests : "-",
-                          rule_id(k->kernels_rule), k->what);
-        }
-    }
-    if (cli->args.json)
-        moec_cli_json_finish(&j);
-    return MOEC_EXIT_OK;
-}
-
-static int unknown_kind(const moec_cli *cli, const char *word)
-{
-    const char *nearest = NULL;
-    size_t least = SIZE_MAX;
-    for (int i = 0; i < MOEC_MUTATION_COUNT; i++) {
-        const char *name = moec_mutation_describe((moec_mutation)i)->name;
-        size_t d = moec_cli_distance(word, name);
-        if (d < least) {
-            least = d;
-            nearest = name;
-        }
-    }
-    if (nearest != NULL && moec_cli_is_near(word, least))
-        return moec_cli_usage(cli, "--mutate: no kind '%s'; did you mean '%s'?",
-                              word, nearest);
-    return moec_cli_usage(
-        cli, "--mutate: no kind '%s'; --mutate list has all of them", word);
-}
-
-/* Take one word of --mutate. MOEC_EXIT_OK, or the exit code of a complaint. */
-static int take_kind(subject *x, const char *word)
-{
-    moec_mutation kind = moec_mutation_find(word);
-    if (strcmp(word, "all") == 0) {
-        x->all = true;
-        return MOEC_EXIT_OK;
-    }
-    if (kind == MOEC_MUTATION_COUNT)
-        return unknown_kind(x->cli, word);
-    if (moec_mutation_describe(kind)->level == MOEC_LEVEL_KERNELS &&
-        x->converted && x->cli->args.source == NULL)
-        return moec_cli_usage(x->cli,
-                              "--mutate %s needs --source SRC: what %s was "
-                              "converted from",
-                              word, x->path);
-    x->selected[kind] = true;
-    return MOEC_EXIT_OK;
-}
-
-/* "a,b" and repeated options are the same. */
-static int take_kinds(subject *x)
-{
-    const moec_cli_list *list = &x->cli->args.mutate;
-    for (size_t i = 0; i < list->n; i++) {
-        const char *p = list->words[i];
-        for (;;) {
-            size_t n = strcspn(p, ",");
-            char word[64];
-            if (n >= sizeof(word))
-                return unknown_kind(x->cli, p);
-            memcpy(word, p, n);
-            word[n] = '\0';
-            int code = take_kind(x, word);
-            if (code != MOEC_EXIT_OK)
-                return code;
-            if (p[n] == '\0')
-                break;
-            p += n + 1;
-        }
-    }
-    return MOEC_EXIT_OK;
-}
-
-static bool wants_list(const moec_cli *cli)
-{
-    for (size_t i = 0; i < cli->args.mutate.n; i++) {
-        if (strcmp(cli->args.mutate.words[i], "list") == 0)
-            return true;
-    }
-    return false;
+    moec_ci_fini(&x->report);
+    moec_ci_baseline_fini(&x->baseline);
+    moec_ci_policy_fini(&x->policy);
+    moec_conversion_close(x->c);
+    moec_ckpt_close(x->source);
+    moec_cli_session_close(&x->s);
 }
 
 /* ------------------------------------------------------------ opening */
@@ -192,8 +77,8 @@ static moec_status interrupted(moec_status st, moec_error *err)
                           "interrupted; nothing is proved");
 }
 
-static moec_status open_layout(subject *x, const moec_layout **out,
-                               moec_error *err)
+moec_status moec_check_open_layout(moec_check *x, const moec_layout **out,
+                                   moec_error *err)
 {
     moec_status st = MOEC_OK;
     if (!x->converted) {
@@ -211,9 +96,9 @@ static moec_status open_layout(subject *x, const moec_layout **out,
     return st;
 }
 
-/* moec_verify, or moec_verify_mutation where `found` is not NULL. */
-static moec_status read_files(subject *x, moec_level level, moec_mutation kind,
-                              int *found, moec_report **out, moec_error *err)
+moec_status moec_check_read_files(moec_check *x, moec_level level,
+                                  moec_mutation kind, int *found,
+                                  moec_report **out, moec_error *err)
 {
     moec_verify_opts opts = MOEC_VERIFY_OPTS_INIT;
     moec_cli_progress progress;
@@ -238,9 +123,9 @@ static moec_status read_files(subject *x, moec_level level, moec_mutation kind,
     return interrupted(st, err);
 }
 
-/* moec_validate, or moec_validate_mutation where `found` is not NULL. */
-static moec_status run_kernels(subject *x, moec_mutation kind, int *found,
-                               moec_validation **out, moec_error *err)
+moec_status moec_check_run_kernels(moec_check *x, moec_mutation kind,
+                                   int *found, moec_validation **out,
+                                   moec_error *err)
 {
     moec_validate_opts opts = moec_cli_validate_opts(x->cli);
     const char *dir = x->converted ? x->path : NULL;
@@ -251,7 +136,7 @@ static moec_status run_kernels(subject *x, moec_mutation kind, int *found,
     if (st == MOEC_OK && x->converted && x->source == NULL)
         st = moec_cli_open_source(&x->source, x->cli, x->cli->args.source, err);
     if (st == MOEC_OK && !x->converted)
-        st = open_layout(x, &opts.layout, err);
+        st = moec_check_open_layout(x, &opts.layout, err);
     if (st != MOEC_OK)
         return st;
     opts.source = x->source;
@@ -269,242 +154,247 @@ static moec_status run_kernels(subject *x, moec_mutation kind, int *found,
     return interrupted(st, err);
 }
 
+/* --------------------------------------------------------------- limits */
+
+/* The load of the fullest rank over the mean, in the worst layer: every expert
+ * is loaded alike and spreads its load evenly over its replicas. */
+static double imbalance_of(const moec_plan *plan, double *load,
+                           uint32_t *replicas, size_t *layer_out)
+{
+    moec_topology topo = moec_plan_topology(plan);
+    uint32_t e = moec_model_facts(moec_plan_model(plan))->n_experts;
+    double worst = 1.0;
+    *layer_out = 0;
+    for (size_t l = 0; l < moec_plan_n_layers(plan); l++) {
+        double most = 0.0, sum = 0.0;
+        memset(replicas, 0, e * sizeof(*replicas));
+        memset(load, 0, topo.n_ranks * sizeof(*load));
+        for (uint32_t pass = 0; pass < 2; pass++) {
+            for (uint32_t p = 0; p < topo.n_physical; p++) {
+                moec_local_row row = {p % topo.n_local};
+                uint32_t rank = p / topo.n_local;
+                uint32_t unit = moec_plan_unit(plan, l, rank, row);
+                if (unit >= e)
+                    continue;
+                if (pass == 0)
+                    replicas[unit]++;
+                else
+                    load[rank] += 1.0 / replicas[unit];
+            }
+        }
+        for (uint32_t i = 0; i < topo.n_ranks; i++) {
+            most = load[i] > most ? load[i] : most;
+            sum += load[i];
+        }
+        if (sum > 0.0 && most * topo.n_ranks / sum > worst) {
+            worst = most * topo.n_ranks / sum;
+            *layer_out = l;
+        }
+    }
+    return worst;
+}
+
+static void check_imbalance(moec_check *x, const moec_layout *layout,
+                            moec_ci_run *run)
+{
+    const moec_plan *plan = moec_layout_plan(layout);
+    uint32_t e = moec_model_facts(moec_plan_model(plan))->n_experts;
+    double *load = calloc((size_t)run->topology.n_ranks + 1, sizeof(*load));
+    uint32_t *replicas = calloc((size_t)e + 1, sizeof(*replicas));
+    size_t layer = 0;
+    if (load == NULL || replicas == NULL) {
+        x->report.oom = true;
+    } else {
+        run->imbalance = imbalance_of(plan, load, replicas, &layer);
+        /* The last digits of a sum are no finding. */
+        if (x->policy.max_imbalance > 0.0 &&
+            run->imbalance > x->policy.max_imbalance * (1.0 + 1e-9)) {
+            moec_finding f = {.rule = MOEC_RULE_L04,
+                              .severity = MOEC_SEVERITY_ERROR,
+                              .has = MOEC_HAS_LAYER};
+            size_t at = moec_plan_model_layer(plan, layer);
+            f.layer = moec_model_layer(moec_plan_model(plan), at)->key;
+            moec_ci_add(&x->report, &f, layout,
+                        "the fullest rank has %.4f times the mean load, the "
+                        "policy allows %.4f",
+                        run->imbalance, x->policy.max_imbalance);
+        }
+    }
+    free(load);
+    free(replicas);
+}
+
+static void check_rank_bytes(moec_check *x, const moec_layout *layout,
+                             moec_ci_run *run)
+{
+    uint64_t *bytes = calloc((size_t)run->topology.n_ranks + 1, sizeof(*bytes));
+    if (bytes == NULL) {
+        x->report.oom = true;
+        return;
+    }
+    for (size_t i = 0; i < moec_layout_n_files(layout); i++) {
+        const moec_out_file *f = moec_layout_file(layout, i);
+        if (f->kind == MOEC_FILE_RANK && f->rank < run->topology.n_ranks)
+            bytes[f->rank] += f->bytes;
+    }
+    for (uint32_t i = 0; i < run->topology.n_ranks; i++) {
+        run->rank_bytes =
+            bytes[i] > run->rank_bytes ? bytes[i] : run->rank_bytes;
+        if (x->policy.max_rank_bytes == 0 ||
+            bytes[i] <= x->policy.max_rank_bytes)
+            continue;
+        moec_finding f = {.rule = MOEC_RULE_L03,
+                          .severity = MOEC_SEVERITY_ERROR,
+                          .has = MOEC_HAS_RANK,
+                          .rank = i};
+        moec_ci_add(&x->report, &f, layout,
+                    "the rank's expert files have %" PRIu64
+                    " bytes, the policy allows %" PRIu64,
+                    bytes[i], x->policy.max_rank_bytes);
+    }
+    free(bytes);
+}
+
+static void check_skipped(moec_check *x, const moec_layout *layout)
+{
+    const moec_plan *plan = moec_layout_plan(layout);
+    const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(plan));
+    const moec_tensor *first = NULL;
+    size_t n = 0;
+    for (size_t i = 0; i < moec_ckpt_n_tensors(ckpt); i++) {
+        const moec_tensor *t = moec_ckpt_tensor(ckpt, i);
+        bool allowed = moec_plan_fate(plan, i) != MOEC_FATE_SKIPPED;
+        for (size_t k = 0; !allowed && k < x->policy.n_skip; k++)
+            allowed = fnmatch(x->policy.skip[k], t->name, 0) == 0;
+        if (allowed)
+            continue;
+        first = first != NULL ? first : t;
+        n++;
+    }
+    if (n == 0)
+        return;
+    moec_finding f = {.rule = MOEC_RULE_L05,
+                      .severity = MOEC_SEVERITY_ERROR,
+                      .has = MOEC_HAS_TENSOR,
+                      .tensor = first->name};
+    moec_ci_add(&x->report, &f, layout,
+                "left out, and not in the policy's skip; %zu such tensors in "
+                "all",
+                n);
+}
+
+void moec_check_limits(moec_check *x, const moec_layout *layout)
+{
+    moec_ci_report *r = &x->report;
+    if (layout == NULL || r->n_runs == 0)
+        return;
+    moec_ci_run *run = &r->runs[r->n_runs - 1];
+    run->has_topology = true;
+    run->topology = moec_plan_topology(moec_layout_plan(layout));
+    check_rank_bytes(x, layout, run);
+    check_imbalance(x, layout, run);
+    if (x->policy.limits_skipped)
+        check_skipped(x, layout);
+}
+
 /* ------------------------------------------------------ the plain check */
 
 /* The level and those before it; *v_out stays NULL below level kernels. */
-static moec_status prove_levels(subject *x, moec_level level,
-                                moec_report **report_out,
-                                moec_validation **v_out, moec_error *err)
+static moec_status prove_levels(moec_check *x, moec_validation **v_out,
+                                moec_error *err)
 {
-    bool kernels = level == MOEC_LEVEL_KERNELS;
+    bool kernels = x->level == MOEC_LEVEL_KERNELS;
     const moec_layout *layout = NULL;
+    moec_report *report = NULL;
     moec_status st;
     if (x->converted) {
-        st = read_files(x, kernels ? MOEC_LEVEL_DIGESTS : level,
-                        MOEC_MUTATION_COUNT, NULL, report_out, err);
-    } else {
-        st = open_layout(x, &layout, err);
+        st = moec_check_read_files(x, kernels ? MOEC_LEVEL_DIGESTS : x->level,
+                                   MOEC_MUTATION_COUNT, NULL, &report, err);
+        /* Where the files stand is told by the layout; a conversion whose
+         * layout cannot be decided again has findings that say so. */
+        moec_error ignored = MOEC_ERROR_INIT;
         if (st == MOEC_OK)
-            st = moec_layout_prove(report_out, layout, err);
-    }
-    if (st == MOEC_OK && kernels)
-        st = run_kernels(x, MOEC_MUTATION_COUNT, NULL, v_out, err);
-    return st;
-}
-
-static void print_proofs(subject *x, moec_level level,
-                         const moec_report *report, const moec_validation *v,
-                         bool ok)
-{
-    if (x->cli->args.json) {
-        moec_cli_json j;
-        moec_cli_json_begin(&j, x->cli, ok);
-        moec_cli_json_str(&j, "path", x->path);
-        moec_cli_json_str(&j, "level", level_name(level));
-        moec_cli_json_proof(&j, report);
-        if (v != NULL) {
-            moec_cli_json_object(&j, "kernels");
-            moec_cli_json_results(&j, v);
-            moec_cli_json_end(&j);
-        }
-        moec_cli_json_problems(&j, x->s.ckpt, NULL);
-        moec_cli_json_finish(&j);
-        return;
-    }
-    moec_cli_print_proof(
-        x->cli, report, v != NULL ? moec_cli_proof_passed(x->cli, report) : ok);
-    if (v != NULL)
-        moec_cli_print_results(x->cli, v, ok);
-}
-
-static int prove(subject *x, moec_level level)
-{
-    moec_error err = MOEC_ERROR_INIT;
-    moec_report *report = NULL;
-    moec_validation *v = NULL;
-    moec_status st = prove_levels(x, level, &report, &v, &err);
-    bool ok;
-    if (st != MOEC_OK) {
-        moec_report_destroy(report);
-        return moec_cli_fail(x->cli, st, &err);
-    }
-    ok = moec_cli_proof_passed(x->cli, report) &&
-         (v == NULL || moec_cli_results_passed(x->cli, v));
-    /* The plan's warnings are findings of the report; the source's are not. */
-    if (x->cli->args.strict && moec_cli_n_warnings(x->s.ckpt, NULL) != 0)
-        ok = false;
-    print_proofs(x, level, report, v, ok);
-    moec_cli_print_problems(x->cli, x->s.ckpt, NULL);
-    moec_validation_destroy(v);
-    moec_report_destroy(report);
-    return ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
-}
-
-/* --------------------------------------------------------- mutations */
-
-/* The finding that names the mutation: the first of the rule. */
-static const moec_finding *naming(const moec_report *report, moec_rule rule)
-{
-    for (size_t i = 0; i < moec_report_n_findings(report); i++) {
-        const moec_finding *f = moec_report_finding(report, i);
-        if (f->rule == rule && f->severity == MOEC_SEVERITY_ERROR)
-            return f;
-    }
-    return NULL;
-}
-
-static void print_outcome(subject *x, const moec_mutation_info *info,
-                          moec_level level, moec_rule rule, int found,
-                          const moec_report *report)
-{
-    size_t n = moec_report_n_findings(report);
-    const moec_finding *f = naming(report, rule);
-    if (x->j != NULL) {
-        moec_cli_json_bool(x->j, "found", found != 0);
-        moec_cli_json_array(x->j, "findings");
-        for (size_t i = 0; i < n; i++)
-            moec_cli_json_finding(x->j, moec_report_finding(report, i));
-        moec_cli_json_end(x->j);
-        return;
-    }
-    moec_cli_line(stdout, "%s: %s: %s by %s at level %s", info->name,
-                  info->what, found ? "found" : "NOT FOUND", rule_id(rule),
-                  level_name(level));
-    for (size_t i = 0; i < n; i++) {
-        if (x->cli->args.verbose > 0 || moec_report_finding(report, i) == f)
-            moec_cli_print_finding(stdout, moec_report_finding(report, i));
-    }
-    if (x->cli->args.verbose == 0 && n > 1)
-        moec_cli_line(stdout, "    and %zu more (-v)", n - (f != NULL));
-}
-
-/* A kind that cannot be made here. With `all` that is no complaint. */
-static void print_not_made(subject *x, const moec_error *err)
-{
-    x->n_not_made++;
-    if (x->j != NULL) {
-        moec_cli_json_bool(x->j, "found", false);
-        moec_cli_json_error(x->j, MOEC_E_UNSUPPORTED, err);
-    } else if (x->all) {
-        moec_cli_line(stdout, "%s", err->text);
-    }
-    if (!x->all)
-        moec_cli_line(stderr, "moe-convert check: %s", err->text);
-}
-
-/* The proof itself could not be run. */
-static int print_failure(subject *x, moec_status st, const moec_error *err)
-{
-    if (x->j == NULL)
-        return moec_cli_fail(x->cli, st, err);
-    moec_cli_json_bool(x->j, "found", false);
-    moec_cli_json_error(x->j, st, err);
-    moec_cli_line(stderr, "%s", err->text);
-    return moec_cli_exit_of(st, err);
-}
-
-/* The level that a kind is made at: the one asked for, else the lowest that
- * sees it, over every byte where there is a conversion. */
-static moec_level level_of(const subject *x, const moec_mutation_info *info)
-{
-    if (x->cli->args.level != 0)
-        return (moec_level)x->cli->args.level;
-    if (x->converted || info->level == MOEC_LEVEL_KERNELS)
-        return info->level;
-    return MOEC_LEVEL_HEADERS;
-}
-
-/* Make one mutation. Returns MOEC_EXIT_OK to go on. */
-static int mutate(subject *x, const moec_layout *layout, moec_mutation kind)
-{
-    const moec_mutation_info *info = moec_mutation_describe(kind);
-    moec_level level = level_of(x, info);
-    moec_error err = MOEC_ERROR_INIT;
-    moec_report *made = NULL;
-    moec_validation *v = NULL;
-    const moec_report *report = NULL;
-    int found = 0, code = MOEC_EXIT_OK;
-    moec_rule rule = info->headers_rule;
-    moec_status st;
-    if (level == MOEC_LEVEL_KERNELS) {
-        rule = info->kernels_rule;
-        st = run_kernels(x, kind, &found, &v, &err);
-        report = v != NULL ? moec_validation_report(v) : NULL;
-    } else if (level == MOEC_LEVEL_DIGESTS) {
-        rule = info->digests_rule;
-        st = read_files(x, level, kind, &found, &made, &err);
-        report = made;
+            (void)moec_check_open_layout(x, &layout, &ignored);
     } else {
-        st = moec_check_mutation(&made, &found, layout, kind, &err);
-        report = made;
+        st = moec_check_open_layout(x, &layout, err);
+        if (st == MOEC_OK)
+            st = moec_layout_prove(&report, layout, err);
     }
-    if (x->j != NULL) {
-        moec_cli_json_object(x->j, NULL);
-        moec_cli_json_str(x->j, "kind", info->name);
-        moec_cli_json_str(x->j, "level", level_name(level));
-        moec_cli_json_str(x->j, "rule", rule_id(rule));
-    }
-    if (st == MOEC_OK) {
-        print_outcome(x, info, level, rule, found, report);
-        x->n_found += found != 0;
-        x->n_missed += found == 0;
-    } else if (st == MOEC_E_UNSUPPORTED) {
-        print_not_made(x, &err);
-    } else {
-        code = print_failure(x, st, &err);
-    }
-    if (x->j != NULL)
-        moec_cli_json_end(x->j);
-    moec_validation_destroy(v);
-    moec_report_destroy(made);
+    if (st != MOEC_OK)
+        return st;
+    (void)moec_ci_begin(&x->report, NULL);
+    moec_ci_take(&x->report, report, layout);
+    moec_check_limits(x, layout);
+    if (x->converted && layout != NULL)
+        moec_check_targets(x, layout);
+    moec_ci_add_notes(&x->report, x->s.ckpt);
+    if (!kernels)
+        return MOEC_OK;
+    st = moec_check_run_kernels(x, MOEC_MUTATION_COUNT, NULL, v_out, err);
+    if (st != MOEC_OK)
+        return st;
+    (void)moec_ci_begin(&x->report, NULL);
+    moec_ci_take_results(&x->report, *v_out, layout);
+    return MOEC_OK;
+}
+
+static moec_status read_rules(moec_check *x, moec_error *err)
+{
+    const moec_cli_args *a = &x->cli->args;
+    moec_status st = MOEC_OK;
+    if (a->policy != NULL)
+        st = moec_ci_policy_read(&x->policy, a->policy, err);
+    if (st == MOEC_OK && a->baseline != NULL)
+        st = moec_ci_baseline_read(&x->baseline, a->baseline, err);
+    if (st != MOEC_OK)
+        return st;
+    x->report.policy = a->policy != NULL ? &x->policy : NULL;
+    x->report.baseline = a->baseline != NULL ? &x->baseline : NULL;
+    return MOEC_OK;
+}
+
+/* A failure is said on stderr, and in --json's document, as in all commands;
+ * the other forms get it as a finding. */
+static int fail(moec_check *x, moec_status st, const moec_error *err)
+{
+    moec_error ignored = MOEC_ERROR_INIT;
+    int code = moec_cli_fail(x->cli, st, err);
+    moec_ci_fini(&x->report);
+    moec_ci_init(&x->report, x->cli, x->path);
+    x->report.level = moec_check_level_name(x->level);
+    moec_ci_add_error(&x->report, st, err, true);
+    if (moec_ci_settle(&x->report, &ignored) == MOEC_OK)
+        (void)moec_ci_write(&x->report);
     return code;
 }
 
-static int verdict(const subject *x)
-{
-    if (x->n_missed != 0) {
-        moec_cli_line(stderr,
-                      "moe-convert check: %zu mutation%s not found: this is a "
-                      "bug in moe-convert, please report it",
-                      x->n_missed, x->n_missed == 1 ? "" : "s");
-        return MOEC_EXIT_INTERNAL;
-    }
-    if (x->n_found == 0 || (x->n_not_made != 0 && !x->all))
-        return MOEC_EXIT_INPUT;
-    return MOEC_EXIT_FOUND;
-}
-
-static int run_mutations(subject *x)
+static int prove(moec_check *x)
 {
     moec_error err = MOEC_ERROR_INIT;
-    const moec_layout *layout = NULL;
-    moec_cli_json j;
-    int code = MOEC_EXIT_OK;
-    moec_status st = open_layout(x, &layout, &err);
-    if (st != MOEC_OK)
-        return moec_cli_fail(x->cli, st, &err);
-    if (x->cli->args.json) {
-        x->j = &j;
-        moec_cli_json_begin(&j, x->cli, false);
-        moec_cli_json_str(&j, "path", x->path);
-        moec_cli_json_array(&j, "mutations");
+    moec_validation *v = NULL;
+    moec_status st = read_rules(x, &err);
+    int code;
+    if (st == MOEC_OK && x->cli->args.matrix.n == 0)
+        st = prove_levels(x, &v, &err);
+    if (st == MOEC_OK && moec_check_has_matrix(x))
+        st = moec_check_matrix(x, &err);
+    if (st == MOEC_OK)
+        st = moec_ci_settle(&x->report, &err);
+    if (st != MOEC_OK) {
+        code = fail(x, st, &err);
+    } else {
+        code = moec_ci_write(&x->report);
+        if (x->cli->args.json)
+            moec_ci_write_json(stdout, &x->report);
     }
-    for (int i = 0; code == MOEC_EXIT_OK && i < MOEC_MUTATION_COUNT; i++) {
-        const moec_mutation_info *k = moec_mutation_describe((moec_mutation)i);
-        bool here = k->level != MOEC_LEVEL_KERNELS || !x->converted ||
-                    x->cli->args.source != NULL;
-        if (x->selected[i] || (x->all && here))
-            code = mutate(x, layout, (moec_mutation)i);
-    }
-    if (x->j != NULL)
-        moec_cli_json_finish(&j);
-    return code != MOEC_EXIT_OK ? code : verdict(x);
+    moec_validation_destroy(v);
+    return code;
 }
 
 /* ------------------------------------------------------------ command */
 
 /* Usage rules beyond the topology's. NULL, or the complaint. */
-static const char *wrong_level(const subject *x)
+static const char *wrong_level(const moec_check *x)
 {
     uint32_t level = x->cli->args.level;
     if (level == MOEC_CHOICE_KERNELS && x->converted &&
@@ -519,20 +409,57 @@ static const char *wrong_level(const subject *x)
     return NULL;
 }
 
+/* What --matrix and --mutate exclude. */
+static const char *wrong_form(const moec_check *x)
+{
+    const moec_cli_args *a = &x->cli->args;
+    if (a->matrix.n != 0 && x->converted)
+        return "--matrix is for a source: a conversion has one topology";
+    if (a->matrix.n != 0 && a->mutate.n != 0)
+        return "--matrix and --mutate exclude each other";
+    if (a->matrix.n != 0 && x->level != MOEC_LEVEL_HEADERS)
+        return "--matrix is for level headers";
+    if (a->matrix.n != 0 && a->shard_by == MOEC_CHOICE_BY_EXPERT)
+        return "--matrix means nothing with --shard-by expert: the store has "
+               "no ranks";
+    if (a->matrix.n != 0 && (a->placement != NULL || a->logical_count != NULL))
+        return "--matrix has trivial placements: prove a --placement by itself";
+    if (a->mutate.n != 0 && (a->policy != NULL || a->baseline != NULL))
+        return "--policy and --baseline mean nothing with --mutate";
+    return NULL;
+}
+
+static const char *wrong_usage(const moec_check *x,
+                               char why[MOEC_OPT_WHY_BYTES])
+{
+    const char *wrong = moec_cli_check_topology(x->cli, false);
+    if (wrong == NULL)
+        wrong = wrong_level(x);
+    if (wrong == NULL)
+        wrong = wrong_form(x);
+    if (wrong == NULL)
+        wrong = moec_check_wrong_matrix(x->cli, why);
+    return wrong != NULL ? wrong : moec_ci_wrong_reports(x->cli, why);
+}
+
 static int check(moec_cli *cli)
 {
-    subject x = {.cli = cli, .path = moec_cli_path(cli, 0)};
+    moec_check x = {.cli = cli, .path = moec_cli_path(cli, 0)};
+    char why[MOEC_OPT_WHY_BYTES] = "";
     if (cli->args.format == MOEC_CHOICE_JSON)
         cli->args.json = true;
-    if (wants_list(cli))
-        return list_kinds(cli);
+    if (moec_check_wants_kinds(cli))
+        return moec_check_list_kinds(cli);
     if (x.path == NULL)
         return moec_cli_usage(cli, "SRC or OUT is missing");
     moec_error err = MOEC_ERROR_INIT;
     moec_status st = moec_cli_is_conversion(x.path, &x.converted, &err);
     if (st != MOEC_OK)
-        return moec_cli_fail(cli, st, &err);
-    int code = take_kinds(&x);
+        return moec_ci_fail(cli, st, &err);
+    x.level = x.converted ? MOEC_LEVEL_DIGESTS : MOEC_LEVEL_HEADERS;
+    if (cli->args.level != 0)
+        x.level = (moec_level)cli->args.level;
+    int code = moec_check_wrong_kinds(&x);
     if (code != MOEC_EXIT_OK)
         return code;
     const char *extra = moec_cli_topology_given(cli);
@@ -541,16 +468,13 @@ static int check(moec_cli *cli)
                               "--%s: %s is converted, its topology is in its "
                               "manifest",
                               extra, x.path);
-    const char *wrong = moec_cli_check_topology(cli, false);
-    if (wrong == NULL)
-        wrong = wrong_level(&x);
+    const char *wrong = wrong_usage(&x, why);
     if (wrong != NULL)
         return moec_cli_usage(cli, "%s", wrong);
-    moec_level level = x.converted ? MOEC_LEVEL_DIGESTS : MOEC_LEVEL_HEADERS;
-    if (cli->args.level != 0)
-        level = (moec_level)cli->args.level;
-    code = cli->args.mutate.n != 0 ? run_mutations(&x) : prove(&x, level);
-    close_subject(&x);
+    moec_ci_init(&x.report, cli, x.path);
+    x.report.level = moec_check_level_name(x.level);
+    code = cli->args.mutate.n != 0 ? moec_check_mutate(&x) : prove(&x);
+    close_check(&x);
     return code;
 }
 
@@ -559,17 +483,22 @@ const moec_cli_command moec_cmd_check = {
     .fn = check,
     .line = "the checks of a CI run in one; --mutate checks the checks",
     .usage = "check SRC [--ep W] [TOPOLOGY] [--level kernels] [--mutate KIND]\n"
+             "check SRC --matrix W:R[:S]\n"
              "check OUT [--level headers|digests] [--mutate KIND]\n"
              "check OUT --level kernels --source SRC [--mutate KIND]\n"
              "check --mutate list",
     .about = "Proves the layout of a source from headers alone, or a "
              "conversion from its headers and every byte; with --level kernels "
              "also what the experts compute, as validate does. Exit 1 where "
-             "something is found. With --mutate a layout is made wrong in one "
-             "known way, in memory: exit 1 and the finding where the rule "
+             "something is found that the policy does not allow and the "
+             "baseline does not have. With --mutate a layout is made wrong in "
+             "one known way, in memory: exit 1 and the finding where the rule "
              "names it, 3 where the kind cannot be made of this layout, 70 "
              "where it is not found.",
     .examples = "check ./DeepSeek-V3 --ep 32 --redundant 32\n"
+                "check ./DeepSeek-V3 --matrix 8,16,32,64:0,32,64\n"
+                "check ./V3-ep32 --policy ci/policy.json --format github "
+                "--report sarif=moec.sarif\n"
                 "check ./V3-ep32 --level headers --json\n"
                 "check ./DeepSeek-V3 --ep 32 --redundant 32 --mutate E-for-P\n"
                 "check ./V3-ep32 --level digests --mutate all",

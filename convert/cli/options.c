@@ -76,6 +76,17 @@ static const moec_cli_opt topology_opts[] = {
      "a family description beside the built-in ones", NULL, NULL, 0},
 };
 
+static const moec_cli_opt report_opts[] = {
+    {"format", 0, MOEC_KIND_CHOICE, FIELD(format), MOEC_CLI_FORMATS,
+     "form of the report on stdout; json is --json, github is text and the "
+     "ten worst findings as annotations",
+     "text", NULL, 0},
+    {"report", 0, MOEC_KIND_LIST, FIELD(reports), "FORMAT=FILE",
+     "write the report to a file too, in one more form; markdown is added to "
+     "the end of the file, the others replace it; may be repeated",
+     NULL, NULL, 0},
+};
+
 static const moec_cli_opt write_opts[] = {
     {"dry-run", 'n', MOEC_KIND_FLAG, FIELD(dry_run), NULL,
      "say what would be written, and write nothing", NULL, NULL, 0},
@@ -117,6 +128,7 @@ enum { N_BALANCE_OPTS = 10 };
 const moec_cli_group moec_group_balance = {"Balance", topology_opts,
                                            N_BALANCE_OPTS};
 const moec_cli_group moec_group_topology = GROUP("Topology", topology_opts);
+const moec_cli_group moec_group_report = GROUP("Report", report_opts);
 const moec_cli_group moec_group_write = GROUP("Writing", write_opts);
 const moec_cli_group moec_group_common = GROUP("Common", common_opts);
 
@@ -166,8 +178,7 @@ static bool parse_size(const char *s, uint64_t *out)
     return false;
 }
 
-/* 1 + place of `word` among the words of "a|b|c", 0 where it is none. */
-static uint32_t parse_choice(const char *choices, const char *word)
+uint32_t moec_cli_parse_choice(const char *choices, const char *word)
 {
     size_t n = strlen(word);
     uint32_t place = 1;
@@ -301,7 +312,7 @@ static bool set_value(moec_cli_args *args, const moec_cli_opt *o,
     case MOEC_KIND_LIST:
         return add_word(field_of(args, o), o, text, why);
     case MOEC_KIND_CHOICE:
-        place = parse_choice(o->arg, text);
+        place = moec_cli_parse_choice(o->arg, text);
         *(uint32_t *)field_of(args, o) = place;
         if (place == 0)
             complain(why, "--%s wants one of %s, not '%s'", o->name, o->arg,

@@ -25,7 +25,15 @@ enum { MOEC_CHOICE_PER_RANK = 1, MOEC_CHOICE_GLOBAL, MOEC_CHOICE_NONE };
 enum { MOEC_CHOICE_F32 = 1, MOEC_CHOICE_F64 };
 enum { MOEC_CHOICE_STABLE = 1, MOEC_CHOICE_INTROSORT };
 enum { MOEC_CHOICE_PLANNER_EPLB = 1, MOEC_CHOICE_PLANNER_MOEC };
-enum { MOEC_CHOICE_TEXT = 1, MOEC_CHOICE_JSON };
+enum {
+    MOEC_CHOICE_TEXT = 1,
+    MOEC_CHOICE_JSON,
+    MOEC_CHOICE_SARIF,
+    MOEC_CHOICE_JUNIT,
+    MOEC_CHOICE_GITHUB,
+    MOEC_CHOICE_MARKDOWN,
+    MOEC_CHOICE_PROMETHEUS
+};
 enum { MOEC_CHOICE_DEVICE_CPU = 1, MOEC_CHOICE_DEVICE_CUDA };
 enum { MOEC_CHOICE_HEADERS = 1, MOEC_CHOICE_DIGESTS, MOEC_CHOICE_KERNELS };
 enum {
@@ -68,7 +76,8 @@ typedef struct moec_cli_args {
     uint32_t format, level, device, cpu;
     const char *vectors;
     const char *plugin;
-    moec_cli_list mutate;
+    moec_cli_list mutate, matrix, reports;
+    const char *policy, *baseline;
     /* the rest */
     const char **paths;
     size_t n_paths;
@@ -107,9 +116,13 @@ extern const moec_cli_group moec_group_topology;
 /* --ep, --redundant, --logical-count and how to balance: rows of the topology
  * for commands that take no more of it. */
 extern const moec_cli_group moec_group_balance;
+extern const moec_cli_group moec_group_report; /* ci_report.h writes them */
 extern const moec_cli_group moec_group_write;
 extern const moec_cli_group moec_group_common;
 extern const moec_cli_opt moec_opt_family;
+
+/* The words of --format. */
+#define MOEC_CLI_FORMATS   "text|json|sarif|junit|github|markdown|prometheus"
 
 #define MOEC_OPT_WHY_BYTES 512
 
@@ -130,6 +143,9 @@ void moec_cli_print_options(FILE *f, const moec_cli_group *const *groups);
 /* Print `text` folded at 80 columns, `indent` spaces in front of every line
  * but the first, which is at column `at` already. */
 void moec_cli_print_folded(FILE *f, const char *text, size_t at, size_t indent);
+
+/* 1 + place of `word` among the words of "a|b|c", 0 where it is none. */
+uint32_t moec_cli_parse_choice(const char *choices, const char *word);
 
 /* How far apart two words are: insertions, deletions, substitutions and
  * swapped neighbours. For did-you-mean. */

@@ -66,6 +66,16 @@ static void put_escaped(FILE *f, const char *text)
     }
 }
 
+size_t moec_cli_utf8(const char *s)
+{
+    return utf8_bytes((const unsigned char *)s);
+}
+
+bool moec_cli_is_control(const char *s)
+{
+    return is_control((const unsigned char *)s);
+}
+
 void moec_cli_line(FILE *f, const char *fmt, ...)
 {
     char *text = NULL;
@@ -274,9 +284,15 @@ void moec_cli_json_hex(moec_cli_json *j, const char *key,
 
 void moec_cli_json_begin(moec_cli_json *j, const moec_cli *cli, bool ok)
 {
+    moec_cli_json_begin_in(j, stdout, cli, ok);
+}
+
+void moec_cli_json_begin_in(moec_cli_json *j, FILE *f, const moec_cli *cli,
+                            bool ok)
+{
     char schema[64];
     memset(j, 0, sizeof(*j));
-    j->f = stdout;
+    j->f = f;
     const char *name = cli->cmd->name;
     size_t word = strcspn(name, " ");
     (void)snprintf(schema, sizeof(schema), "moec.%.*s/1", (int)word, name);
@@ -433,7 +449,7 @@ int moec_cli_usage(const moec_cli *cli, const char *fmt, ...)
 
 /* ---------------------------------------------------- findings, notes */
 
-static const char *severity_name(moec_severity severity)
+const char *moec_cli_severity_name(moec_severity severity)
 {
     switch (severity) {
     case MOEC_SEVERITY_NOTE:
@@ -488,11 +504,16 @@ static void print_where(FILE *f, const moec_finding *x)
 
 void moec_cli_print_finding(FILE *f, const moec_finding *x)
 {
+    moec_cli_print_finding_as(f, x, moec_cli_severity_name(x->severity));
+}
+
+void moec_cli_print_finding_as(FILE *f, const moec_finding *x, const char *word)
+{
     char *text = NULL;
     size_t bytes = 0;
     FILE *line = open_memstream(&text, &bytes);
     if (line == NULL) {
-        print_ruled(f, severity_name(x->severity), x->rule, x->message);
+        print_ruled(f, word, x->rule, x->message);
         return;
     }
     /* The message may name file and tensor itself. */
@@ -504,8 +525,7 @@ void moec_cli_print_finding(FILE *f, const moec_finding *x)
     (void)fputs(x->message, line);
     print_where(line, x);
     bool whole = fclose(line) == 0;
-    print_ruled(f, severity_name(x->severity), x->rule,
-                whole ? text : x->message);
+    print_ruled(f, word, x->rule, whole ? text : x->message);
     free(text);
     if ((x->has & MOEC_HAS_EXPECTED) != 0)
         moec_cli_line(f, "    expected %s", x->expected);
@@ -515,10 +535,16 @@ void moec_cli_print_finding(FILE *f, const moec_finding *x)
 
 void moec_cli_json_finding(moec_cli_json *j, const moec_finding *x)
 {
-    const moec_rule_info *rule = moec_rule_describe(x->rule);
     moec_cli_json_object_row(j, NULL);
+    moec_cli_json_finding_members(j, x);
+    moec_cli_json_end(j);
+}
+
+void moec_cli_json_finding_members(moec_cli_json *j, const moec_finding *x)
+{
+    const moec_rule_info *rule = moec_rule_describe(x->rule);
     moec_cli_json_str(j, "rule", rule != NULL ? rule->id : NULL);
-    moec_cli_json_str(j, "severity", severity_name(x->severity));
+    moec_cli_json_str(j, "severity", moec_cli_severity_name(x->severity));
     moec_cli_json_str(j, "message", x->message);
     if ((x->has & MOEC_HAS_FILE) != 0)
         moec_cli_json_str(j, "file", x->file);
@@ -538,11 +564,10 @@ void moec_cli_json_finding(moec_cli_json *j, const moec_finding *x)
         moec_cli_json_str(j, "expected", x->expected);
     if ((x->has & MOEC_HAS_FOUND) != 0)
         moec_cli_json_str(j, "found", x->found);
-    moec_cli_json_end(j);
 }
 
 /* A moec_note has no severity of its own: its rule has. */
-static moec_severity note_severity(const moec_note *note)
+moec_severity moec_cli_note_severity(const moec_note *note)
 {
     return note->rule == MOEC_RULE_I15 || note->rule == MOEC_RULE_NONE
                ? MOEC_SEVERITY_NOTE
@@ -571,7 +596,8 @@ void moec_cli_json_problems(moec_cli_json *j, const moec_ckpt *ckpt,
         const moec_rule_info *rule = moec_rule_describe(note->rule);
         moec_cli_json_object_row(j, NULL);
         moec_cli_json_str(j, "rule", rule != NULL ? rule->id : NULL);
-        moec_cli_json_str(j, "severity", severity_name(note_severity(note)));
+        moec_cli_json_str(j, "severity",
+                          moec_cli_severity_name(moec_cli_note_severity(note)));
         moec_cli_json_str(j, "message", note->text);
         moec_cli_json_end(j);
     }
@@ -585,8 +611,9 @@ void moec_cli_print_problems(const moec_cli *cli, const moec_ckpt *ckpt,
         return;
     for (size_t i = 0; i < n_problems(ckpt, plan); i++) {
         const moec_note *note = problem(ckpt, plan, i);
-        print_ruled(stderr, severity_name(note_severity(note)), note->rule,
-                    note->text);
+        print_ruled(stderr,
+                    moec_cli_severity_name(moec_cli_note_severity(note)),
+                    note->rule, note->text);
     }
 }
 
@@ -594,7 +621,8 @@ size_t moec_cli_n_warnings(const moec_ckpt *ckpt, const moec_plan *plan)
 {
     size_t n = 0;
     for (size_t i = 0; i < n_problems(ckpt, plan); i++)
-        n += note_severity(problem(ckpt, plan, i)) >= MOEC_SEVERITY_WARNING;
+        n += moec_cli_note_severity(problem(ckpt, plan, i)) >=
+             MOEC_SEVERITY_WARNING;
     return n;
 }
 

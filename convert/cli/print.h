@@ -19,6 +19,13 @@
 
 /* --------------------------------------------------------------- text */
 
+/* Bytes of the UTF-8 sequence at `s`, 0 where it is none or the end. Strict: no
+ * overlong forms, no surrogates, nothing past U+10FFFF. */
+size_t moec_cli_utf8(const char *s);
+
+/* True at a control character: C0, DEL, or C1. */
+bool moec_cli_is_control(const char *s);
+
 /* Print one line and its newline. Control characters (C0, DEL, C1) and bytes
  * that are no UTF-8 come out as \xNN: names come from files, and a file must
  * not steer the terminal. */
@@ -49,6 +56,9 @@ typedef struct moec_cli_json {
 
 /* Begin the document {"schema": "moec.<command>/1", "ok": ok, ... */
 void moec_cli_json_begin(moec_cli_json *j, const moec_cli *cli, bool ok);
+/* The same into another file. */
+void moec_cli_json_begin_in(moec_cli_json *j, FILE *f, const moec_cli *cli,
+                            bool ok);
 /* End it and the line. */
 void moec_cli_json_finish(moec_cli_json *j);
 /* Open a container. `key` is NULL inside arrays. A _row stands on one line,
@@ -92,8 +102,16 @@ void moec_cli_json_error(moec_cli_json *j, moec_status status,
 
 /* ---------------------------------------------------- findings, notes */
 
-/* The finding as one line, or as an object. */
+/* "note", "warning", "error". */
+const char *moec_cli_severity_name(moec_severity severity);
+
+/* The finding as one line, with expected and found below it; or as an object.
+ * _as says another word than its severity. The members alone go into an
+ * object that is open. */
 void moec_cli_print_finding(FILE *f, const moec_finding *x);
+void moec_cli_print_finding_as(FILE *f, const moec_finding *x,
+                               const char *word);
+void moec_cli_json_finding_members(moec_cli_json *j, const moec_finding *x);
 void moec_cli_json_finding(moec_cli_json *j, const moec_finding *x);
 
 /* Notes of a checkpoint and of a plan (either may be NULL): the member
@@ -103,6 +121,8 @@ void moec_cli_json_problems(moec_cli_json *j, const moec_ckpt *ckpt,
                             const moec_plan *plan);
 void moec_cli_print_problems(const moec_cli *cli, const moec_ckpt *ckpt,
                              const moec_plan *plan);
+/* A note's severity: that of its rule. */
+moec_severity moec_cli_note_severity(const moec_note *note);
 size_t moec_cli_n_warnings(const moec_ckpt *ckpt, const moec_plan *plan);
 
 /* Flush stdout. Returns `code`, or MOEC_EXIT_SYSTEM where what was printed

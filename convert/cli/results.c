@@ -127,12 +127,13 @@ void moec_cli_json_results(moec_cli_json *j, const moec_validation *v)
 
 /* ----------------------------------------------------------------- text */
 
-static void print_layer(const moec_cli *cli, const moec_layer_result *l)
+static void print_layer(FILE *f, const moec_cli *cli,
+                        const moec_layer_result *l)
 {
     char name[24], golden[64] = "";
     moec_cli_layer_name(name, l->layer);
     if (l->validated == 0) {
-        moec_cli_line(stdout, "layer %-6s not validated%s%s", name,
+        moec_cli_line(f, "layer %-6s not validated%s%s", name,
                       l->why_not != NULL ? ": " : "",
                       l->why_not != NULL ? l->why_not : "");
         return;
@@ -140,7 +141,7 @@ static void print_layer(const moec_cli *cli, const moec_layer_result *l)
     if (l->has_golden != 0)
         (void)snprintf(golden, sizeof(golden), "; reference within %.2g",
                        l->golden_max_abs_err);
-    moec_cli_line(stdout,
+    moec_cli_line(f,
                   "layer %-6s %s  %" PRIu32 " tokens, ids %s, %" PRIu64
                   " expert outputs, %" PRIu64 " slots, %" PRIu64
                   " choices, output within %.2g%s",
@@ -149,35 +150,47 @@ static void print_layer(const moec_cli *cli, const moec_layer_result *l)
                   l->choices, l->max_rel_err, golden);
     if (cli->args.verbose == 0)
         return;
-    moec_cli_line(stdout,
+    moec_cli_line(f,
                   "             load max/mean: expert %.3f, slot %.3f, rank "
                   "%.3f",
                   l->expert_load.max_over_mean, l->slot_load.max_over_mean,
                   l->rank_load.max_over_mean);
     for (uint32_t i = 0; i < l->ec_modes && i < 4; i++)
-        moec_cli_line(stdout,
+        moec_cli_line(f,
                       "             expert choice, %s: %" PRIu64
                       " tokens re-routed or filled up, %" PRIu64
                       " columns empty",
                       mode_names[i], l->ec_fallback[i], l->ec_dropped[i]);
 }
 
-void moec_cli_print_results(const moec_cli *cli, const moec_validation *v,
-                            bool ok)
+void moec_cli_print_layers(FILE *f, const moec_cli *cli,
+                           const moec_validation *v)
 {
-    const moec_report *r = moec_validation_report(v);
+    for (size_t i = 0; i < moec_validation_n_layers(v); i++)
+        print_layer(f, cli, moec_validation_layer(v, i));
+}
+
+void moec_cli_print_limits(FILE *f, const moec_cli *cli,
+                           const moec_validation *v, bool ok)
+{
     size_t n = moec_validation_n_layers(v), n_run = 0;
-    for (size_t i = 0; i < n; i++) {
-        print_layer(cli, moec_validation_layer(v, i));
+    for (size_t i = 0; i < n; i++)
         n_run += moec_validation_layer(v, i)->validated != 0;
-    }
-    for (size_t i = 0; i < moec_report_n_findings(r); i++)
-        moec_cli_print_finding(stdout, moec_report_finding(r, i));
     for (size_t i = 0; i < moec_validation_n_limits(v); i++)
-        moec_cli_line(stdout, "not proved: %s", moec_validation_limit(v, i));
-    moec_cli_line(stdout, "%s: %s, %zu of %zu layers", moec_cli_path(cli, 0),
+        moec_cli_line(f, "not proved: %s", moec_validation_limit(v, i));
+    moec_cli_line(f, "%s: %s, %zu of %zu layers", moec_cli_path(cli, 0),
                   !ok          ? "NOT validated"
                   : n_run == 0 ? "nothing validated"
                                : "validated",
                   n_run, n);
+}
+
+void moec_cli_print_results(const moec_cli *cli, const moec_validation *v,
+                            bool ok)
+{
+    const moec_report *r = moec_validation_report(v);
+    moec_cli_print_layers(stdout, cli, v);
+    for (size_t i = 0; i < moec_report_n_findings(r); i++)
+        moec_cli_print_finding(stdout, moec_report_finding(r, i));
+    moec_cli_print_limits(stdout, cli, v, ok);
 }

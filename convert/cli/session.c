@@ -167,7 +167,8 @@ static moec_status open_counts(moec_cli_session *s, const moec_cli *cli,
     return st;
 }
 
-static moec_plan_opts plan_opts(const moec_cli_session *s, const moec_cli *cli)
+moec_plan_opts moec_cli_plan_opts(const moec_cli_session *s,
+                                  const moec_cli *cli)
 {
     const moec_cli_args *a = &cli->args;
     moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
@@ -201,7 +202,7 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
         st = open_counts(s, cli, err);
     if (st != MOEC_OK)
         return st;
-    moec_plan_opts opts = plan_opts(s, cli);
+    moec_plan_opts opts = moec_cli_plan_opts(s, cli);
     st = moec_plan_create(&s->plan, s->model, &opts, err);
     if (st != MOEC_OK)
         return st;

@@ -47,6 +47,10 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
                                  const char *src, moec_error *err);
 void moec_cli_session_close(moec_cli_session *s);
 
+/* What the topology options say of a plan; the placement is the session's. */
+moec_plan_opts moec_cli_plan_opts(const moec_cli_session *s,
+                                  const moec_cli *cli);
+
 /* Is `dir` a converted checkpoint? It has a manifest of ours, or the
  * remains of one beside a slots.bin. IO where nobody can tell. */
 moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err);
