@@ -313,11 +313,8 @@ int moec_check_mutate(moec_check *x)
     moec_cli_json j = {0};
     int code = take_kinds(&m);
     moec_status st = moec_check_open_layout(x, &layout, &err);
-    if (st != MOEC_OK) {
-        code = moec_cli_fail(x->cli, st, &err);
-        moec_ci_add_error(&x->report, st, &err, true);
-        return write_report(x, code);
-    }
+    if (st != MOEC_OK)
+        return moec_ci_fail(x->cli, st, &err);
     FILE *document = open_memstream(&text, &bytes);
     if (document == NULL)
         return moec_cli_fail(x->cli, MOEC_E_NOMEM, NULL);

@@ -112,6 +112,10 @@ moec_status moec_ci_settle(moec_ci_report *r, moec_error *err);
  * the exit code: r->code, or that of a file that cannot be written. */
 int moec_ci_write(moec_ci_report *r);
 
+/* Report a failed command as moec_cli_fail does, and in the forms asked for as
+ * a finding. Returns the exit code. */
+int moec_ci_fail(const moec_cli *cli, moec_status st, const moec_error *err);
+
 /* Usage rules of --report: NULL, or the complaint in `why`. */
 const char *moec_ci_wrong_reports(const moec_cli *cli,
                                   char why[MOEC_OPT_WHY_BYTES]);

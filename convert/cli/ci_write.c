@@ -283,3 +283,17 @@ int moec_ci_write(moec_ci_report *r)
         tell_notes(r);
     return code != 0 ? code : r->code;
 }
+
+int moec_ci_fail(const moec_cli *cli, moec_status st, const moec_error *err)
+{
+    const char *path = moec_cli_path(cli, 0);
+    moec_error ignored = MOEC_ERROR_INIT;
+    moec_ci_report r;
+    int code = moec_cli_fail(cli, st, err);
+    moec_ci_init(&r, cli, path != NULL ? path : "");
+    moec_ci_add_error(&r, st, err, true);
+    if (moec_ci_settle(&r, &ignored) == MOEC_OK)
+        (void)moec_ci_write(&r);
+    moec_ci_fini(&r);
+    return code;
+}

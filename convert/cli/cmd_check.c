@@ -353,21 +353,6 @@ static moec_status read_rules(moec_check *x, moec_error *err)
     return MOEC_OK;
 }
 
-/* A failure is said on stderr, and in --json's document, as in all commands;
- * the other forms get it as a finding. */
-static int fail(moec_check *x, moec_status st, const moec_error *err)
-{
-    moec_error ignored = MOEC_ERROR_INIT;
-    int code = moec_cli_fail(x->cli, st, err);
-    moec_ci_fini(&x->report);
-    moec_ci_init(&x->report, x->cli, x->path);
-    x->report.level = moec_check_level_name(x->level);
-    moec_ci_add_error(&x->report, st, err, true);
-    if (moec_ci_settle(&x->report, &ignored) == MOEC_OK)
-        (void)moec_ci_write(&x->report);
-    return code;
-}
-
 static int prove(moec_check *x)
 {
     moec_error err = MOEC_ERROR_INIT;
@@ -381,7 +366,7 @@ static int prove(moec_check *x)
     if (st == MOEC_OK)
         st = moec_ci_settle(&x->report, &err);
     if (st != MOEC_OK) {
-        code = fail(x, st, &err);
+        code = moec_ci_fail(x->cli, st, &err);
     } else {
         code = moec_ci_write(&x->report);
         if (x->cli->args.json)

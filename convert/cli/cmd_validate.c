@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "ci_report.h"
 #include "cli.h"
 #include "print.h"
 #include "progress.h"
@@ -38,11 +39,10 @@ static const moec_cli_opt own_opts[] = {
      "beside the library, then where it is installed", 0},
     {"family", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, family), "FILE",
      "a family description beside the built-in ones", NULL, NULL, 0},
-    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, format),
-     "text|json", "form of the report; json is --json", "text", NULL, 0},
 };
-static const moec_cli_group own = {"Validate", own_opts, 10};
-static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
+static const moec_cli_group own = {"Validate", own_opts, 9};
+static const moec_cli_group *const groups[] = {&own, &moec_group_report,
+                                               &moec_group_common, NULL};
 
 static moec_status run(const moec_cli *cli, moec_cli_session *s,
                        const moec_ckpt *source, moec_device *device,
@@ -80,8 +80,32 @@ static void print_json(const moec_cli *cli, const moec_validation *v, bool ok)
     moec_cli_json_finish(&j);
 }
 
+/* Any form but JSON, and the files of --report. */
+static int write_forms(const moec_cli *cli, const moec_validation *v)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_conversion *c = NULL;
+    moec_ci_report r;
+    /* Only for the places of findings that name none. */
+    moec_status st =
+        moec_conversion_open(&c, moec_cli_path(cli, 0), NULL, &err);
+    int code;
+    moec_ci_init(&r, cli, moec_cli_path(cli, 0));
+    (void)moec_ci_begin(&r, NULL);
+    moec_ci_take_results(&r, v,
+                         st == MOEC_OK ? moec_conversion_layout(c) : NULL);
+    memset(&err, 0, sizeof(err));
+    st = moec_ci_settle(&r, &err);
+    code = st == MOEC_OK ? moec_ci_write(&r) : moec_cli_fail(cli, st, &err);
+    moec_ci_fini(&r);
+    moec_conversion_close(c);
+    return code;
+}
+
 static int validate(moec_cli *cli)
 {
+    char why[MOEC_OPT_WHY_BYTES];
+    const char *wrong = moec_ci_wrong_reports(cli, why);
     moec_error err = MOEC_ERROR_INIT;
     moec_cli_session s = {0};
     moec_validation *v = NULL;
@@ -92,6 +116,8 @@ static int validate(moec_cli *cli)
     int code;
     if (cli->args.format == MOEC_CHOICE_JSON)
         cli->args.json = true;
+    if (wrong != NULL)
+        return moec_cli_usage(cli, "%s", wrong);
     if (cli->args.source == NULL)
         return moec_cli_usage(cli, "--source SRC is missing: what OUT was "
                                    "converted from");
@@ -106,14 +132,11 @@ static int validate(moec_cli *cli)
     if (st == MOEC_OK)
         st = run(cli, &s, source, device, &v, &err);
     if (st != MOEC_OK) {
-        code = moec_cli_fail(cli, st, &err);
+        code = moec_ci_fail(cli, st, &err);
     } else {
-        bool ok = moec_cli_results_passed(cli, v);
         if (cli->args.json)
-            print_json(cli, v, ok);
-        else
-            moec_cli_print_results(cli, v, ok);
-        code = ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
+            print_json(cli, v, moec_cli_results_passed(cli, v));
+        code = write_forms(cli, v);
     }
     moec_validation_destroy(v);
     moec_device_close(device);

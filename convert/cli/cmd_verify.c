@@ -6,6 +6,7 @@
  */
 #include <string.h>
 
+#include "ci_report.h"
 #include "cli.h"
 #include "print.h"
 #include "progress.h"
@@ -16,11 +17,10 @@ static const moec_cli_opt own_opts[] = {
     {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
      "compare with the source's bytes too", NULL,
      "the manifest's digests stand in for it", 0},
-    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, format),
-     "text|json", "form of the report; json is --json", "text", NULL, 0},
 };
-static const moec_cli_group own = {"Verify", own_opts, 2};
-static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
+static const moec_cli_group own = {"Verify", own_opts, 1};
+static const moec_cli_group *const groups[] = {&own, &moec_group_report,
+                                               &moec_group_common, NULL};
 
 static void print_json(const moec_cli *cli, const moec_report *report, bool ok)
 {
@@ -32,8 +32,31 @@ static void print_json(const moec_cli *cli, const moec_report *report, bool ok)
     moec_cli_json_finish(&j);
 }
 
+/* Any form but JSON, and the files of --report. Takes the report. */
+static int write_forms(const moec_cli *cli, moec_report *report)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_conversion *c = NULL;
+    moec_ci_report r;
+    /* Only for the places of findings that name none. */
+    moec_status st =
+        moec_conversion_open(&c, moec_cli_path(cli, 0), NULL, &err);
+    int code;
+    moec_ci_init(&r, cli, moec_cli_path(cli, 0));
+    (void)moec_ci_begin(&r, NULL);
+    moec_ci_take(&r, report, st == MOEC_OK ? moec_conversion_layout(c) : NULL);
+    memset(&err, 0, sizeof(err));
+    st = moec_ci_settle(&r, &err);
+    code = st == MOEC_OK ? moec_ci_write(&r) : moec_cli_fail(cli, st, &err);
+    moec_ci_fini(&r);
+    moec_conversion_close(c);
+    return code;
+}
+
 static int verify(moec_cli *cli)
 {
+    char why[MOEC_OPT_WHY_BYTES];
+    const char *wrong = moec_ci_wrong_reports(cli, why);
     moec_error err = MOEC_ERROR_INIT;
     moec_verify_opts opts = MOEC_VERIFY_OPTS_INIT;
     moec_cli_progress progress;
@@ -43,6 +66,8 @@ static int verify(moec_cli *cli)
     int code;
     if (cli->args.format == MOEC_CHOICE_JSON)
         cli->args.json = true;
+    if (wrong != NULL)
+        return moec_cli_usage(cli, "%s", wrong);
     if (cli->args.source != NULL)
         st = moec_cli_open_source(&source, cli, cli->args.source, &err);
     if (st == MOEC_OK) {
@@ -63,14 +88,12 @@ static int verify(moec_cli *cli)
             st = moec_cli_error(&err, MOEC_E_CANCELLED, MOEC_RULE_NONE,
                                 "interrupted; nothing is proved");
         }
-        code = moec_cli_fail(cli, st, &err);
+        code = moec_ci_fail(cli, st, &err);
     } else {
-        bool ok = moec_cli_proof_passed(cli, report);
         if (cli->args.json)
-            print_json(cli, report, ok);
-        else
-            moec_cli_print_proof(cli, report, ok);
-        code = ok ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
+            print_json(cli, report, moec_cli_proof_passed(cli, report));
+        code = write_forms(cli, report);
+        report = NULL;
     }
     moec_report_destroy(report);
     moec_ckpt_close(source);

@@ -184,13 +184,3 @@ void moec_cli_print_limits(FILE *f, const moec_cli *cli,
                                : "validated",
                   n_run, n);
 }
-
-void moec_cli_print_results(const moec_cli *cli, const moec_validation *v,
-                            bool ok)
-{
-    const moec_report *r = moec_validation_report(v);
-    moec_cli_print_layers(stdout, cli, v);
-    for (size_t i = 0; i < moec_report_n_findings(r); i++)
-        moec_cli_print_finding(stdout, moec_report_finding(r, i));
-    moec_cli_print_limits(stdout, cli, v, ok);
-}

@@ -22,10 +22,7 @@ bool moec_cli_results_passed(const moec_cli *cli, const moec_validation *v);
 /* The members "layers", "not_proved" and "findings". */
 void moec_cli_json_results(moec_cli_json *j, const moec_validation *v);
 
-/* A line a layer, the findings, what was not proved, the verdict; and the
- * parts of it into any file. */
-void moec_cli_print_results(const moec_cli *cli, const moec_validation *v,
-                            bool ok);
+/* A line a layer; what was not proved, and the verdict. */
 void moec_cli_print_layers(FILE *f, const moec_cli *cli,
                            const moec_validation *v);
 void moec_cli_print_limits(FILE *f, const moec_cli *cli,
