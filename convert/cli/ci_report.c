@@ -133,7 +133,7 @@ static const char *nearest_file(const moec_ci_report *r,
         return f->file;
     if (f->rule == MOEC_RULE_L01)
         return r->cli->args.policy;
-    if (f->rule >= MOEC_RULE_P01 && f->rule <= MOEC_RULE_P09 &&
+    if (f->rule >= MOEC_RULE_P01 && f->rule < MOEC_RULE_T1 &&
         r->cli->args.placement != NULL)
         return r->cli->args.placement;
     /* What a router computes stands in config.json. */
