@@ -23,7 +23,7 @@ function level(path) {
     if (path ~ /^loader\/include\/moec\/(error|types|version)\.h$/) return 0
     if (path ~ /^loader\/include\/moec\/rules\.def$/)   return 0
     if (path ~ /^loader\/include\/moec\/(loader|sign)\.h$/)    return 1
-    if (path ~ /^loader\/include\/moec\/mapping\.h$/)   return 2
+    if (path ~ /^loader\/include\/moec\/(mapping|record|study)\.h$/)   return 2
     if (path ~ /^loader\/include\/moec\/validate\.h$/)  return 3
     if (path ~ /^loader\/include\/moec\/(device|kernels)\.h$/) return 0
     if (path ~ /^loader\/include\/moec\/load\.h$/)      return 4

@@ -14,6 +14,7 @@
 #include <moec/loader.h>
 #include <moec/mapping.h>
 #include <moec/sign.h>
+#include <moec/record.h>
 #include <moec/types.h>
 #include <moec/validate.h>
 #include <moec/version.h>
