@@ -2,9 +2,9 @@
 
 /*
  * What this is: the recorder. Rows of many requests, appended by many threads,
- *   taken out as recordings.
+ *   forgotten again. What comes out is recorder_take.c's.
  * Refuses: ids that are no expert, handles that ended, more memory than its
- *   cap; to hand out a request with a row missing.
+ *   cap.
  *
  * Tokens live in chunks of CHUNK positions of one request: for each token and
  * layer a mark, whether the row is there, and K narrow ids. An append finds
@@ -18,66 +18,12 @@
  */
 
 #include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 
 #include "base/siphash.h"
-#include "routes.h"
-
-#define CHUNK_BITS    6u
-#define CHUNK         (1u << CHUNK_BITS)
-#define BLOCK_BITS    8u
-#define BLOCK         (1u << BLOCK_BITS)
-#define BLOCKS_MAX    (1u << 14) /* 4 million requests held at once */
-#define DIR_MIN       16u
-#define BUCKETS_FIRST 256u
-
-/* Marks of CHUNK tokens [CHUNK][N], then their ids [CHUNK][N][K]. */
-typedef struct chunk {
-    uint8_t bytes[1];
-} chunk;
-
-typedef struct directory {
-    struct directory *old; /* the one it replaced */
-    uint32_t n;
-    _Atomic(chunk *) chunks[];
-} directory;
-
-typedef struct request {
-    /* Upper half of the handle; odd while held. */
-    _Atomic uint32_t generation;
-    uint32_t index;
-    _Atomic(directory *) dir;
-    struct request *next; /* in its bucket, or of the free ones */
-    char *id;
-    uint64_t hash;
-    uint64_t serial; /* order of arrival */
-    moec_route_gap *gaps;
-    size_t n_gaps;
-    uint32_t sample;
-} request;
-
-struct moec_recorder {
-    moec_routes_shape shape;
-    uint32_t width;
-    uint64_t row_ids_bytes; /* K * width */
-    uint64_t marks_bytes;   /* CHUNK * N */
-    uint64_t chunk_bytes;
-    uint64_t max_bytes;
-    _Atomic uint64_t bytes, rows;
-    pthread_mutex_t lock; /* of all below */
-    _Atomic(request *) blocks[BLOCKS_MAX];
-    uint32_t n_made;
-    uint64_t n_held, serial;
-    request *free_ones;
-    request **buckets;
-    size_t n_buckets;
-    uint64_t secret[2];
-    bool stopped;
-};
+#include "recorder.h"
 
 /* --------------------------------------------------------------- memory */
 
@@ -126,7 +72,7 @@ static void free_chunks(moec_recorder *r, request *q)
     atomic_store(&q->dir, NULL);
 }
 
-static void clear_request(moec_recorder *r, request *q)
+void moec_recorder_clear(moec_recorder *r, request *q)
 {
     free_chunks(r, q);
     moec_free(q->id);
@@ -186,7 +132,7 @@ void moec_recorder_destroy(moec_recorder *r)
         if (!block)
             break;
         for (uint32_t k = 0; k < BLOCK; k++)
-            clear_request(r, &block[k]);
+            moec_recorder_clear(r, &block[k]);
         moec_free(block);
     }
     moec_routes_shape_fini(&r->shape);
@@ -239,7 +185,7 @@ static uint64_t handle_of(const request *q)
 }
 
 /* The request of a handle, or NULL where it ended. */
-static request *find_request(const moec_recorder *r, uint64_t handle)
+request *moec_recorder_find(const moec_recorder *r, uint64_t handle)
 {
     uint32_t index = (uint32_t)handle, block = index >> BLOCK_BITS;
     request *q;
@@ -257,7 +203,7 @@ static request *find_request(const moec_recorder *r, uint64_t handle)
     return q;
 }
 
-static moec_status stale(uint64_t handle, moec_error *err)
+moec_status moec_recorder_stale(uint64_t handle, moec_error *err)
 {
     return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                      "recorder: handle %#" PRIx64
@@ -381,7 +327,7 @@ moec_status moec_recorder_request(moec_recorder *r, const char *id,
 
 /* --------------------------------------------------------------- chunks */
 
-static chunk *find_chunk(const request *q, uint32_t position)
+chunk *moec_recorder_chunk(const request *q, uint32_t position)
 {
     directory *d = atomic_load_explicit(
         (_Atomic(directory *) *)(uintptr_t)&q->dir, memory_order_acquire);
@@ -427,7 +373,7 @@ static moec_status make_chunk(moec_recorder *r, request *q, uint32_t position,
 
     (void)pthread_mutex_lock(&r->lock);
     st = grow_directory(r, q, i, err);
-    if (st == MOEC_OK && !find_chunk(q, position)) {
+    if (st == MOEC_OK && !moec_recorder_chunk(q, position)) {
         st = take_bytes(r, r->chunk_bytes, err);
         c = st == MOEC_OK ? moec_alloc((size_t)r->chunk_bytes) : NULL;
         if (c) {
@@ -457,14 +403,14 @@ typedef struct cursor {
 static bool seek(const moec_recorder *r, const moec_route_key *key, cursor *at)
 {
     if (at->handle != key->request) {
-        at->q = find_request(r, key->request);
+        at->q = moec_recorder_find(r, key->request);
         at->handle = key->request;
         at->c = NULL;
         if (!at->q)
             return false;
     }
     if (!at->c || at->chunk_number != key->position >> CHUNK_BITS) {
-        at->c = find_chunk(at->q, key->position);
+        at->c = moec_recorder_chunk(at->q, key->position);
         at->chunk_number = key->position >> CHUNK_BITS;
     }
     return at->q != NULL;
@@ -484,10 +430,22 @@ static moec_status bad_id(const moec_recorder *r, const int32_t *ids,
                      row, c, ids[c], r->shape.n_experts + r->shape.n_zero);
 }
 
+/* Decoding, every row of a call is of another request, and none of the lines
+ * that it will be stored to is near: ask for them all before the first. */
+static void touch(const moec_recorder *r, uint32_t layer, uint32_t position,
+                  const chunk *c)
+{
+    uint64_t cell =
+        (uint64_t)(position & (CHUNK - 1)) * r->shape.n_layers + layer;
+
+    __builtin_prefetch(c->bytes + cell, 1);
+    __builtin_prefetch(c->bytes + r->marks_bytes + cell * r->row_ids_bytes, 1);
+}
+
 /* Make what is missing, and look at every id. */
-static moec_status prepare(moec_recorder *r, const moec_route_key *keys,
-                           const int32_t *ids, uint64_t stride, uint64_t n_rows,
-                           moec_error *err)
+static moec_status prepare(moec_recorder *r, uint32_t layer,
+                           const moec_route_key *keys, const int32_t *ids,
+                           uint64_t stride, uint64_t n_rows, moec_error *err)
 {
     int32_t limit = (int32_t)(r->shape.n_experts + r->shape.n_zero);
     uint32_t k = r->shape.top_k;
@@ -499,7 +457,7 @@ static moec_status prepare(moec_recorder *r, const moec_route_key *keys,
         if (keys[t].request == 0)
             continue;
         if (!seek(r, &keys[t], &at))
-            return stale(keys[t].request, err);
+            return moec_recorder_stale(keys[t].request, err);
         if (keys[t].position > MOEC_ROUTE_POSITION_MAX)
             return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                              "row %" PRIu64 ": position %" PRIu32
@@ -512,6 +470,8 @@ static moec_status prepare(moec_recorder *r, const moec_route_key *keys,
         if (!at.c) {
             MOEC_TRY(make_chunk(r, at.q, keys[t].position, err));
             at.c = NULL;
+        } else {
+            touch(r, layer, keys[t].position, at.c);
         }
     }
     return MOEC_OK;
@@ -568,7 +528,7 @@ moec_status moec_recorder_append(moec_recorder *r, uint32_t layer,
                          ", stride %" PRIu64 " for %" PRIu32 " columns",
                          layer, r->shape.n_layers, stride, r->shape.top_k);
     stride = stride ? stride : r->shape.top_k;
-    MOEC_TRY(prepare(r, keys, ids, stride, n_rows, err));
+    MOEC_TRY(prepare(r, layer, keys, ids, stride, n_rows, err));
     atomic_fetch_add_explicit(&r->rows,
                               store(r, layer, keys, ids, stride, n_rows),
                               memory_order_relaxed);
@@ -597,11 +557,11 @@ static void join_gap(request *q, uint32_t first, uint32_t end)
 moec_status moec_recorder_gap(moec_recorder *r, uint64_t handle, uint32_t first,
                               uint32_t end, moec_error *err)
 {
-    request *q = r ? find_request(r, handle) : NULL;
+    request *q = r ? moec_recorder_find(r, handle) : NULL;
     moec_route_gap *more;
 
     if (!q)
-        return stale(handle, err);
+        return moec_recorder_stale(handle, err);
     if (first > end || end > MOEC_ROUTE_POSITION_MAX)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "recorder: gap from %" PRIu32 " to %" PRIu32, first,
@@ -621,11 +581,11 @@ moec_status moec_recorder_gap(moec_recorder *r, uint64_t handle, uint32_t first,
 moec_status moec_recorder_retract(moec_recorder *r, uint64_t handle,
                                   uint32_t from, moec_error *err)
 {
-    request *q = r ? find_request(r, handle) : NULL;
+    request *q = r ? moec_recorder_find(r, handle) : NULL;
     directory *d;
 
     if (!q)
-        return stale(handle, err);
+        return moec_recorder_stale(handle, err);
     (void)pthread_mutex_lock(&r->lock);
     d = atomic_load(&q->dir);
     for (uint32_t i = from >> CHUNK_BITS; d && i < d->n; i++) {
@@ -643,247 +603,4 @@ moec_status moec_recorder_retract(moec_recorder *r, uint64_t handle,
     }
     (void)pthread_mutex_unlock(&r->lock);
     return MOEC_OK;
-}
-
-/* ----------------------------------------------------------------- take */
-
-/* Marks of the token, or NULL where its chunk was never made. */
-static const uint8_t *marks_of(const moec_recorder *r, const request *q,
-                               uint32_t position)
-{
-    const chunk *c = find_chunk(q, position);
-
-    return c ? c->bytes + (uint64_t)(position & (CHUNK - 1)) * r->shape.n_layers
-             : NULL;
-}
-
-/* 0: no row of it; 1: recorded; -1: some layers only, *layer_out the first
- * without. MTP layers run on some tokens only and cannot be missing. */
-static int state_of(const moec_recorder *r, const uint8_t *marks,
-                    uint32_t *layer_out)
-{
-    uint32_t n = 0, n_missing = 0, first = 0;
-
-    for (uint32_t l = 0; marks && l < r->shape.n_layers; l++) {
-        n += marks[l];
-        if (marks[l] || r->shape.keys[l].space == MOEC_SPACE_MTP)
-            continue;
-        if (n_missing++ == 0)
-            first = l;
-    }
-    *layer_out = first;
-    return n == 0 ? 0 : n_missing == 0 ? 1 : -1;
-}
-
-static moec_status missing(const moec_recorder *r, const request *q,
-                           uint32_t position, uint32_t layer, uint64_t n,
-                           moec_error *err)
-{
-    char name[ROUTES_KEY_BYTES];
-
-    return moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_R04,
-                     "request '%s', sample %" PRIu32 ": %" PRIu64
-                     " positions lack rows, the first is %" PRIu32
-                     ", in layer %s",
-                     q->id, q->sample, n, position,
-                     moec_routes_key_text(r->shape.keys[layer], name));
-}
-
-/* Positions up to which the request has rows or gaps. */
-static uint32_t end_of(const moec_recorder *r, const request *q)
-{
-    directory *d = atomic_load((_Atomic(directory *) *)(uintptr_t)&q->dir);
-    uint32_t gap_end = q->n_gaps ? q->gaps[q->n_gaps - 1].end : 0, unused;
-
-    for (uint32_t i = d ? d->n : 0; i-- > 0;) {
-        for (uint32_t k = CHUNK; k-- > 0 && atomic_load(&d->chunks[i]);) {
-            uint32_t position = i * CHUNK + k;
-
-            if (state_of(r, marks_of(r, q, position), &unused) != 0)
-                return position + 1 > gap_end ? position + 1 : gap_end;
-        }
-    }
-    return gap_end;
-}
-
-/* One pass over the positions of a request: counts, and with `to` writes. */
-typedef struct walk {
-    const moec_recorder *r;
-    const request *q;
-    moec_routes *to;
-    uint64_t token, gap; /* the next of the recording */
-    bool in_gap;
-    uint64_t n_bad;
-    uint32_t bad_position, bad_layer;
-} walk;
-
-static void on_token(walk *w, uint32_t position, const uint8_t *marks)
-{
-    const moec_recorder *r = w->r;
-    uint64_t token_bytes = r->row_ids_bytes * r->shape.n_layers;
-    uint64_t t = w->token++;
-    uint8_t *ids;
-
-    w->in_gap = false;
-    if (!w->to)
-        return;
-    ids = w->to->ids + t * token_bytes;
-    w->to->positions[t] = position;
-    memcpy(ids,
-           find_chunk(w->q, position)->bytes + r->marks_bytes +
-               (position & (CHUNK - 1)) * token_bytes,
-           (size_t)token_bytes);
-    for (uint32_t l = 0; l < r->shape.n_layers; l++)
-        if (!marks[l])
-            memset(ids + l * r->row_ids_bytes, 0xff, (size_t)r->row_ids_bytes);
-}
-
-static void on_gap(walk *w, uint32_t position)
-{
-    if (!w->in_gap && w->to)
-        w->to->gaps[w->gap].first = position;
-    w->gap += !w->in_gap;
-    w->in_gap = true;
-    if (w->to)
-        w->to->gaps[w->gap - 1].end = position + 1;
-}
-
-static void walk_request(walk *w)
-{
-    const moec_recorder *r = w->r;
-    const request *q = w->q;
-    uint32_t end = end_of(r, q), layer;
-    size_t g = 0;
-
-    w->in_gap = false;
-    for (uint32_t p = 0; p < end; p++) {
-        const uint8_t *marks = marks_of(r, q, p);
-        int state = state_of(r, marks, &layer);
-
-        while (g < q->n_gaps && q->gaps[g].end <= p)
-            g++;
-        if (state == 1) {
-            on_token(w, p, marks);
-        } else if (state == 0 && g < q->n_gaps && q->gaps[g].first <= p) {
-            on_gap(w, p);
-        } else if (w->n_bad++ == 0) {
-            w->bad_position = p;
-            w->bad_layer = layer;
-        }
-    }
-}
-
-/* Make a recording of n requests, which stay as they are. */
-static moec_status collect(const moec_recorder *r, request *const *qs, size_t n,
-                           moec_routes **out, moec_error *err)
-{
-    walk w = {.r = r};
-    moec_routes *to;
-
-    for (size_t i = 0; i < n; i++) {
-        w.q = qs[i];
-        walk_request(&w);
-        if (w.n_bad)
-            return missing(r, w.q, w.bad_position, w.bad_layer, w.n_bad, err);
-    }
-    MOEC_TRY(moec_routes_alloc(&to, &r->shape, n, w.token, w.gap, err));
-    w = (walk){.r = r, .to = to};
-    for (size_t i = 0; i < n; i++) {
-        size_t bytes = strlen(qs[i]->id) + 1;
-
-        to->requests[i].id = moec_alloc(bytes);
-        if (!to->requests[i].id) {
-            moec_routes_destroy(to);
-            return moec_fail_nomem(err, "a recording");
-        }
-        memcpy(to->requests[i].id, qs[i]->id, bytes);
-        to->requests[i].sample = qs[i]->sample;
-        to->requests[i].first_token = w.token;
-        to->requests[i].first_gap = w.gap;
-        w.q = qs[i];
-        walk_request(&w);
-    }
-    *out = to;
-    return MOEC_OK;
-}
-
-/* End a request's handle and free what it holds. Under the lock. */
-static void end_request(moec_recorder *r, request *q)
-{
-    request **at = &r->buckets[q->hash & (r->n_buckets - 1)];
-
-    while (*at != q)
-        at = &(*at)->next;
-    *at = q->next;
-    atomic_fetch_add_explicit(&q->generation, 1, memory_order_release);
-    clear_request(r, q);
-    q->next = r->free_ones;
-    r->free_ones = q;
-    r->n_held--;
-}
-
-moec_status moec_recorder_take(moec_recorder *r, uint64_t handle,
-                               moec_routes **out, moec_error *err)
-{
-    request *q = r && out ? find_request(r, handle) : NULL;
-    moec_status st;
-
-    if (!q)
-        return stale(handle, err);
-    (void)pthread_mutex_lock(&r->lock);
-    st = collect(r, &q, 1, out, err);
-    if (st == MOEC_OK)
-        end_request(r, q);
-    (void)pthread_mutex_unlock(&r->lock);
-    return st;
-}
-
-static int by_serial(const void *a, const void *b)
-{
-    uint64_t x = (*(request *const *)a)->serial;
-    uint64_t y = (*(request *const *)b)->serial;
-
-    return x < y ? -1 : x > y;
-}
-
-/* The requests held, in the order of their arrival. Under the lock. */
-static request **list_requests(const moec_recorder *r)
-{
-    request **qs = moec_calloc((size_t)r->n_held, sizeof(qs[0]));
-    size_t n = 0;
-
-    for (size_t i = 0; qs && i < r->n_buckets; i++)
-        for (request *q = r->buckets[i]; q; q = q->next)
-            qs[n++] = q;
-    if (qs)
-        qsort(qs, n, sizeof(qs[0]), by_serial);
-    return qs;
-}
-
-moec_status moec_recorder_stop(moec_recorder *r, moec_routes **out,
-                               moec_error *err)
-{
-    moec_status st;
-    request **qs;
-    size_t n;
-
-    if (!r || !out)
-        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                         "recorder: recorder or out is NULL");
-    (void)pthread_mutex_lock(&r->lock);
-    n = (size_t)r->n_held;
-    qs = list_requests(r);
-    if (r->stopped)
-        st = moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                       "recorder: it was stopped");
-    else if (!qs)
-        st = moec_fail_nomem(err, "a recording");
-    else
-        st = collect(r, qs, n, out, err);
-    for (size_t i = 0; st == MOEC_OK && i < n; i++)
-        end_request(r, qs[i]);
-    r->stopped |= st == MOEC_OK;
-    (void)pthread_mutex_unlock(&r->lock);
-    moec_free(qs);
-    return st;
 }

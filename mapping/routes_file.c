@@ -20,9 +20,9 @@
 #include "routes.h"
 #include "safetensors.h"
 
-#define FORMAT      "moec.routes/1"
-#define LAYERS_MAX  65536u
-#define PREFIX      8u
+#define FORMAT     "moec.routes/1"
+#define LAYERS_MAX 65536u
+#define PREFIX     8u
 
 /* A file on its way into a recording. */
 typedef struct reader {
@@ -96,9 +96,9 @@ static moec_status read_meta(reader *f, moec_jsonscan *js)
         const char *key;
         const char **to;
     } known[] = {
-        {"format", &f->format},           {"fingerprint", &f->fingerprint},
-        {"layers", &f->layers},           {"request_ids", &f->request_ids},
-        {"n_experts", &f->n_experts},     {"n_zero", &f->n_zero},
+        {"format", &f->format},       {"fingerprint", &f->fingerprint},
+        {"layers", &f->layers},       {"request_ids", &f->request_ids},
+        {"n_experts", &f->n_experts}, {"n_zero", &f->n_zero},
         {"n_decoder", &f->n_decoder},
     };
     char key[64];
@@ -279,16 +279,14 @@ static moec_status read_shape(reader *f, moec_error *err)
     if (moec_routes_shape_check(&f->shape, &why) != MOEC_OK)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_R01, "%s: %s", f->name,
                          why.text);
-    if (f->topk_ids->dtype != (moec_routes_id_bytes(&f->shape) == 1
-                                   ? MOEC_DTYPE_U8
-                                   : MOEC_DTYPE_U16))
-        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_R01,
-                         "%s: topk_ids is %s, must be %s for %" PRIu32
-                         " experts",
-                         f->name,
-                         moec_dtype_name((moec_dtype)f->topk_ids->dtype),
-                         moec_routes_id_bytes(&f->shape) == 1 ? "U8" : "U16",
-                         f->shape.n_experts + f->shape.n_zero);
+    if (f->topk_ids->dtype !=
+        (moec_routes_id_bytes(&f->shape) == 1 ? MOEC_DTYPE_U8 : MOEC_DTYPE_U16))
+        return moec_fail(
+            err, MOEC_E_FORMAT, MOEC_RULE_R01,
+            "%s: topk_ids is %s, must be %s for %" PRIu32 " experts", f->name,
+            moec_dtype_name((moec_dtype)f->topk_ids->dtype),
+            moec_routes_id_bytes(&f->shape) == 1 ? "U8" : "U16",
+            f->shape.n_experts + f->shape.n_zero);
     return MOEC_OK;
 }
 
@@ -337,13 +335,12 @@ static moec_status read_ids(const reader *f, moec_routes *r, moec_error *err)
             r->ids[i] = (uint8_t)v;
         }
         if (v >= limit && v != (r->width == 1 ? UINT8_MAX : UINT16_MAX))
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_R03,
-                             "%s: token %" PRIu64 ", MoE layer %" PRIu64
-                             ", column %" PRIu64 ": id %u of %" PRIu32
-                             " experts",
-                             f->name, i / per_token,
-                             i % per_token / r->shape.top_k,
-                             i % r->shape.top_k, (unsigned)v, limit);
+            return moec_fail(
+                err, MOEC_E_FORMAT, MOEC_RULE_R03,
+                "%s: token %" PRIu64 ", MoE layer %" PRIu64 ", column %" PRIu64
+                ": id %u of %" PRIu32 " experts",
+                f->name, i / per_token, i % per_token / r->shape.top_k,
+                i % r->shape.top_k, (unsigned)v, limit);
     }
     return MOEC_OK;
 }
@@ -417,14 +414,13 @@ static moec_status read_gaps(const reader *f, moec_routes *r, moec_error *err)
 
         if (request >= r->n_requests || first >= end ||
             end > MOEC_ROUTE_POSITION_MAX ||
-            (g > 0 && (request < before ||
-                       (request == before && first <= end_before))))
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_R01,
-                             "%s: gap[%" PRIu64 "] is request %" PRId64
-                             ", %" PRId64 " to %" PRId64
-                             ": out of range or of order",
-                             f->name, g, (int64_t)request, (int64_t)first,
-                             (int64_t)end);
+            (g > 0 &&
+             (request < before || (request == before && first <= end_before))))
+            return moec_fail(
+                err, MOEC_E_FORMAT, MOEC_RULE_R01,
+                "%s: gap[%" PRIu64 "] is request %" PRId64 ", %" PRId64
+                " to %" PRId64 ": out of range or of order",
+                f->name, g, (int64_t)request, (int64_t)first, (int64_t)end);
         token = token_from(r, request, first);
         if (token < r->requests[request + 1].first_token &&
             r->positions[token] < end)
@@ -480,8 +476,8 @@ static moec_status read_id(const reader *f, moec_jsonscan *js, moec_routes *r,
 
 static moec_status read_names(const reader *f, moec_routes *r, moec_error *err)
 {
-    moec_jsonscan js = scanner("request_ids", f->request_ids,
-                               strlen(f->request_ids), err);
+    moec_jsonscan js =
+        scanner("request_ids", f->request_ids, strlen(f->request_ids), err);
     moec_strmap seen = {0};
     moec_arena keys = {0};
     bool more = true;

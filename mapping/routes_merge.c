@@ -101,8 +101,7 @@ static moec_status gather(merger *m, moec_arena *arena, moec_error *err)
 
             MOEC_TRY(number_of(m, arena, i, k, &number, err));
             for (uint64_t t = q->first_token; t < q[1].first_token; t++)
-                m->items[m->n_items++] =
-                    (item){number, t, i, r->positions[t]};
+                m->items[m->n_items++] = (item){number, t, i, r->positions[t]};
             for (uint64_t g = q->first_gap; g < q[1].first_gap; g++)
                 m->spans[m->n_spans++] =
                     (span){number, r->gaps[g].first, r->gaps[g].end};
@@ -137,14 +136,13 @@ static moec_status lay_over(const merger *m, const item *x, uint8_t *to,
             (mtp && memcmp(from, none, row_bytes) == 0))
             continue;
         if (!mtp || memcmp(to, none, row_bytes) != 0)
-            return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_R05,
-                             "request '%s', sample %" PRIu32
-                             ", position %" PRIu32
-                             ", layer %s: recording %" PRIu32
-                             " has another row than one before it",
-                             q->id, q->sample, x->position,
-                             moec_routes_key_text(r->shape.keys[l], name),
-                             x->input + 1);
+            return moec_fail(
+                err, MOEC_E_MAPPING, MOEC_RULE_R05,
+                "request '%s', sample %" PRIu32 ", position %" PRIu32
+                ", layer %s: recording %" PRIu32
+                " has another row than one before it",
+                q->id, q->sample, x->position,
+                moec_routes_key_text(r->shape.keys[l], name), x->input + 1);
         memcpy(to, from, row_bytes);
     }
     return MOEC_OK;
@@ -173,8 +171,8 @@ static moec_status write_tokens(const merger *m, moec_routes *out,
             out->requests[request].first_token = t;
         if (t > 0 && i > 0 && x->request == m->items[i - 1].request &&
             x->position == m->items[i - 1].position) {
-            MOEC_TRY(lay_over(m, x, out->ids + (t - 1) * out->token_bytes,
-                              err));
+            MOEC_TRY(
+                lay_over(m, x, out->ids + (t - 1) * out->token_bytes, err));
             continue;
         }
         out->positions[t] = x->position;
@@ -209,10 +207,9 @@ static uint64_t write_gaps(const merger *m, moec_routes *out)
         while (at < x->end) {
             uint32_t stop = x->end;
 
-            while (i < m->n_items &&
-                   (m->items[i].request < x->request ||
-                    (m->items[i].request == x->request &&
-                     m->items[i].position < at)))
+            while (i < m->n_items && (m->items[i].request < x->request ||
+                                      (m->items[i].request == x->request &&
+                                       m->items[i].position < at)))
                 i++;
             if (i < m->n_items && m->items[i].request == x->request &&
                 m->items[i].position < stop)

@@ -80,7 +80,8 @@ static void put_metadata(moec_buf *b, const moec_routes *r)
         moec_buf_printf(&list, "%s%s", i ? " " : "",
                         moec_routes_key_text(r->shape.keys[i], name));
     put_text(b, "layers", list.data ? list.data : "");
-    put_text(b, "fingerprint", r->shape.fingerprint ? r->shape.fingerprint : "");
+    put_text(b, "fingerprint",
+             r->shape.fingerprint ? r->shape.fingerprint : "");
     list.len = 0;
     moec_buf_puts(&list, "[");
     for (uint64_t i = 0; i < r->n_requests; i++) {
