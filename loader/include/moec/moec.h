@@ -13,8 +13,8 @@
 #include <moec/load.h>
 #include <moec/loader.h>
 #include <moec/mapping.h>
-#include <moec/sign.h>
 #include <moec/record.h>
+#include <moec/sign.h>
 #include <moec/types.h>
 #include <moec/validate.h>
 #include <moec/version.h>
