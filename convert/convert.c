@@ -72,6 +72,23 @@ moec_status moec_prepared_headers(const moec_prepared *p, moec_writer *w,
     return MOEC_OK;
 }
 
+/* The manifest names them, and is JSON. Known now, not after hours. */
+static moec_status check_names(const moec_layout *layout, moec_error *err)
+{
+    const moec_ckpt *c =
+        moec_model_ckpt(moec_plan_model(moec_layout_plan(layout)));
+
+    for (size_t i = 0; i < moec_ckpt_n_files(c); i++) {
+        const char *name = moec_ckpt_file(c, i)->name;
+        if (!moec_utf8_valid(name, strlen(name), NULL))
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I03,
+                             "%s: its name is not UTF-8, which no manifest can "
+                             "hold: rename it",
+                             name);
+    }
+    return MOEC_OK;
+}
+
 moec_status moec_prepare(moec_prepared *p, const moec_layout *layout,
                          const moec_convert_opts *opts, moec_error *err)
 {
@@ -94,6 +111,7 @@ moec_status moec_prepare(moec_prepared *p, const moec_layout *layout,
     MOEC_TRY(moec_share_init(&p->share, layout, &p->digests, err));
     if (opts == NULL)
         return MOEC_OK;
+    MOEC_TRY(check_names(layout, err));
     MOEC_TRY(moec_input_create(&p->in, layout, opts, err));
     return moec_identity_convert(p->in, p->headers, &p->identity, err);
 }

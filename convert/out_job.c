@@ -39,8 +39,9 @@ static moec_status files_stand(const moec_out_job *j, bool *all,
                          AT_SYMLINK_NOFOLLOW);
         if (rc != 0 && errno != ENOENT)
             return moec_fail_os(err, errno, "%s: cannot look at it", f->name);
-        *all =
-            rc == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == f->bytes;
+        /* another name of it may be somebody's: not written through */
+        *all = rc == 0 && S_ISREG(st.st_mode) && st.st_nlink == 1 &&
+               (uint64_t)st.st_size == f->bytes;
     }
     return MOEC_OK;
 }

@@ -177,7 +177,8 @@ static moec_status keep_files(ranks *r, moec_error *err)
         if (rc != 0 && errno != ENOENT)
             return moec_fail_os(err, errno, "%s/%s: cannot look at it",
                                 r->where.data, f->name);
-        if (rc != 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size != f->bytes)
+        if (rc != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 1 ||
+            (uint64_t)st.st_size != f->bytes)
             return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M05,
                              "%s/%s is not as it was made, and what others "
                              "wrote into it is lost: remove %s and convert "

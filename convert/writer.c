@@ -13,13 +13,19 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "writer.h"
 
-/* Descriptors kept open: two a file (buffered and direct). Low enough for the
- * usual soft limit of 1024 inside a server. */
+/* Files kept open, of two descriptors each (buffered and direct). Low enough
+ * for the usual soft limit of 1024 inside a server; and as many fewer as the
+ * limit asks for, RESERVE descriptors being left to whoever opens the sources
+ * once more in the end. With fewer than DIRECT_LEAST there is one descriptor a
+ * file: a slow disk is better than none. */
 #define OPEN_FILES_MAX 48u
+#define RESERVE        4u
+#define DIRECT_LEAST   8u
 
 #define DIRECT_ALIGN   4096u
 
@@ -38,9 +44,32 @@ struct moec_writer {
     wfile *files;
     bool no_direct; /* also set when the file system refuses O_DIRECT */
     pthread_mutex_t lock;
+    pthread_cond_t unpinned;
     uint64_t clock;
-    size_t n_open;
+    size_t n_open, max_open;
 };
+
+/* How many files may be open: at least one. Descriptors are given out lowest
+ * first, so that the next one tells how many are taken. */
+static size_t choose_max(moec_writer *w)
+{
+    struct rlimit r;
+    int next = fcntl(w->dirfd, F_DUPFD_CLOEXEC, 0);
+    uint64_t left;
+
+    if (next >= 0)
+        close(next);
+    if (next < 0 || getrlimit(RLIMIT_NOFILE, &r) != 0)
+        return 1;
+    left = r.rlim_cur > (uint64_t)next + RESERVE
+               ? r.rlim_cur - (uint64_t)next - RESERVE
+               : 1;
+    if (left < DIRECT_LEAST)
+        w->no_direct = true;
+    else if (!w->no_direct)
+        left /= 2;
+    return (size_t)moec_min_u64(left, OPEN_FILES_MAX);
+}
 
 moec_status moec_writer_create(moec_writer **out, int dirfd, size_t n_files,
                                bool no_direct, moec_error *err)
@@ -59,7 +88,9 @@ moec_status moec_writer_create(moec_writer **out, int dirfd, size_t n_files,
     w->dirfd = dirfd;
     w->n_files = n_files;
     w->no_direct = no_direct;
+    w->max_open = choose_max(w);
     pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->unpinned, NULL);
     *out = w;
     return MOEC_OK;
 }
@@ -75,7 +106,8 @@ static void close_file(moec_writer *w, wfile *f)
     f->fd = f->direct_fd = -1;
 }
 
-static void close_oldest(moec_writer *w)
+/* False where all that are open are pinned. */
+static bool close_oldest(moec_writer *w)
 {
     wfile *oldest = NULL;
 
@@ -88,22 +120,34 @@ static void close_oldest(moec_writer *w)
     }
     if (oldest != NULL)
         close_file(w, oldest);
+    return oldest != NULL;
 }
 
+/* Let one go, or wait until another thread unpins one. */
+static void make_room(moec_writer *w)
+{
+    if (!close_oldest(w))
+        pthread_cond_wait(&w->unpinned, &w->lock);
+}
+
+/* Under the lock where other threads write. Who waits here holds no pin, so
+ * that those who do come to their end. */
 static moec_status open_file(moec_writer *w, wfile *f, int extra,
                              moec_error *err)
 {
-    int fd;
+    const int flags = O_WRONLY | O_CLOEXEC | O_NOFOLLOW | extra;
+    int fd = -1;
 
-    if (w->n_open >= OPEN_FILES_MAX)
-        close_oldest(w);
-    fd = openat(w->dirfd, f->name, O_WRONLY | O_CLOEXEC | O_NOFOLLOW | extra,
-                0666);
-    if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
-        close_oldest(w);
-        fd = openat(w->dirfd, f->name,
-                    O_WRONLY | O_CLOEXEC | O_NOFOLLOW | extra, 0666);
+    while (w->n_open >= w->max_open && f->fd < 0)
+        make_room(w);
+    while (f->fd < 0) { /* else another thread has opened it meanwhile */
+        fd = openat(w->dirfd, f->name, flags, 0666);
+        if (fd >= 0 || (errno != EMFILE && errno != ENFILE) || w->n_open == 0)
+            break;
+        make_room(w);
     }
+    if (f->fd >= 0)
+        return MOEC_OK;
     if (fd < 0)
         return moec_fail_os(err, errno, "%s: cannot open for writing", f->name);
     f->fd = fd;
@@ -192,6 +236,7 @@ static void unpin(moec_writer *w, wfile *f)
 {
     pthread_mutex_lock(&w->lock);
     f->pins--;
+    pthread_cond_broadcast(&w->unpinned);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -276,6 +321,7 @@ void moec_writer_destroy(moec_writer *w)
         close_file(w, &w->files[i]);
         moec_free(w->files[i].name);
     }
+    pthread_cond_destroy(&w->unpinned);
     pthread_mutex_destroy(&w->lock);
     moec_free(w->files);
     moec_free(w);

@@ -268,6 +268,13 @@ moec_status moec_ckpt_choose_extra(moec_ckpt *c, const char **list, size_t n,
         moec_source_entry what;
         if (!is_extra(c, list[i]))
             continue;
+        if (!moec_utf8_valid(list[i], strlen(list[i]), NULL)) {
+            MOEC_TRY(moec_ckpt_add_note(c, MOEC_RULE_I03, err,
+                                        "%s: its name is not UTF-8, which no "
+                                        "manifest can hold; left alone",
+                                        list[i]));
+            continue;
+        }
         MOEC_TRY(moec_source_look(&c->source, list[i], &what, err));
         if (what == MOEC_ENTRY_FILE)
             c->extra[c->n_extra++] = list[i];

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -33,6 +34,17 @@ static void guard_streams(void)
         if (got >= 0 && got != fd)
             (void)close(got);
     }
+}
+
+/* A checkpoint may have more shards than the usual 1024 descriptors; the low
+ * limit is for programs that select(2), which we do not. */
+static void raise_descriptors(void)
+{
+    struct rlimit r;
+    if (getrlimit(RLIMIT_NOFILE, &r) != 0 || r.rlim_cur == r.rlim_max)
+        return;
+    r.rlim_cur = r.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &r);
 }
 
 static int print_version(void)
@@ -243,5 +255,8 @@ int main(int argc, char **argv)
     guard_streams();
     /* A reader that goes away is a failed write, not a death. */
     (void)signal(SIGPIPE, SIG_IGN);
+    /* A limit on the size of files is a full disk, not a death either. */
+    (void)signal(SIGXFSZ, SIG_IGN);
+    raise_descriptors();
     return moec_cli_flush(dispatch(argc, argv));
 }

@@ -142,7 +142,7 @@ void moec_buf_printf(moec_buf *b, const char *fmt, ...) MOEC_PRINTF(2, 3);
 void moec_buf_u32(moec_buf *b, uint32_t v); /* little endian */
 void moec_buf_u64(moec_buf *b, uint64_t v);
 /* Append `s` as a JSON string with its quotes; escapes what RFC 8259 demands
- * and DEL; other bytes pass (UTF-8 in, UTF-8 out). */
+ * and DEL. What is no UTF-8 becomes U+FFFD. */
 void moec_buf_json_string(moec_buf *b, const char *s, size_t n);
 void moec_buf_fini(moec_buf *b);
 

@@ -127,11 +127,11 @@ static void escape(moec_buf *b, unsigned char c)
     }
 }
 
-void moec_buf_json_string(moec_buf *b, const char *s, size_t n)
+/* `n` bytes of UTF-8. */
+static void put_text(moec_buf *b, const char *s, size_t n)
 {
     size_t from = 0;
 
-    moec_buf_append(b, "\"", 1);
     for (size_t i = 0; i < n; i++) {
         if (!needs_escape((unsigned char)s[i]))
             continue;
@@ -141,6 +141,20 @@ void moec_buf_json_string(moec_buf *b, const char *s, size_t n)
     }
     if (n > from)
         moec_buf_append(b, s + from, n - from);
+}
+
+void moec_buf_json_string(moec_buf *b, const char *s, size_t n)
+{
+    size_t bad = 0;
+
+    moec_buf_append(b, "\"", 1);
+    while (n > 0 && !moec_utf8_valid(s, n, &bad)) {
+        put_text(b, s, bad);
+        moec_buf_append(b, "\\ufffd", 6);
+        s += bad + 1;
+        n -= bad + 1;
+    }
+    put_text(b, s, n);
     moec_buf_append(b, "\"", 1);
 }
 

@@ -86,6 +86,7 @@ static void escapes_json_strings(void **state)
         {"a\0b\x1f\x7f", 5, "\"a\\u0000b\\u001f\\u007f\""},
         {"\"", 1, "\"\\\"\""},
         {"x\n", 2, "\"x\\n\""},
+        {"a\xff\n\xe2\x82", 5, "\"a\\ufffd\\n\\ufffd\\ufffd\""},
     };
 
     (void)state;
