@@ -1,0 +1,653 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the engine says when something is wrong: files, digests, callbacks,
+ * memory, the kernel. And what it does for a sink that is not host memory. */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine.h"
+#include "tmpdir.h"
+
+#define MIB      ((size_t)1 << 20)
+#define N_BYTES  (6 * MIB + 777)
+#define N_PIECES 3u /* of 2 MiB, the last one longer */
+
+typedef struct bench {
+    tmpdir dir;
+    char path[600];
+    unsigned char *content, *to;
+    moec_leaf leaves[8];
+    moec_engine_file file;
+    moec_piece p[N_PIECES]; /* piece i is group i */
+    uint32_t n_told;
+    moec_status answer; /* of `ready`, from group 1 on */
+    uint32_t n_read_at;
+    uint32_t fail_from; /* call of read_at; 0: never */
+    long nap_ns;        /* of read_at */
+} bench;
+
+static int set_up(void **state)
+{
+    bench *b = calloc(1, sizeof(*b));
+    moec_error err = MOEC_ERROR_INIT;
+    int fd;
+
+    assert_non_null(b);
+    b->dir = tmpdir_make();
+    snprintf(b->path, sizeof(b->path), "%s/f", b->dir.path);
+    b->content = malloc(N_BYTES);
+    b->to = aligned_alloc(4096, 8 * MIB);
+    assert_non_null(b->content);
+    assert_non_null(b->to);
+    for (size_t i = 0; i < N_BYTES; i++)
+        b->content[i] = (unsigned char)(i * 31 + (i >> 12));
+    fd = open(b->path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, b->content, N_BYTES), N_BYTES);
+    assert_int_equal(fsync(fd), 0);
+    b->file = (moec_engine_file){"f.safetensors", b->path, fd, N_BYTES};
+    for (size_t i = 0, k; i * MIB < N_BYTES; i++) {
+        k = N_BYTES - i * MIB < MIB ? N_BYTES - i * MIB : MIB;
+        b->leaves[i].xxh128 = moec_xxh128_of(b->content + i * MIB, k);
+        assert_int_equal(
+            moec_sha256_of(b->content + i * MIB, k, &b->leaves[i].sha256, &err),
+            MOEC_OK);
+    }
+    for (uint32_t i = 0; i < N_PIECES; i++)
+        b->p[i] = (moec_piece){
+            .group = i,
+            .off = 2 * i * MIB,
+            .dst = b->to + 2 * i * MIB,
+            .elem_bytes = 1,
+            .n_rows = 1,
+            .n_cols = i + 1 < N_PIECES ? 2 * MIB : N_BYTES - 2 * i * MIB,
+            .src_col = 1,
+            .dst_col = 1,
+            .leaves = &b->leaves[2 * i],
+            .tag = 70 + i};
+    *state = b;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    bench *b = *state;
+
+    close(b->file.fd);
+    tmpdir_remove(&b->dir);
+    free(b->content);
+    free(b->to);
+    free(b);
+    return 0;
+}
+
+static moec_status hear(void *ctx, uint32_t group, uint64_t ticket,
+                        moec_error *err)
+{
+    bench *b = ctx;
+
+    (void)ticket;
+    assert_int_equal(group, b->n_told);
+    b->n_told++;
+    if (group >= 1 && b->answer != MOEC_OK)
+        return moec_fail(err, b->answer, MOEC_RULE_NONE, "no room for it");
+    return MOEC_OK;
+}
+
+static void name(void *ctx, const moec_piece *p, char *buf, size_t n)
+{
+    (void)ctx;
+    snprintf(buf, n, "layer %u slot 5", p->tag);
+}
+
+static moec_status read_at(void *ctx, uint32_t file, uint64_t off, void *to,
+                           size_t n, moec_error *err)
+{
+    bench *b = ctx;
+    struct timespec nap = {.tv_nsec = b->nap_ns};
+    uint32_t call = __atomic_add_fetch(&b->n_read_at, 1, __ATOMIC_RELAXED);
+
+    assert_int_equal(file, 0);
+    assert_true(off + n <= N_BYTES);
+    if (b->fail_from != 0 && call >= b->fail_from)
+        return moec_fail_os(err, EIO, "bucket/f");
+    if (b->nap_ns > 0)
+        nanosleep(&nap, NULL);
+    memcpy(to, b->content + off, n);
+    return MOEC_OK;
+}
+
+static moec_engine_opts usual(bench *b)
+{
+    moec_engine_opts o = {.n_threads = 2,
+                          .verify = MOEC_ENGINE_XXH3,
+                          .read_at = read_at,
+                          .read_ctx = b,
+                          .ready = hear,
+                          .describe = name,
+                          .ctx = b};
+
+    memset(b->to, 0x5a, 8 * MIB);
+    b->n_told = 0;
+    return o;
+}
+
+static unsigned n_threads_of_process(void)
+{
+    struct stat st;
+
+    return stat("/proc/self/task", &st) == 0 ? (unsigned)st.st_nlink - 2 : 1;
+}
+
+static moec_status run(bench *b, const moec_engine_opts *o, moec_error *err)
+{
+    unsigned before = n_threads_of_process();
+    moec_engine *e = NULL;
+    moec_status st;
+
+    *err = (moec_error)MOEC_ERROR_INIT;
+    st = moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, N_PIECES, o, err);
+    if (st == MOEC_OK)
+        st = moec_engine_start(e, err);
+    if (st == MOEC_OK)
+        st = moec_engine_wait(e, err);
+    assert_int_equal(n_threads_of_process(), before);
+    assert_int_equal(err->status, st);
+    moec_engine_destroy(e);
+    return st;
+}
+
+static void evict(const bench *b)
+{
+    (void)posix_fadvise(b->file.fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+/* ------------------------------------------------------------- digests */
+
+static void names_the_leaf_that_is_wrong(void **state)
+{
+    bench *b = *state;
+    moec_error err;
+
+    for (int how = 0; how < 8; how++) {
+        moec_engine_opts o = usual(b);
+        char found[65];
+
+        o.verify = how % 2 != 0 ? MOEC_ENGINE_SHA256 : MOEC_ENGINE_XXH3;
+        o.no_uring = how >= 4;
+        if (how & 2)
+            evict(b);
+        b->leaves[3].xxh128.b[0] ^= 1;
+        b->leaves[3].sha256.b[31] ^= 1;
+        b->p[1].leaf_rule = how & 2 ? MOEC_RULE_M07 : MOEC_RULE_NONE;
+        assert_int_equal(run(b, &o, &err), MOEC_E_INTEGRITY);
+        assert_int_equal(err.rule, how & 2 ? MOEC_RULE_M07 : MOEC_RULE_T3);
+        assert_int_equal(err.file_off, 3 * MIB);
+        assert_non_null(strstr(err.text, "f.safetensors: layer 71 slot 5: leaf "
+                                         "1, from byte 3145728"));
+        b->leaves[3].xxh128.b[0] ^= 1;
+        b->leaves[3].sha256.b[31] ^= 1;
+        moec_hex(how % 2 != 0 ? b->leaves[3].sha256.b : b->leaves[3].xxh128.b,
+                 how % 2 != 0 ? 32 : 16, found);
+        assert_non_null(strstr(err.text, found));
+        assert_true(b->n_told <= 1);
+        o.verify = MOEC_ENGINE_NONE;
+        assert_int_equal(run(b, &o, &err), (b->n_told = 0, MOEC_OK));
+        assert_memory_equal(b->to, b->content, N_BYTES);
+    }
+}
+
+static void finds_a_changed_byte(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    unsigned char other = (unsigned char)(b->content[N_BYTES - 1] ^ 4);
+    moec_error err;
+
+    assert_int_equal(pwrite(b->file.fd, &other, 1, N_BYTES - 1), 1);
+    assert_int_equal(run(b, &o, &err), MOEC_E_INTEGRITY);
+    assert_non_null(strstr(err.text, "layer 72 slot 5: leaf 2"));
+    assert_int_equal(b->n_told, 2);
+}
+
+/* --------------------------------------------------------------- files */
+
+static void refuses_a_file_that_changed(void **state)
+{
+    bench *b = *state;
+    moec_error err = MOEC_ERROR_INIT;
+    struct timespec then[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+    moec_engine_opts o = usual(b);
+    moec_engine *e = NULL;
+
+    assert_int_equal(
+        moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o, &err),
+        MOEC_OK);
+    assert_int_equal(futimens(b->file.fd, then), 0);
+    assert_int_equal(moec_engine_start(e, &err), MOEC_OK);
+    assert_int_equal(moec_engine_wait(e, &err), MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_I13);
+    assert_int_equal(b->n_told, 0);
+    assert_int_equal(moec_engine_wait(e, NULL), MOEC_E_FORMAT);
+    moec_engine_destroy(e);
+    b->file.bytes--; /* another size than when the caller opened it */
+    b->p[2].n_cols--;
+    assert_int_equal(run(b, &o, &err), MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_I13);
+}
+
+static void refuses_a_file_that_ends(void **state)
+{
+    bench *b = *state;
+
+    for (int how = 0; how < 6; how++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_engine_opts o = usual(b);
+        moec_engine *e = NULL;
+
+        o.no_direct = how % 3 == 0;
+        o.no_uring = how % 3 == 1;
+        if (how >= 3)
+            o.verify = MOEC_ENGINE_NONE;
+        assert_int_equal(
+            moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o, &err),
+            MOEC_OK);
+        evict(b);
+        assert_int_equal(ftruncate(b->file.fd, 5 * MIB + 5), 0);
+        assert_int_equal(moec_engine_start(e, &err), MOEC_OK);
+        assert_int_equal(moec_engine_wait(e, &err), MOEC_E_FORMAT);
+        assert_true(err.rule == MOEC_RULE_H17 || err.rule == MOEC_RULE_I13);
+        moec_engine_destroy(e);
+        assert_int_equal(pwrite(b->file.fd, b->content, N_BYTES, 0), N_BYTES);
+        assert_int_equal(fsync(b->file.fd), 0);
+    }
+}
+
+static void reads_what_a_new_path_does_not_mean(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    moec_error err;
+    int fd;
+
+    /* the name leads to another file by now: only the descriptor counts */
+    assert_int_equal(unlink(b->path), 0);
+    fd = open(b->path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(ftruncate(fd, N_BYTES), 0);
+    close(fd);
+    evict(b);
+    assert_int_equal(run(b, &o, &err), MOEC_OK);
+    assert_memory_equal(b->to, b->content, N_BYTES);
+}
+
+static void refuses_pieces_outside(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    moec_piece good = b->p[0];
+    moec_error err;
+
+    b->p[0].off = N_BYTES - 2 * MIB + 1;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0].off = UINT64_MAX - MIB;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0] = good;
+    b->p[0].n_rows = UINT64_MAX / MIB;
+    b->p[0].src_row = 2 * MIB;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0].n_rows = 2;
+    b->p[0].dst_row = UINT64_MAX - 5;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0] = good;
+    b->p[0].group = 3;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0] = good;
+    b->p[0].file = 1;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0] = good;
+    b->p[0].dst = NULL;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0] = good;
+    b->p[0].n_rows = 2; /* digests, and not adjacent in the file */
+    b->p[0].n_cols = MIB;
+    b->p[0].src_row = MIB + 1;
+    b->p[0].dst_row = MIB;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0] = good;
+    assert_int_equal(run(b, &o, &err), MOEC_OK);
+}
+
+/* ----------------------------------------------------------- callbacks */
+
+static void stops_where_a_callback_fails(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    moec_error err;
+
+    b->answer = MOEC_E_NO_DEVICE;
+    assert_int_equal(run(b, &o, &err), MOEC_E_NO_DEVICE);
+    assert_non_null(strstr(err.text, "no room for it"));
+    assert_int_equal(b->n_told, 2);
+}
+
+static void reads_by_the_callers_function(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    int fd = b->file.fd;
+    moec_error err;
+
+    b->file.fd = -1;
+    assert_int_equal(run(b, &o, &err), MOEC_OK);
+    assert_memory_equal(b->to, b->content, N_BYTES);
+    b->n_read_at = 0;
+    b->fail_from = 3;
+    b->n_told = 0;
+    assert_int_equal(run(b, &o, &err), MOEC_E_IO);
+    assert_int_equal(err.os_errno, EIO);
+    o.read_at = NULL;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->file.fd = fd;
+}
+
+static void cancels_soon(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    struct timespec nap = {.tv_nsec = 3000000}, t0, t1;
+    moec_engine_stats s;
+    moec_error err = MOEC_ERROR_INIT;
+    moec_engine *e = NULL;
+    int fd = b->file.fd;
+    double took;
+
+    b->file.fd = -1;
+    b->nap_ns = 20000000; /* seven calls on two threads: 80 ms at least */
+    assert_int_equal(
+        moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o, &err),
+        MOEC_OK);
+    assert_int_equal(moec_engine_start(e, &err), MOEC_OK);
+    nanosleep(&nap, NULL);
+    moec_engine_poll(e, &s);
+    assert_true(s.bytes_done < s.bytes_needed);
+    clock_gettime(CLOCK_MONOTONIC, &t0);
+    moec_engine_cancel(e);
+    assert_int_equal(moec_engine_wait(e, &err), MOEC_E_CANCELLED);
+    clock_gettime(CLOCK_MONOTONIC, &t1);
+    took = (double)(t1.tv_sec - t0.tv_sec) +
+           1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
+    assert_true(took < 0.1);
+    assert_true(b->n_told < 3);
+    moec_engine_destroy(e);
+    /* destroy alone does, too */
+    assert_int_equal(
+        moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o, &err),
+        MOEC_OK);
+    b->n_told = 0;
+    assert_int_equal(moec_engine_start(e, &err), MOEC_OK);
+    assert_int_equal(moec_engine_start(e, NULL), MOEC_E_ARG);
+    moec_engine_destroy(e);
+    b->file.fd = fd;
+}
+
+/* -------------------------------------------------------------- memory */
+
+static void says_how_large_a_ring_must_be(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    moec_error err;
+
+    o.ring_bytes = MIB;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    assert_non_null(strstr(err.text, "1048576 bytes is too small"));
+    assert_non_null(strstr(err.text, "takes 1052672"));
+    o.ring_bytes = 1052672;
+    evict(b);
+    assert_int_equal(run(b, &o, &err), MOEC_OK);
+    assert_memory_equal(b->to, b->content, N_BYTES);
+    o.verify = MOEC_ENGINE_NONE;
+    o.ring_bytes = MIB / 8;
+    memset(b->to, 0, N_BYTES);
+    b->n_told = 0;
+    evict(b);
+    assert_int_equal(run(b, &o, &err), MOEC_OK);
+    assert_memory_equal(b->to, b->content, N_BYTES);
+}
+
+static void says_when_memory_is_short(void **state)
+{
+    bench *b = *state;
+    moec_status st = MOEC_E_NOMEM;
+
+    for (uint64_t n = 1; st != MOEC_OK; n++) {
+        moec_engine_opts o = usual(b);
+        moec_error err;
+
+        moec_alloc_fail_at(n);
+        st = run(b, &o, &err);
+        moec_alloc_fail_at(0);
+        assert_true(st == MOEC_OK ? n > 8 : st == MOEC_E_NOMEM);
+        assert_true(n < 100);
+    }
+}
+
+/* -------------------------------------------------------------- kernels */
+
+/* In a child: filters stay for good. */
+static void reads_where_io_uring_is_forbidden(void **state)
+{
+    static const unsigned calls[] = {425, 426}; /* setup, enter */
+    bench *b = *state;
+
+    for (size_t i = 0; i < 2; i++) {
+        struct sock_filter code[] = {
+            BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                     offsetof(struct seccomp_data, nr)),
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, calls[i], 0, 1),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+        struct sock_fprog prog = {.len = 4, .filter = code};
+        int status = -1;
+        pid_t pid = fork();
+
+        assert_true(pid >= 0);
+        if (pid == 0) {
+            moec_engine_opts o = usual(b);
+            moec_engine_stats s = {.uses_uring = 1};
+            moec_error err = MOEC_ERROR_INIT;
+            moec_engine *e = NULL;
+
+            o.n_threads = 0;
+            evict(b);
+            if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+                prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) != 0)
+                _exit(77);
+            if (moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o,
+                                   &err) != MOEC_OK ||
+                moec_engine_start(e, &err) != MOEC_OK ||
+                moec_engine_wait(e, &err) != MOEC_OK)
+                _exit(1);
+            moec_engine_poll(e, &s);
+            moec_engine_destroy(e);
+            _exit(s.uses_uring != 0 || memcmp(b->to, b->content, N_BYTES) != 0);
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFEXITED(status));
+        if (WEXITSTATUS(status) == 77)
+            skip();
+        assert_int_equal(WEXITSTATUS(status), 0);
+    }
+}
+
+/* ---------------------------------------------------------------- sinks */
+
+typedef struct copy {
+    unsigned char *dst;
+    const unsigned char *src;
+    uint64_t dst_row, src_row, row_bytes, rows;
+} copy;
+
+/* Copies that happen only when somebody asks whether they have. */
+typedef struct device {
+    copy queue[4096];
+    uint64_t n, done;
+    int busy; /* in a call */
+    uint64_t fail_at;
+} device;
+
+static moec_status device_copy(void *ctx, void *dst, uint64_t dst_row,
+                               const void *src, uint64_t src_row,
+                               uint64_t row_bytes, uint64_t rows,
+                               uint64_t *ticket_out, moec_error *err)
+{
+    device *d = ctx;
+
+    assert_int_equal(__atomic_add_fetch(&d->busy, 1, __ATOMIC_SEQ_CST), 1);
+    assert_true(d->n < 4096);
+    d->queue[d->n++] = (copy){dst, src, dst_row, src_row, row_bytes, rows};
+    *ticket_out = d->n;
+    __atomic_sub_fetch(&d->busy, 1, __ATOMIC_SEQ_CST);
+    if (d->n == d->fail_at)
+        return moec_fail(err, MOEC_E_NO_DEVICE, MOEC_RULE_NONE, "it fell off");
+    return MOEC_OK;
+}
+
+static moec_status device_poll(void *ctx, uint64_t ticket, int block,
+                               int *done_out, moec_error *err)
+{
+    device *d = ctx;
+
+    (void)err;
+    assert_int_equal(__atomic_add_fetch(&d->busy, 1, __ATOMIC_SEQ_CST), 1);
+    if (block || d->n - d->done > 3)
+        while (d->done < ticket) {
+            const copy *c = &d->queue[d->done++];
+            for (uint64_t r = 0; r < c->rows; r++)
+                memcpy(c->dst + r * c->dst_row, c->src + r * c->src_row,
+                       c->row_bytes);
+        }
+    *done_out = d->done >= ticket;
+    __atomic_sub_fetch(&d->busy, 1, __ATOMIC_SEQ_CST);
+    return MOEC_OK;
+}
+
+static uint64_t last_ticket;
+
+static moec_status keep_ticket(void *ctx, uint32_t group, uint64_t ticket,
+                               moec_error *err)
+{
+    (void)ctx;
+    (void)group;
+    (void)err;
+    last_ticket = ticket;
+    return MOEC_OK;
+}
+
+static void feeds_a_sink_from_its_own_ring(void **state)
+{
+    bench *b = *state;
+    device *d = calloc(1, sizeof(*d));
+    unsigned char *ring = aligned_alloc(4096, 8 * MIB);
+
+    assert_non_null(d);
+    assert_non_null(ring);
+    for (int how = 0; how < 6; how++) {
+        moec_engine_sink sink = {d, ring, device_copy, device_poll};
+        moec_engine_opts o = usual(b);
+        moec_error err;
+
+        *d = (device){.fail_at = how == 5 ? 2 : 0};
+        o.sink = &sink;
+        o.ring_bytes = 8 * MIB;
+        o.n_threads = 1 + (uint32_t)how % 2;
+        o.no_uring = how == 2;
+        o.ready = keep_ticket;
+        if (how != 1)
+            evict(b);
+        memset(b->to, 0x5a, 8 * MIB);
+        if (how == 3) { /* transposed: 4-byte elements */
+            b->p[1].n_rows = 1024;
+            b->p[1].n_cols = 512;
+            b->p[1].elem_bytes = 4;
+            b->p[1].src_row = 2048;
+            b->p[1].src_col = 4;
+            b->p[1].dst_row = 4;
+            b->p[1].dst_col = 4096;
+        }
+        if (how == 4) { /* gaps on both axes */
+            b->p[1] = (moec_piece){.group = 1,
+                                   .off = 2 * MIB,
+                                   .dst = b->to + 2 * MIB,
+                                   .elem_bytes = 2,
+                                   .n_rows = 40,
+                                   .n_cols = 50,
+                                   .src_row = 100,
+                                   .src_col = 2,
+                                   .dst_row = 403,
+                                   .dst_col = 8};
+        }
+        assert_int_equal(run(b, &o, &err),
+                         how == 5 ? MOEC_E_NO_DEVICE : MOEC_OK);
+        assert_int_equal(d->done, d->n); /* nothing reads the ring any more */
+        if (how == 5)
+            break;
+        assert_int_equal(last_ticket <= d->n, 1);
+        assert_memory_equal(b->to, b->content, 2 * MIB);
+        assert_memory_equal(b->to + 4 * MIB, b->content + 4 * MIB,
+                            N_BYTES - 4 * MIB);
+        const moec_piece *p = &b->p[1];
+        for (uint64_t r = 0; how >= 3 && r < p->n_rows; r++)
+            for (uint64_t c = 0; c < p->n_cols; c++)
+                assert_memory_equal(p->dst + r * p->dst_row + c * p->dst_col,
+                                    b->content + p->off + r * p->src_row +
+                                        c * p->src_col,
+                                    p->elem_bytes);
+        if (how < 3)
+            assert_memory_equal(b->to, b->content, N_BYTES);
+    }
+    free(ring);
+    free(d);
+}
+
+#define CASE(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CASE(names_the_leaf_that_is_wrong),
+        CASE(finds_a_changed_byte),
+        CASE(refuses_a_file_that_changed),
+        CASE(refuses_a_file_that_ends),
+        CASE(reads_what_a_new_path_does_not_mean),
+        CASE(refuses_pieces_outside),
+        CASE(stops_where_a_callback_fails),
+        CASE(reads_by_the_callers_function),
+        CASE(cancels_soon),
+        CASE(says_how_large_a_ring_must_be),
+        CASE(says_when_memory_is_short),
+        CASE(reads_where_io_uring_is_forbidden),
+        CASE(feeds_a_sink_from_its_own_ring),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
