@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "engine.h"
+#include "threads_left.h"
 
 #define N_FILES     3u
 #define PIECES_MAX  160u
@@ -293,18 +294,10 @@ static moec_status hear(void *ctx, uint32_t group, uint64_t ticket,
     return MOEC_OK;
 }
 
-static unsigned n_threads_of_process(void)
-{
-    struct stat st;
-
-    return stat("/proc/self/task", &st) == 0 ? (unsigned)st.st_nlink - 2 : 1;
-}
-
 static moec_status run(const moec_engine_file *f, const batch *b,
                        uint32_t n_groups, const moec_engine_opts *o,
                        moec_engine_stats *stats, moec_error *err)
 {
-    unsigned before = n_threads_of_process();
     moec_engine *e = NULL;
     moec_status st =
         moec_engine_create(&e, f, N_FILES, b->p, b->n, n_groups, o, err);
@@ -316,7 +309,7 @@ static moec_status run(const moec_engine_file *f, const batch *b,
     st = moec_engine_start(e, err);
     if (st == MOEC_OK)
         st = moec_engine_wait(e, err);
-    assert_int_equal(n_threads_of_process(), before);
+    assert_int_equal(threads_left(), 0);
     moec_engine_poll(e, stats);
     moec_engine_destroy(e);
     return st;
