@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "cli.h"
+#include "cmd_sign.h"
 #include "print.h"
 #include "rank_list.h"
 #include "session.h"
@@ -21,10 +22,20 @@ static const moec_cli_opt own_opts[] = {
      NULL, NULL, 0},
 };
 static const moec_cli_group own = {"Source", own_opts, 1};
+static const moec_cli_opt sign_opts[] = {
+    {"sign", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, sign), "KEY",
+     "sign OUT (model.sig in it) with this private EC key once it is complete",
+     NULL, NULL, 0},
+};
+static const moec_cli_group signing = {"Signing", sign_opts, 1};
 
-static const moec_cli_group *const groups[] = {
-    &moec_group_topology, &moec_group_ranks,  &own,
-    &moec_group_write,    &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&moec_group_topology,
+                                               &moec_group_ranks,
+                                               &own,
+                                               &moec_group_write,
+                                               &signing,
+                                               &moec_group_common,
+                                               NULL};
 
 static int dry_run(const moec_cli *cli, const moec_cli_session *s,
                    const moec_cli_ranks *ranks, const char *out)
@@ -79,6 +90,11 @@ static int write_out(const moec_cli *cli, const moec_cli_session *s,
     moec_status st = moec_convert(s->layout, out, &opts, &stats, &err);
     moec_cli_progress_end(&progress);
     free(command);
+    if (st == MOEC_OK && cli->args.sign != NULL && ranks->mine == NULL) {
+        st = moec_cli_sign_written(cli, out, &err);
+        if (st != MOEC_OK && st != MOEC_E_DURABILITY)
+            return moec_cli_fail(cli, st, &err);
+    }
     return moec_cli_report_written(cli, out, &stats, ranks, st, &err);
 }
 
@@ -115,6 +131,34 @@ static int write_ranks(const moec_cli *cli, const moec_cli_session *s,
     return code;
 }
 
+/* What would keep the output from being signed is said before it is made. */
+static moec_status check_sign(const moec_cli *cli, const moec_cli_session *s,
+                              moec_error *err)
+{
+    char *path = NULL;
+    struct stat sb;
+    bool taken;
+    if (cli->args.sign == NULL)
+        return MOEC_OK;
+    if (cli->args.ranks != NULL)
+        return moec_cli_error(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                              "--sign: ranks are not a checkpoint yet; sign "
+                              "what finalize makes of them");
+    if (asprintf(&path, "%s/%s", moec_ckpt_dir(s->ckpt), MOEC_SIGNATURE_NAME) <
+        0)
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for a path");
+    taken = s->conversion == NULL && !moec_ckpt_is_bare_file(s->ckpt) &&
+            lstat(path, &sb) == 0;
+    free(path);
+    if (taken)
+        return moec_cli_error(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                              "--sign: the source has a " MOEC_SIGNATURE_NAME
+                              ", which is copied; convert without --sign, then "
+                              "sign with --signature FILE");
+    return moec_cli_check_sign_key(cli, err);
+}
+
 static int convert(moec_cli *cli)
 {
     moec_error err = MOEC_ERROR_INIT;
@@ -125,6 +169,8 @@ static int convert(moec_cli *cli)
     if (wrong != NULL)
         return moec_cli_usage(cli, "%s", wrong);
     moec_status st = moec_cli_open_layout(&s, cli, moec_cli_path(cli, 0), &err);
+    if (st == MOEC_OK)
+        st = check_sign(cli, &s, &err);
     if (st != MOEC_OK) {
         moec_cli_session_close(&s);
         return moec_cli_fail(cli, st, &err);

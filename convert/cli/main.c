@@ -16,10 +16,13 @@
 #include "print.h"
 
 static const moec_cli_command *const commands[] = {
-    &moec_cmd_inspect,  &moec_cmd_plan,      &moec_cmd_convert,
-    &moec_cmd_verify,   &moec_cmd_validate,  &moec_cmd_unconvert,
-    &moec_cmd_explain,  &moec_cmd_check,     &moec_cmd_selftest,
-    &moec_cmd_finalize, &moec_cmd_placement, NULL,
+    &moec_cmd_inspect,          &moec_cmd_plan,
+    &moec_cmd_convert,          &moec_cmd_verify,
+    &moec_cmd_validate,         &moec_cmd_unconvert,
+    &moec_cmd_explain,          &moec_cmd_check,
+    &moec_cmd_selftest,         &moec_cmd_finalize,
+    &moec_cmd_placement,        &moec_cmd_sign,
+    &moec_cmd_verify_signature, NULL,
 };
 
 /* A stream closed by the caller leaves its descriptor free, and the next file
@@ -64,7 +67,8 @@ static void print_rows(FILE *f, const moec_cli_command *const *rows)
     (void)fputs("\ncommands:\n", f);
     for (; *rows != NULL; rows++) {
         const char *last = strrchr((*rows)->name, ' ');
-        (void)fprintf(f, "  %-12s%s\n", last ? last + 1 : (*rows)->name,
+        const char *name = last ? last + 1 : (*rows)->name;
+        (void)fprintf(f, "  %-12s%s%s\n", name, strlen(name) < 12 ? "" : "  ",
                       (*rows)->line);
     }
 }

@@ -78,6 +78,10 @@ typedef struct moec_cli_args {
     const char *plugin;
     moec_cli_list mutate, matrix, reports;
     const char *policy, *baseline;
+    /* signatures */
+    const char *sign, *key, *certificate, *signature;
+    moec_cli_list chain, ignore;
+    bool ignore_unsigned;
     /* the rest */
     const char **paths;
     size_t n_paths;

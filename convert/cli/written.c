@@ -145,6 +145,8 @@ static void json_stats(const moec_cli *cli, const char *out,
     moec_cli_json_u64(&j, "n_files", stats->n_files);
     moec_cli_json_u64(&j, "n_threads", stats->n_threads);
     moec_cli_json_str(&j, "durability", certain ? "certain" : "uncertain");
+    if (cli->args.sign != NULL)
+        moec_cli_json_str(&j, "signature", MOEC_SIGNATURE_NAME);
     if (stats->requantised)
         json_lossy(&j, stats);
     if (status != MOEC_OK)
