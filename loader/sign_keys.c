@@ -35,25 +35,20 @@ struct moec_sign_key {
 
 /* ------------------------------------------------------------- errors */
 
-/* libcrypto's own reason is appended; where it is memory, that is the
- * failure. Its queue is empty afterwards. */
+/* libcrypto's reasons change with its versions and seldom help; where one is
+ * memory, that is the failure. Its queue is empty afterwards. */
 static moec_status crypto_failed(moec_error *err, moec_status status,
                                  moec_rule rule, const char *path,
                                  const char *what)
 {
-    const char *why = NULL;
     bool nomem = false;
     unsigned long e;
 
-    while ((e = ERR_get_error()) != 0) {
+    while ((e = ERR_get_error()) != 0)
         nomem = nomem || ERR_GET_REASON(e) == ERR_R_MALLOC_FAILURE;
-        if (ERR_reason_error_string(e))
-            why = ERR_reason_error_string(e);
-    }
     if (nomem)
         return moec_fail_nomem(err, path);
-    return moec_fail(err, status, rule, "%s: %s%s%s", path, what,
-                     why ? ": " : "", why ? why : "");
+    return moec_fail(err, status, rule, "%s: %s", path, what);
 }
 
 /* --------------------------------------------------------------- files */
