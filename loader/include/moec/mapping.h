@@ -668,6 +668,87 @@ typedef struct moec_rank_figures {
     uint64_t n_moves;
 } moec_rank_figures;
 
+/* -------------------------------------------------------- re-placement
+ * From what ranks hold in memory to another plan of the same model: a
+ * rebalance at run time, a lost rank, other numbers of slots or ranks. */
+
+typedef struct moec_diff moec_diff;
+
+/* Where a row's new content comes from. */
+typedef enum moec_diff_source {
+    MOEC_DIFF_LOCAL = 0, /* another row of this rank, or its bounce row */
+    MOEC_DIFF_HOST = 1,  /* host memory of the node */
+    MOEC_DIFF_PEER = 2,  /* a row of another rank */
+    MOEC_DIFF_DISK = 3,  /* the files */
+    MOEC_DIFF_ZEROS = 4  /* an empty slot: zero bytes */
+} moec_diff_source;
+
+#define MOEC_DIFF_BOUNCE   UINT32_MAX /* row: the bounce row of the rank */
+#define MOEC_DIFF_ROWS     UINT32_MAX /* tensor: all but tables over all slots */
+#define MOEC_DIFF_NO_PEER  UINT32_MAX
+#define MOEC_DIFF_NEW_RANK UINT32_MAX
+
+/* Copy row src_row to dst_row. Rows are those of the plans' slot tensors: the
+ * memory of row i is the same before and after, where both plans have one.
+ *
+ * A rank makes its moves in the order of the list. Rounds begin anew in each
+ * layer: round k + 1 of a layer begins on no rank before round k of it has
+ * ended on all ranks. Between layers nobody waits. Then no row is written
+ * before everybody has read it. Without PEER moves nobody needs to wait. */
+typedef struct moec_diff_move {
+    uint32_t layer;  /* planned layer */
+    uint32_t tensor; /* a table's slot tensor, or MOEC_DIFF_ROWS */
+    uint32_t unit;   /* that dst_row holds then */
+    uint32_t round;
+    uint32_t dst_row;  /* of the new plan, or MOEC_DIFF_BOUNCE */
+    uint32_t src_row;  /* of the old plan: LOCAL (or MOEC_DIFF_BOUNCE), PEER */
+    uint32_t peer;     /* old rank, for PEER; else MOEC_DIFF_NO_PEER */
+    uint8_t source;    /* moec_diff_source */
+    uint8_t same_node; /* of PEER */
+    uint16_t reserved;
+    uint64_t bytes; /* of the row in all its tensors */
+} moec_diff_move;
+
+typedef struct moec_diff_opts {
+    uint32_t struct_bytes;   /* sizeof(moec_diff_opts) */
+    uint32_t ranks_per_node; /* of the old ranks; 0: all are on one node */
+    /* [new ranks] which old rank the process was, MOEC_DIFF_NEW_RANK for none;
+     * NULL: the same number, as far as there are */
+    const uint32_t *old_rank;
+    const uint8_t *lost; /* [old ranks] not 0: its memory is gone; or NULL */
+    /* Does the node hold the unit in host memory? NULL: it holds none. */
+    int (*in_host)(void *ctx, size_t layer, uint32_t unit);
+    void *ctx;
+    uint32_t no_peers; /* 1: ranks cannot read each other's memory */
+    uint32_t reserved;
+} moec_diff_opts;
+#define MOEC_DIFF_OPTS_INIT                                                    \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_diff_opts)                                     \
+  }
+
+typedef struct moec_diff_figures {
+    uint64_t bytes_local, bytes_host, bytes_same_node, bytes_other_node,
+        bytes_disk;
+    uint64_t bounce_bytes; /* of the bounce row; 0: none is needed */
+    uint32_t n_rounds;     /* most of a layer */
+    uint32_t reserved;
+} moec_diff_figures;
+
+/* Find the moves of new rank `rank` from plan `old` to plan `now`. Of several
+ * places that hold a unit the nearest is taken: the rank itself, its node, the
+ * node's host memory, other nodes, the disk. `opts` may be NULL. The result
+ * borrows nothing. MAPPING where the plans differ in more than ranks and
+ * placement; ARG for ranks that are none; NOMEM. */
+MOEC_API moec_status moec_plan_diff(moec_diff **out, const moec_plan *old,
+                                    const moec_plan *now, uint32_t rank,
+                                    const moec_diff_opts *opts,
+                                    moec_error *err);
+MOEC_API void moec_diff_destroy(moec_diff *diff);
+MOEC_API size_t moec_diff_n_moves(const moec_diff *diff);
+MOEC_API const moec_diff_move *moec_diff_get(const moec_diff *diff, size_t i);
+MOEC_API moec_diff_figures moec_diff_sums(const moec_diff *diff);
+
 /* ------------------------------------------------------------- layout */
 
 typedef struct moec_layout moec_layout;
