@@ -1,176 +1,496 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* Stand-ins until the job is written. */
+/*
+ * The life of a job: made from a proved plan, started, waited for, polled,
+ * cancelled, destroyed. One thread of its own ("moec/job") waits for the
+ * engine, so that poll tells the end without anybody waiting.
+ *
+ * Refuses: plans whose proof has findings, a source that does not hold what
+ * the plan wants, caps that are too small, and any call after a fork: threads
+ * and locks of the parent are not there.
+ */
 
-#include <moec/load.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
-#include "base/base.h"
+#include "ckpt.h"
+#include "job_parts.h"
+
+double moec_job_now(void)
+{
+    struct timespec t;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+moec_status moec_job_check_process(const moec_job *j, moec_error *err)
+{
+    if (j->pid == getpid())
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                     "the job was made by process %ld before a fork: its "
+                     "threads are not here",
+                     (long)j->pid);
+}
+
+/* ----------------------------------------------------------------- create */
+
+static moec_status check_opts(const moec_job_opts *opts, moec_job_opts *out,
+                              moec_error *err)
+{
+    static const moec_job_opts defaults = MOEC_JOB_OPTS_INIT;
+
+    *out = defaults;
+    if (opts == NULL)
+        return MOEC_OK;
+    if (opts->struct_bytes < 2 * sizeof(uint32_t))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "moec_job_opts.struct_bytes is %u: use "
+                         "MOEC_JOB_OPTS_INIT",
+                         opts->struct_bytes);
+    /* Callers of an older library have a shorter struct. */
+    memcpy(out, opts,
+           opts->struct_bytes < sizeof(*out) ? opts->struct_bytes
+                                             : sizeof(*out));
+    if (out->sink != NULL &&
+        (out->ring_bytes == 0 || out->sink->ring == NULL ||
+         out->sink->copy == NULL || out->sink->poll == NULL))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "a sink has a ring of ring_bytes, copy and poll");
+    if (out->local_size > MOEC_LOCAL_SIZE_MAX)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "%" PRIu32 " processes of a node, at most %u",
+                         out->local_size, MOEC_LOCAL_SIZE_MAX);
+    if (out->local_size > 1 && out->local_rank >= out->local_size)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "local rank %" PRIu32 " of %" PRIu32, out->local_rank,
+                         out->local_size);
+    return MOEC_OK;
+}
+
+static moec_status prove(const moec_plan *plan, moec_error *err)
+{
+    moec_report *r = NULL;
+    moec_status st = moec_plan_prove(&r, plan, err);
+
+    for (size_t i = 0; st == MOEC_OK && i < moec_report_n_findings(r); i++) {
+        const moec_finding *f = moec_report_finding(r, i);
+        if (f->severity == MOEC_SEVERITY_ERROR)
+            st = moec_fail(err, MOEC_E_MAPPING, f->rule,
+                           "the plan is not proved: %s", f->message);
+    }
+    moec_report_destroy(r);
+    return st;
+}
+
+static moec_status choose_verify(moec_job *j, moec_error *err)
+{
+    switch (j->o.verify) {
+    case MOEC_LOAD_VERIFY_DEFAULT:
+        j->verify = j->files != NULL ? MOEC_ENGINE_XXH3 : MOEC_ENGINE_NONE;
+        break;
+    case MOEC_LOAD_VERIFY_NONE:
+        j->verify = MOEC_ENGINE_NONE;
+        break;
+    case MOEC_LOAD_VERIFY_XXH3:
+        j->verify = MOEC_ENGINE_XXH3;
+        break;
+    case MOEC_LOAD_VERIFY_SHA256:
+        j->verify = MOEC_ENGINE_SHA256;
+        break;
+    }
+    if (j->files == NULL && j->verify != MOEC_ENGINE_NONE)
+        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                         "digests of a published checkpoint are of whole "
+                         "files, a rank reads ranges: convert it, and loads "
+                         "are verified");
+    return MOEC_OK;
+}
+
+/* Which layers, in which order, and the groups of the engine. */
+static moec_status choose_layers(moec_job *j, moec_error *err)
+{
+    size_t n = moec_plan_n_layers(j->plan);
+    size_t n_order = j->o.layers != NULL ? j->o.n_layers : n;
+
+    j->layers = moec_calloc(n + 1, sizeof(*j->layers));
+    j->order = moec_calloc(n_order + 1, sizeof(*j->order));
+    if (j->layers == NULL || j->order == NULL)
+        return moec_fail_nomem(err, "layers of a job");
+    j->n_layers = n;
+    for (size_t i = 0; i < n; i++)
+        j->layers[i].group = MOEC_NO_GROUP;
+    j->common_group = j->o.common_last ? (uint32_t)n_order : 0;
+    j->n_groups = (uint32_t)n_order + 1;
+    for (size_t i = 0; i < n_order; i++) {
+        uint32_t layer = j->o.layers != NULL ? j->o.layers[i] : (uint32_t)i;
+        if (layer >= n || j->layers[layer].group != MOEC_NO_GROUP)
+            return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                             "layers[%zu] is %" PRIu32 ": %s", i, layer,
+                             layer >= n ? "the plan has no such layer"
+                                        : "it is there twice");
+        j->layers[layer].group = (uint32_t)i + (j->o.common_last ? 0 : 1);
+        j->order[i] = layer;
+    }
+    j->n_order = (uint32_t)n_order;
+    j->o.layers = NULL; /* the caller's may go */
+    return MOEC_OK;
+}
+
+/* Dense places for all slot tensors of all layers: read_expert may want one
+ * that the load leaves out. */
+static moec_status choose_windows(moec_job *j, moec_error *err)
+{
+    for (size_t i = 0; i < j->n_layers; i++) {
+        moec_job_layer *y = &j->layers[i];
+
+        y->n = moec_plan_n_slot_tensors(j->plan, i);
+        y->slots = moec_calloc(y->n + 1, sizeof(*y->slots));
+        if (y->slots == NULL)
+            return moec_fail_nomem(err, "slot tensors of a job");
+        for (size_t t = 0; t < y->n; t++) {
+            moec_job_slots *s = &y->slots[t];
+            MOEC_TRY(moec_loading_window(&j->ld, i, t, &s->w, err));
+            s->slot_stride = s->extent = s->w.bytes;
+            s->skipped = y->group == MOEC_NO_GROUP;
+        }
+    }
+    return MOEC_OK;
+}
+
+static moec_status ask_all_common(moec_job *j, moec_error *err)
+{
+    for (size_t i = 0; i < moec_ckpt_n_tensors(j->ckpt); i++)
+        if (moec_plan_fate(j->plan, i) == MOEC_FATE_COMMON)
+            MOEC_TRY(moec_job_place_tensor(j, i, NULL, err));
+    return MOEC_OK;
+}
+
+static moec_status set_up(moec_job *j, const moec_conversion *conversion,
+                          uint32_t rank, moec_error *err)
+{
+    if (conversion != NULL) {
+        j->files = moec_conversion_files(conversion);
+        j->ld.old = moec_conversion_layout(conversion);
+        j->ld.slots = &j->files->slots;
+        if (j->plan == NULL)
+            j->plan = moec_layout_plan(j->ld.old);
+    }
+    if (j->plan == NULL)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "a job needs a plan or a conversion");
+    j->ckpt = moec_model_ckpt(moec_plan_model(j->plan));
+    j->ld.plan = j->plan;
+    j->ld.rank = rank;
+    j->ld.tp_rank = j->o.tp_rank;
+    j->ld.tp_size = j->o.tp_size == 0 ? 1 : j->o.tp_size;
+    MOEC_TRY(choose_verify(j, err));
+    j->ld.verify = j->verify != MOEC_ENGINE_NONE;
+    MOEC_TRY(moec_loading_check(&j->ld, err));
+    MOEC_TRY(prove(j->plan, err));
+    MOEC_TRY(moec_requant_create(&j->requant, j->plan, err));
+    MOEC_TRY(choose_layers(j, err));
+    MOEC_TRY(choose_windows(j, err));
+    return j->o.common_arena ? ask_all_common(j, err) : MOEC_OK;
+}
 
 moec_status moec_job_create(moec_job **out, const moec_plan *plan,
                             const moec_conversion *conversion, uint32_t rank,
                             const moec_job_opts *opts, moec_error *err)
 {
-    (void)out;
-    (void)plan;
-    (void)conversion;
-    (void)rank;
-    (void)opts;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
+    moec_job_opts o;
+    moec_job *j;
+    moec_status st;
+
+    MOEC_TRY(check_opts(opts, &o, err));
+    j = moec_calloc(1, sizeof(*j));
+    if (j == NULL)
+        return moec_fail_nomem(err, "a job");
+    j->pid = getpid();
+    j->o = o;
+    j->plan = plan;
+    (void)pthread_mutex_init(&j->lock, NULL);
+    (void)pthread_mutex_init(&j->sink_lock, NULL);
+    (void)pthread_mutex_init(&j->file_lock, NULL);
+    (void)pthread_cond_init(&j->changed, NULL);
+    st = set_up(j, conversion, rank, err);
+    if (st != MOEC_OK) {
+        moec_job_destroy(j);
+        return st;
+    }
+    *out = j;
+    return MOEC_OK;
 }
 
-void moec_job_destroy(moec_job *job)
+const moec_plan *moec_job_plan(const moec_job *j)
 {
-    (void)job;
+    return j->plan;
 }
 
-const moec_plan *moec_job_plan(const moec_job *job)
+/* ------------------------------------------------------------------- run */
+
+moec_status moec_job_end_thread(moec_job *j, moec_status st,
+                                const moec_error *why)
 {
-    (void)job;
+    (void)pthread_mutex_lock(&j->lock);
+    j->status = st;
+    if (st != MOEC_OK)
+        j->error = *why;
+    j->t_end = moec_job_now();
+    j->state = st == MOEC_OK ? MOEC_JOB_DONE : MOEC_JOB_FAILED;
+    (void)pthread_cond_broadcast(&j->changed);
+    (void)pthread_mutex_unlock(&j->lock);
+    return st;
+}
+
+static void *run(void *arg)
+{
+    moec_job *j = arg;
+    moec_error why = MOEC_ERROR_INIT;
+    moec_status st;
+
+    (void)pthread_setname_np(pthread_self(), "moec/job");
+    st = moec_engine_wait(j->engine, &why);
+    if (st != MOEC_OK)
+        moec_job_common_failed(j);
+    (void)moec_job_end_thread(j, st, &why);
     return NULL;
 }
 
-moec_status moec_job_slot_tensor(const moec_job *job, size_t layer, size_t t,
-                                 moec_slot_tensor *out, moec_error *err)
+/* The job's own thread takes no signals of the server. */
+moec_status moec_job_spawn(pthread_t *out, void *(*fn)(void *), void *arg,
+                           moec_error *err)
 {
-    (void)job;
-    (void)layer;
-    (void)t;
-    (void)out;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
+    sigset_t all, before;
+    int rc;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    rc = pthread_create(out, NULL, fn, arg);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc == 0)
+        return MOEC_OK;
+    return moec_fail_os(err, rc, "cannot start a thread of the job");
 }
 
-moec_status moec_job_slot_shape(const moec_job *job, size_t layer, size_t t,
-                                moec_slot_shape *out, moec_error *err)
+static moec_status on_ready(void *ctx, uint32_t group, uint64_t ticket,
+                            moec_error *err)
 {
-    (void)job;
-    (void)layer;
-    (void)t;
-    (void)out;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
+    moec_job *j = ctx;
+    bool common = group == j->common_group;
+    uint32_t layer = MOEC_NO_LAYER;
+
+    if (common && j->n_tensors == 0)
+        return MOEC_OK;
+    if (!common)
+        layer = j->order[group - (j->o.common_last ? 0 : 1)];
+    MOEC_TRY(moec_slow_group(j, group, &ticket, err));
+    if (common)
+        MOEC_TRY(moec_job_common_join(j, err));
+    if (!common) {
+        (void)pthread_mutex_lock(&j->lock);
+        j->layers[layer].ready = true;
+        j->n_ready++;
+        if (j->n_ready == 1)
+            j->t_first = moec_job_now();
+        (void)pthread_mutex_unlock(&j->lock);
+    }
+    if (j->o.ready == NULL)
+        return MOEC_OK;
+    return j->o.ready(j->o.ctx, layer, ticket, err);
 }
 
-moec_status moec_job_place_slots(moec_job *job, size_t layer, size_t t,
-                                 const moec_slot_dst *dst, moec_error *err)
+static moec_status prepare(moec_job *j, moec_error *err)
 {
-    (void)job;
-    (void)layer;
-    (void)t;
-    (void)dst;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
+    moec_engine_opts e = {.n_threads = j->o.n_threads,
+                          .ring_bytes = j->ring_bytes,
+                          .verify = j->verify,
+                          .no_direct = j->o.no_direct != 0,
+                          .no_uring = j->o.no_uring != 0,
+                          .ready = on_ready,
+                          .describe = moec_job_describe,
+                          .ctx = j};
+
+    MOEC_TRY(moec_job_place_all(j, err));
+    MOEC_TRY(moec_job_list(j, err));
+    MOEC_TRY(moec_job_open_files(j, err));
+    if (j->o.sink != NULL)
+        e.sink = moec_job_sink(j, &e.ring_bytes);
+    e.read_at = moec_job_read_at;
+    e.read_ctx = j;
+    MOEC_TRY(moec_engine_create(&j->engine, j->file, j->n_files,
+                                j->lists.pieces.v, j->lists.pieces.n,
+                                j->n_groups, &e, err));
+    moec_piece_list_fini(&j->lists.pieces); /* the engine has its own */
+    return MOEC_OK;
 }
 
-moec_status moec_job_place_tensor(moec_job *job, size_t tensor,
-                                  const moec_tensor_dst *dst, moec_error *err)
+moec_status moec_job_start(moec_job *j, moec_error *err)
 {
-    (void)job;
-    (void)tensor;
-    (void)dst;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
+    moec_status st;
+
+    MOEC_TRY(moec_job_check_process(j, err));
+    if (j->state != MOEC_JOB_CREATED || j->planned || j->expert != NULL)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "the job was started before");
+    MOEC_TRY(moec_job_choose_ring(j, err));
+    j->planned = true;
+    j->t_begin = moec_job_now();
+    if (j->files == NULL)
+        MOEC_TRY(moec_ckpt_check_unchanged(j->ckpt, err));
+    MOEC_TRY(prepare(j, err));
+    j->t_planned = moec_job_now();
+    MOEC_TRY(moec_engine_start(j->engine, err));
+    j->state = MOEC_JOB_RUNNING;
+    st = moec_job_spawn(&j->thread, run, j, err);
+    if (st != MOEC_OK) {
+        moec_error ignored = MOEC_ERROR_INIT;
+        moec_job_cancel(j);
+        (void)moec_engine_wait(j->engine, &ignored);
+        return moec_job_end_thread(j, st, err != NULL ? err : &ignored);
+    }
+    j->has_thread = true;
+    return MOEC_OK;
 }
 
-uint64_t moec_job_arena_bytes(const moec_job *job)
+static void add_ms(struct timespec *t, long ms)
 {
-    (void)job;
-    return 0;
+    t->tv_nsec += ms * 1000000;
+    if (t->tv_nsec >= 1000000000) {
+        t->tv_sec++;
+        t->tv_nsec -= 1000000000;
+    }
 }
 
-uint64_t moec_job_common_bytes(const moec_job *job)
+/* Wait for the end, or a moment for the next look at the progress. */
+static bool wait_a_moment(moec_job *j)
 {
-    (void)job;
-    return 0;
+    struct timespec until;
+    bool over;
+
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    add_ms(&until, 50);
+    (void)pthread_mutex_lock(&j->lock);
+    if (j->state == MOEC_JOB_RUNNING)
+        (void)pthread_cond_timedwait(&j->changed, &j->lock, &until);
+    over = j->state != MOEC_JOB_RUNNING;
+    (void)pthread_mutex_unlock(&j->lock);
+    return over;
 }
 
-uint64_t moec_job_memory_bytes(const moec_job *job)
+static void tell_progress(moec_job *j)
 {
-    (void)job;
-    return 0;
+    moec_job_stats s;
+
+    if (j->o.progress == NULL)
+        return;
+    moec_job_poll(j, &s);
+    if (j->o.progress(j->o.ctx, s.bytes_done, s.bytes_needed) != 0)
+        moec_job_cancel(j);
 }
 
-moec_status moec_job_start(moec_job *job, moec_error *err)
+moec_status moec_job_wait(moec_job *j, moec_error *err)
 {
-    (void)job;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
+    MOEC_TRY(moec_job_check_process(j, err));
+    if (j->state == MOEC_JOB_CREATED)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "the job was not started");
+    do
+        tell_progress(j);
+    while (!wait_a_moment(j));
+    if (j->has_thread)
+        (void)pthread_join(j->thread, NULL);
+    j->has_thread = false;
+    tell_progress(j);
+    if (j->status != MOEC_OK && err != NULL && err->status == MOEC_OK)
+        *err = j->error;
+    return j->status;
 }
 
-moec_status moec_job_wait(moec_job *job, moec_error *err)
+void moec_job_cancel(moec_job *j)
 {
-    (void)job;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
-}
-
-void moec_job_cancel(moec_job *job)
-{
-    (void)job;
-}
-
-void *moec_job_slots_data(const moec_job *job, size_t layer, size_t t)
-{
-    (void)job;
-    (void)layer;
-    (void)t;
-    return NULL;
-}
-
-void *moec_job_tensor_data(const moec_job *job, size_t tensor)
-{
-    (void)job;
-    (void)tensor;
-    return NULL;
+    if (j->pid != getpid())
+        return;
+    atomic_store(&j->cancelled, true);
+    if (j->engine != NULL)
+        moec_engine_cancel(j->engine);
+    moec_job_expert_cancel(j);
 }
 
 void moec_job_poll(const moec_job *job, moec_job_stats *out)
 {
-    (void)job;
-    (void)out;
+    moec_job *j = (moec_job *)(uintptr_t)job; /* its lock */
+    moec_engine_stats e = {0};
+    moec_job_stats s = {.struct_bytes = sizeof(s)};
+
+    (void)pthread_mutex_lock(&j->lock);
+    s.state = j->state;
+    s.n_layers = j->n_order;
+    s.n_layers_ready = j->n_ready;
+    if (j->state != MOEC_JOB_CREATED) {
+        double end = j->t_end > 0 ? j->t_end : moec_job_now();
+        moec_engine_poll(j->engine, &e);
+        s.seconds = end - j->t_begin;
+        s.seconds_plan = j->t_planned - j->t_begin;
+        if (j->t_first > 0)
+            s.seconds_first = j->t_first - j->t_begin;
+        s.seconds_peers = j->t_peers;
+    }
+    (void)pthread_mutex_unlock(&j->lock);
+    s.bytes_needed = e.bytes_needed + atomic_load(&j->slow_needed);
+    s.bytes_done = e.bytes_done + atomic_load(&j->slow_done);
+    s.bytes_read = e.bytes_read + atomic_load(&j->slow_read);
+    s.bytes_cached = e.bytes_cached;
+    s.bytes_verified = e.bytes_verified + atomic_load(&j->slow_verified);
+    s.n_requests = e.n_requests;
+    s.n_retries = e.n_retries;
+    s.n_ring_waits = e.n_ring_waits;
+    s.uses_uring = e.uses_uring;
+    s.uses_direct = e.uses_direct;
+    s.seconds_open = e.seconds_open;
+    s.seconds_digest = e.seconds_digest;
+    *out = s;
 }
 
-moec_status moec_job_read_expert(moec_job *job, size_t layer, uint32_t expert,
-                                 uint32_t row, int priority,
-                                 moec_expert_fn done, void *ctx,
-                                 uint64_t *ticket_out, moec_error *err)
-{
-    (void)job;
-    (void)layer;
-    (void)expert;
-    (void)row;
-    (void)priority;
-    (void)done;
-    (void)ctx;
-    (void)ticket_out;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
-}
+/* --------------------------------------------------------------- destroy */
 
-moec_status moec_model_describe(const moec_model *model, char **out,
-                                moec_error *err)
+void moec_job_destroy(moec_job *j)
 {
-    (void)model;
-    (void)out;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
-}
+    bool here;
 
-moec_status moec_layout_check(const moec_plan *plan,
-                              const moec_layout_want *want, moec_error *err)
-{
-    (void)plan;
-    (void)want;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
-}
-
-moec_status moec_placement_check(const moec_placement *is,
-                                 const moec_placement *want, moec_error *err)
-{
-    (void)is;
-    (void)want;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
+    if (j == NULL)
+        return;
+    here = j->pid == getpid();
+    if (here) { /* in a child of a fork there is nobody to wait for */
+        moec_job_cancel(j);
+        moec_job_expert_end(j);
+        if (j->has_thread)
+            (void)pthread_join(j->thread, NULL);
+        moec_engine_destroy(j->engine);
+        if (j->state == MOEC_JOB_CREATED)
+            moec_job_common_failed(j);
+        (void)pthread_cond_destroy(&j->changed);
+        (void)pthread_mutex_destroy(&j->lock);
+        (void)pthread_mutex_destroy(&j->sink_lock);
+        (void)pthread_mutex_destroy(&j->file_lock);
+    }
+    if (j->common_map != NULL)
+        (void)munmap(j->common_map, (size_t)j->common_map_bytes);
+    moec_job_close_files(j);
+    moec_piece_list_fini(&j->lists.pieces);
+    moec_free(j->lists.tags);
+    moec_free(j->lists.slow);
+    for (size_t i = 0; i < j->n_layers; i++)
+        moec_free(j->layers[i].slots);
+    moec_free(j->layers);
+    moec_free(j->order);
+    moec_free(j->tensors);
+    moec_requant_destroy(j->requant);
+    moec_free(j);
 }

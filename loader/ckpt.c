@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "remote.h"
 #include "table.h"
 
 /* --------------------------------------------------------------- the table */
@@ -182,8 +183,9 @@ static moec_ckpt *new_ckpt(void)
     return c;
 }
 
-moec_status moec_ckpt_open(moec_ckpt **out, const char *path,
-                           const moec_ckpt_opts *opts, moec_error *err)
+static moec_status open_ckpt(moec_ckpt **out, const char *path,
+                             const moec_store *store,
+                             const moec_ckpt_opts *opts, moec_error *err)
 {
     moec_ckpt_opts o;
     const char **list = NULL;
@@ -196,7 +198,10 @@ moec_status moec_ckpt_open(moec_ckpt **out, const char *path,
     c = new_ckpt();
     if (c == NULL)
         return moec_fail_nomem(err, "a checkpoint");
-    st = moec_source_open(&c->source, path, o.hf_cache, &why);
+    if (store != NULL)
+        st = moec_source_open_store(&c->source, store, &why);
+    else
+        st = moec_source_open(&c->source, path, o.hf_cache, &why);
     if (st == MOEC_OK)
         st = moec_source_list(&c->source, &c->arena, &list, &n, &why);
     if (st == MOEC_OK)
@@ -209,6 +214,20 @@ moec_status moec_ckpt_open(moec_ckpt **out, const char *path,
     st = moec_ckpt_explain_failure(c, st, &why, err);
     moec_ckpt_close(c);
     return st;
+}
+
+moec_status moec_ckpt_open(moec_ckpt **out, const char *path,
+                           const moec_ckpt_opts *opts, moec_error *err)
+{
+    return open_ckpt(out, path, NULL, opts, err);
+}
+
+moec_status moec_ckpt_open_source(moec_ckpt **out, const moec_store *store,
+                                  const moec_ckpt_opts *opts, moec_error *err)
+{
+    static const moec_store none = {0};
+
+    return open_ckpt(out, NULL, store != NULL ? store : &none, opts, err);
 }
 
 /* Take over names and sizes of headers in memory. */
@@ -325,7 +344,8 @@ const moec_note *moec_ckpt_note(const moec_ckpt *c, size_t i)
 
 int moec_ckpt_fd(const moec_ckpt *c, size_t i)
 {
-    return c->shards[i].fd;
+    /* a source's descriptors hold headers and nothing behind */
+    return c->source.remote != NULL ? -1 : c->shards[i].fd;
 }
 
 int moec_ckpt_dirfd(const moec_ckpt *c)
@@ -378,12 +398,29 @@ moec_status moec_ckpt_read(const moec_ckpt *c, size_t i, uint64_t off,
     if (s->fd < 0)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
                          "%s: the checkpoint has headers only", f->name);
+    if (c->source.remote != NULL)
+        return moec_ckpt_read_file(c, t->file, t->off + off, buf, n, err);
     st = moec_pread_full(s->fd, f->name, buf, n, t->off + off, &why);
     /* That the file changed explains whatever else went wrong. */
     MOEC_TRY(moec_stamp_check(s->fd, f->name, &s->stamp, err));
     if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
         *err = why;
     return st;
+}
+
+moec_status moec_ckpt_read_file(const moec_ckpt *c, size_t i, uint64_t off,
+                                void *buf, size_t n, moec_error *err)
+{
+    const moec_file *f = &c->files[i];
+
+    if (c->source.remote != NULL)
+        return moec_remote_read(c->source.remote,
+                                moec_remote_find(c->source.remote, f->name),
+                                off, buf, n, err);
+    if (c->shards[i].fd < 0)
+        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                         "%s: the checkpoint has headers only", f->name);
+    return moec_pread_full(c->shards[i].fd, f->name, buf, n, off, err);
 }
 
 /* Fail where `name` now means another file than the one of `then`. */
@@ -411,6 +448,13 @@ static moec_status check_name(const moec_ckpt *c, const char *name,
 
 moec_status moec_ckpt_check_unchanged(const moec_ckpt *c, moec_error *err)
 {
+    if (c->source.remote != NULL) {
+        for (size_t i = 0; i < c->n_files; i++)
+            MOEC_TRY(moec_remote_check(
+                c->source.remote,
+                moec_remote_find(c->source.remote, c->files[i].name), err));
+        return MOEC_OK;
+    }
     for (size_t i = 0; i < c->n_files; i++) {
         const moec_shard *s = &c->shards[i];
         if (s->fd < 0)
@@ -476,14 +520,4 @@ moec_status moec_ckpt_read_extra(const moec_ckpt *c, const char *name,
                          bytes, max);
     }
     return read_all(fd, name, bytes, out, err);
-}
-
-moec_status moec_ckpt_open_source(moec_ckpt **out, const moec_store *store,
-                                  const moec_ckpt_opts *opts, moec_error *err)
-{
-    (void)out;
-    (void)store;
-    (void)opts;
-    return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "not written yet");
 }

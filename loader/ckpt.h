@@ -27,8 +27,12 @@ moec_status moec_ckpt_from_headers(moec_ckpt **out, const char *dir,
                                    moec_error *err);
 
 /* Descriptor of file `i` for reading, owned by the checkpoint; -1 where the
- * checkpoint is of headers alone. */
+ * checkpoint is of headers alone, or a caller's source. */
 int moec_ckpt_fd(const moec_ckpt *ckpt, size_t i);
+
+/* Read `n` bytes at `off` of file `i`, wherever it is. */
+moec_status moec_ckpt_read_file(const moec_ckpt *ckpt, size_t i, uint64_t off,
+                                void *buf, size_t n, moec_error *err);
 
 /* Descriptor of the directory (O_PATH or O_RDONLY), owned by the checkpoint;
  * -1 where there is none. */

@@ -15,6 +15,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "remote.h"
+
 #define CONFIG_NAME "config.json"
 /* Notes kept; a directory of stale files is summed up behind that. */
 #define N_NOTES_MAX 64
@@ -129,6 +131,10 @@ static moec_status name_file(moec_ckpt *c, size_t i, moec_error *err)
     c->shards[i].path = moec_arena_strdup(&c->arena, path, strlen(path));
     if (c->shards[i].path == NULL)
         return moec_fail_nomem(err, "a file's path");
+    if (c->source.remote != NULL)
+        f->etag = moec_remote_file(c->source.remote,
+                                   moec_remote_find(c->source.remote, f->name))
+                      ->etag;
     if (moec_source_in_cache(&c->source)) {
         const char *slash = strrchr(c->shards[i].path, '/');
         static const char blobs[] = "/blobs";

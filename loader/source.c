@@ -11,6 +11,7 @@
  */
 
 #include "source.h"
+#include "remote.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -352,6 +353,25 @@ moec_status moec_source_open(moec_source *out, const char *path,
     return st;
 }
 
+moec_status moec_source_open_store(moec_source *out, const moec_store *store,
+                                   moec_error *err)
+{
+    moec_source s = MOEC_SOURCE_INIT;
+    moec_status st = moec_remote_create(&s.remote, store, err);
+
+    if (st != MOEC_OK)
+        return st;
+    s.dir = moec_alloc(strlen(store->name) + 1);
+    s.prefix = moec_calloc(1, 1);
+    if (s.dir == NULL || s.prefix == NULL) {
+        moec_source_fini(&s);
+        return moec_fail_nomem(err, "a source's name");
+    }
+    memcpy(s.dir, store->name, strlen(store->name) + 1);
+    *out = s;
+    return MOEC_OK;
+}
+
 void moec_source_fini(moec_source *s)
 {
     static const moec_source none = MOEC_SOURCE_INIT;
@@ -363,6 +383,7 @@ void moec_source_fini(moec_source *s)
     moec_free(s->dir);
     moec_free(s->prefix);
     moec_free(s->bare);
+    moec_remote_destroy(s->remote);
     *s = none;
 }
 
@@ -396,6 +417,19 @@ static bool is_plain(const char *name)
            strcmp(name, "..") != 0;
 }
 
+static moec_status open_remote(const moec_source *s, const char *name,
+                               int *fd_out, uint64_t *bytes_out,
+                               moec_error *err)
+{
+    size_t i = moec_remote_find(s->remote, name);
+
+    if (i == SIZE_MAX)
+        return moec_fail_os(err, ENOENT, "%s", name);
+    MOEC_TRY(moec_remote_open(s->remote, i, fd_out, err));
+    *bytes_out = moec_remote_file(s->remote, i)->bytes;
+    return MOEC_OK;
+}
+
 moec_status moec_source_file(const moec_source *s, const char *name,
                              int *fd_out, uint64_t *bytes_out, moec_error *err)
 {
@@ -407,11 +441,15 @@ moec_status moec_source_file(const moec_source *s, const char *name,
     if (!is_plain(name))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "'%s' is not a plain file name", name);
-    if (s->dirfd < 0)
+    if (s->remote != NULL) {
+        MOEC_TRY(open_remote(s, name, &fd, &bytes, err));
+    } else if (s->dirfd < 0) {
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
                          "%s: the checkpoint has headers only", name);
-    (void)snprintf(below, sizeof(below), "%s%s", s->prefix, name);
-    MOEC_TRY(moec_open_regular(s->rootfd, below, &fd, &bytes, err));
+    } else {
+        (void)snprintf(below, sizeof(below), "%s%s", s->prefix, name);
+        MOEC_TRY(moec_open_regular(s->rootfd, below, &fd, &bytes, err));
+    }
     st = check_lfs(fd, bytes, name, err);
     if (st != MOEC_OK) {
         close(fd);
@@ -439,6 +477,11 @@ moec_status moec_source_look(const moec_source *s, const char *name,
     int fd = -1;
 
     *out = MOEC_ENTRY_OTHER;
+    if (s->remote != NULL) {
+        if (moec_remote_find(s->remote, name) != SIZE_MAX)
+            *out = MOEC_ENTRY_FILE;
+        return MOEC_OK;
+    }
     if (fstatat(s->dirfd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
         return errno == ENOENT /* gone since the names were read */
                    ? MOEC_OK
@@ -501,16 +544,43 @@ static moec_status read_names(DIR *dir, moec_arena *arena, const char ***names,
     return MOEC_OK;
 }
 
+/* Sorted as they are. */
+static moec_status list_remote(const moec_source *s, moec_arena *arena,
+                               const char ***names_out, size_t *n_out,
+                               moec_error *err)
+{
+    size_t n = moec_remote_n_files(s->remote);
+    const char **names = moec_calloc(n + 1, sizeof(*names));
+
+    if (names == NULL)
+        return moec_fail_nomem(err, "a source's names");
+    for (size_t i = 0; i < n; i++) {
+        const char *name = moec_remote_file(s->remote, i)->name;
+        names[i] = moec_arena_strdup(arena, name, strlen(name));
+        if (names[i] == NULL) {
+            moec_free(names);
+            return moec_fail_nomem(err, "a source's names");
+        }
+    }
+    *names_out = names;
+    *n_out = n;
+    return MOEC_OK;
+}
+
 moec_status moec_source_list(const moec_source *s, moec_arena *arena,
                              const char ***names_out, size_t *n_out,
                              moec_error *err)
 {
-    int fd = openat(s->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
     const char **names = NULL;
     moec_status st;
     size_t n = 0;
+    DIR *dir;
+    int fd;
 
+    if (s->remote != NULL)
+        return list_remote(s, arena, names_out, n_out, err);
+    fd = openat(s->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    dir = fd >= 0 ? fdopendir(fd) : NULL;
     if (dir == NULL) {
         st = moec_fail_os(err, errno, "%s: cannot list", s->dir);
         if (fd >= 0)

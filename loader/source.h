@@ -11,6 +11,8 @@
  * Errors: FORMAT (I01, I02, I03, I11), IO, NOMEM, ARG.
  */
 
+#include <moec/loader.h>
+
 #include "base/base.h"
 
 typedef struct moec_source {
@@ -19,15 +21,19 @@ typedef struct moec_source {
     int rootfd;   /* links may lead anywhere below it; dirfd outside caches */
     char *prefix; /* from the root to dir: "snapshots/REVISION/", or "" */
     char *bare;   /* name of the one file that was asked for, or NULL */
+    struct moec_remote *remote; /* in the place of a directory, or NULL */
 } moec_source;
 #define MOEC_SOURCE_INIT                                                       \
   {                                                                            \
-    NULL, -1, -1, NULL, NULL                                                   \
+    NULL, -1, -1, NULL, NULL, NULL                                             \
   }
 
 /* Find what `path` means. `hf_cache` may be NULL. */
 moec_status moec_source_open(moec_source *out, const char *path,
                              const char *hf_cache, moec_error *err);
+/* The same over a caller's source. */
+moec_status moec_source_open_store(moec_source *out, const moec_store *store,
+                                   moec_error *err);
 void moec_source_fini(moec_source *s);
 
 /* True where the directory is a snapshot of a Hugging Face cache. */

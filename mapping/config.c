@@ -745,3 +745,38 @@ moec_status moec_config_moe_layers(const moec_config *c, uint8_t *moe,
                      CONFIG ": none of the keys that say which layers have "
                             "experts is there");
 }
+
+/* The key of `keys` that is there, or NULL. */
+static const char *key_there(const moec_config *c, const char *const *keys,
+                             size_t n)
+{
+    found at;
+
+    for (size_t i = 0; i < n; i++) {
+        follow(c->facts_in, keys[i], &at);
+        if (at.v->value != NULL)
+            return keys[i];
+    }
+    return NULL;
+}
+
+moec_status moec_config_origin(const moec_config *c, moec_fact fact,
+                               moec_arena *arena, const char **out,
+                               moec_error *err)
+{
+    const moec_fact_source *src = &c->family->facts[fact];
+    bool inside = c->facts_in == &c->nested && c->nested.key != NULL;
+    const char *key = key_there(c, src->keys, src->n_keys);
+    moec_buf b = {0};
+
+    if (key == NULL)
+        key = key_there(c, src->otherwise, src->n_else);
+    if (key != NULL)
+        moec_buf_printf(&b, "%s: %s%s%s", CONFIG, inside ? c->nested.key : "",
+                        inside ? "." : "", key);
+    else if (src->has_default)
+        moec_buf_puts(&b, "default of the family");
+    *out = b.oom ? NULL : moec_arena_strdup(arena, b.data, b.len);
+    moec_buf_fini(&b);
+    return *out != NULL ? MOEC_OK : moec_fail_nomem(err, "origins of facts");
+}

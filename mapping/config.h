@@ -52,6 +52,12 @@ moec_status moec_config_flag(const moec_config *config, moec_fact fact,
 moec_status moec_config_word(const moec_config *config, moec_fact fact,
                              const char **out, moec_error *err);
 
+/* Say where the fact was found: "config.json: text_config.top_k", or "default
+ * of the family", or "" where it is nowhere; in `arena`. */
+moec_status moec_config_origin(const moec_config *config, moec_fact fact,
+                               moec_arena *arena, const char **out,
+                               moec_error *err);
+
 /* Set moe[i] to 1 where decoder layer i has experts, else 0, for i below
  * n_layers. Call only once n_layers agrees with the headers. */
 moec_status moec_config_moe_layers(const moec_config *config, uint8_t *moe,

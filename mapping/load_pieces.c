@@ -169,7 +169,8 @@ bool moec_loading_slot(const moec_loading *ld, size_t layer, size_t t,
     moec_inverse_from from;
     size_t was;
 
-    if (old == ld->plan) { /* its own rows: one stretch of its own file */
+    if (old == ld->plan && /* its own rows: one stretch of its own file */
+        moec_plan_row_unit(old, layer, t, ld->rank, row) == unit) {
         moec_layout_find_slots(ld->old, ld->rank, layer, t, &from.file,
                                &from.off);
         from.off += row * s->slot_bytes;

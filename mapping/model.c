@@ -34,6 +34,7 @@ struct moec_model {
     moec_layer_slices *layers;
     moec_moe_facts *moe; /* by layer */
     packed_use *uses;
+    const char *from[MOEC_FACT_COUNT]; /* where facts were found */
     moec_arena arena;
 };
 
@@ -426,6 +427,9 @@ static moec_status make(maker *k, const moec_families *families,
     MOEC_TRY(
         moec_config_read(&k->config, families, config, n, &m->arena, k->err));
     m->facts = k->config.facts;
+    for (int i = 0; i < MOEC_FACT_COUNT; i++)
+        MOEC_TRY(moec_config_origin(&k->config, (moec_fact)i, &m->arena,
+                                    &m->from[i], k->err));
     k->b.ckpt = m->ckpt;
     k->b.family = k->config.family;
     k->b.config = &k->config;
@@ -522,6 +526,11 @@ const char *moec_shared_kind_name(moec_shared_kind kind)
         break;
     }
     return "router";
+}
+
+const char *moec_model_origin(const moec_model *model, uint32_t fact)
+{
+    return model->from[fact];
 }
 
 const moec_facts *moec_model_facts(const moec_model *model)

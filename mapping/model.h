@@ -66,6 +66,9 @@ typedef struct moec_layer_slices {
                                  component order of the family, part) */
 } moec_layer_slices;
 
+/* Where the moec_fact was found, as moec_config_origin says it. */
+const char *moec_model_origin(const moec_model *model, uint32_t fact);
+
 /* Slices of MoE layer `i`. */
 const moec_layer_slices *moec_model_slices(const moec_model *model, size_t i);
 

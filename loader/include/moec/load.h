@@ -137,11 +137,12 @@ typedef struct moec_job_opts {
     uint8_t reserved0[3];
     /* Common tensors once for all processes of a node: descriptor of a memfd
      * that they share, of moec_job_common_bytes or empty. Process `local_rank`
-     * of `local_size` reads its part of the bytes and waits for the others. 0:
-     * not shared. */
+     * of `local_size` (at most 500) reads its part of the bytes and waits for
+     * the others. It serves one load. 0: not shared. */
     uint32_t local_rank, local_size;
     int common_fd;
-    uint32_t peer_seconds; /* to wait for a peer that does nothing; 0: 60 */
+    uint32_t peer_seconds; /* to wait for the others; 0: 600. A peer that died
+                              or failed is noticed at once */
     /* Memory for what was not placed. NULL: everything must be placed. */
     moec_memory_fn memory;
     moec_memory_kind memory_kind;
@@ -281,11 +282,6 @@ MOEC_API moec_status moec_job_read_expert(moec_job *job, size_t layer,
                                           moec_error *err);
 
 /* ------------------------------------------------ questions of a server */
-
-/* Facts of a model as JSON, each with where it came from; to be freed with
- * free(3). */
-MOEC_API moec_status moec_model_describe(const moec_model *model, char **out,
-                                         moec_error *err);
 
 /* What a server was started with, to be compared with what is on disk. 0 (or
  * NULL) where it does not matter to the caller. */

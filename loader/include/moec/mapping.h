@@ -135,6 +135,12 @@ MOEC_API uint32_t moec_model_find_layer(const moec_model *model,
                                         moec_layer_key key);
 MOEC_API moec_tensor_use moec_model_use(const moec_model *model, size_t tensor);
 
+/* Describe the model as JSON ("moec.model/1"): each fact with its value and
+ * where it came from: the key of config.json, the family's default, the
+ * tensors. Ends with a newline; to be freed with free(3). */
+MOEC_API moec_status moec_model_describe(const moec_model *model, char **out,
+                                         moec_error *err);
+
 /* ------------------------------------------------------ running a layer */
 
 #define MOEC_NO_TENSOR UINT32_MAX
