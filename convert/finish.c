@@ -344,8 +344,13 @@ moec_status moec_finish_begin(moec_input *in, moec_output *out,
     f.replace = true;
     f.mf.slots_file.name = MOEC_SLOTS_NAME;
     moec_status st = write_source(&f, in, stats, err);
+    /* Whoever finds it takes it for whole: it appears at once. */
     if (st == MOEC_OK)
-        st = write_manifest(&f, MOEC_OUTPUT_BEGUN, err);
+        st = write_manifest(&f, MOEC_OUTPUT_BEGUN ".new", err);
+    if (st == MOEC_OK &&
+        renameat(moec_output_dirfd(out), MOEC_OUTPUT_BEGUN ".new",
+                 moec_output_dirfd(out), MOEC_OUTPUT_BEGUN) != 0)
+        st = moec_fail_os(err, errno, MOEC_OUTPUT_BEGUN ": cannot rename it");
     moec_arena_fini(&f.arena);
     return st;
 }

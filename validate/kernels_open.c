@@ -6,7 +6,6 @@
  * tables, and the workers, as many as memory allows.
  */
 
-#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -154,14 +153,6 @@ static moec_status open_source(moec_level3 *v, moec_error *err)
     return MOEC_OK;
 }
 
-/* A file that is missing or none says something about the conversion; a disk
- * that does not answer, nothing. */
-static bool is_damage(const moec_error *e)
-{
-    return e->status == MOEC_E_FORMAT || e->os_errno == ENOENT ||
-           e->os_errno == ELOOP || e->os_errno == ENOTDIR;
-}
-
 /* Open the files of the conversion; a missing one is a finding. */
 moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
 {
@@ -188,7 +179,7 @@ moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
         int fd = -1;
 
         moec_status st = moec_open_regular(v->dirfd, f->name, &fd, &bytes, &e);
-        if (st != MOEC_OK && !is_damage(&e)) {
+        if (st != MOEC_OK && !moec_report_is_damage(&e)) {
             if (err != NULL && err->status == MOEC_OK)
                 *err = e;
             return st;

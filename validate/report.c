@@ -10,6 +10,7 @@
  * drops one that the final cut would have kept.
  */
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,6 +260,14 @@ void moec_report_add(moec_report *r, const moec_finding *like, const char *fmt,
     va_end(ap);
     escape(message, sizeof(message), raw);
     append(r, like, message);
+}
+
+bool moec_report_is_damage(const moec_error *e)
+{
+    return e->status == MOEC_E_FORMAT ||
+           (e->status == MOEC_E_IO &&
+            (e->os_errno == ENOENT || e->os_errno == ELOOP ||
+             e->os_errno == ENOTDIR || e->os_errno == EXDEV));
 }
 
 void moec_report_add_error(moec_report *r, const char *file, moec_rule rule,

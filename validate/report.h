@@ -34,6 +34,11 @@ void moec_report_add(moec_report *r, const moec_finding *like, const char *fmt,
 void moec_report_add_error(moec_report *r, const char *file, moec_rule rule,
                            const moec_error *e);
 
+/* Does a failure to open or read a file say something about the file? One
+ * that is missing, short or none does; a disk that does not answer, or a lack
+ * of memory or descriptors, says nothing: that is an error and no finding. */
+bool moec_report_is_damage(const moec_error *e);
+
 /* Say that theorem `rule` (MOEC_RULE_T1..T6) ran over `checked` more things. */
 void moec_report_ran(moec_report *r, moec_rule rule, uint64_t checked);
 

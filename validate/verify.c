@@ -359,6 +359,11 @@ static moec_status rebuild(moec_verifier *v, moec_error *err)
             *err = e;
         return st;
     }
+    if (st == MOEC_E_IO && !moec_report_is_damage(&e)) {
+        if (err != NULL && err->status == MOEC_OK)
+            *err = e;
+        return st;
+    }
     if (e.rule != MOEC_RULE_M08 && st != MOEC_E_IO)
         moec_report_add_error(v->r, MOEC_MANIFEST_NAME, MOEC_RULE_M01, &e);
     for (uint32_t r = 0; r < 6; r++)

@@ -32,13 +32,9 @@ static moec_finding about(moec_rule rule, const char *file)
 static moec_status settle(moec_verifier *v, const char *file, moec_rule rule,
                           const moec_error *e, moec_error *err)
 {
-    bool damage = e->status == MOEC_E_FORMAT ||
-                  (e->status == MOEC_E_IO &&
-                   (e->os_errno == ENOENT || e->os_errno == ELOOP ||
-                    e->os_errno == ENOTDIR || e->os_errno == EXDEV));
     moec_finding f = about(rule, file);
 
-    if (!damage) {
+    if (!moec_report_is_damage(e)) {
         if (err != NULL && err->status == MOEC_OK)
             *err = *e;
         return e->status;
