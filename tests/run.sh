@@ -34,6 +34,7 @@ need_library libcmocka-dev cmocka
 need build-essential command -v c++
 need python3 command -v python3
 need python3-numpy find_python numpy
+need python3-jsonschema find_python jsonschema
 need python3-pycparser find_python pycparser
 need python3-venv can_make_venv
 install_missing

@@ -13,7 +13,8 @@
 
 enum { MOST = 10 };
 
-/* Data of a command: one line. In a property ':' and ',' would end it. */
+/* Data of a command: one line, and no older command ("##[") within it. In a
+ * property ':' and ',' would end it. */
 static void put_data(FILE *f, const char *s, bool property)
 {
     for (; *s != '\0'; s++) {
@@ -21,6 +22,8 @@ static void put_data(FILE *f, const char *s, bool property)
                        (property && (*s == ':' || *s == ','));
         if (special)
             (void)fprintf(f, "%%%02X", (unsigned)(unsigned char)*s);
+        else if (strncmp(s, "##[", 3) == 0)
+            (void)fputs("\\x23", f);
         else
             (void)fputc(*s, f);
     }
