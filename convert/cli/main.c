@@ -4,6 +4,7 @@
  * parsing, --help, --version, the streams. A command that is not in the table
  * does not exist: exit 2.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "describe.h"
 #include "print.h"
 
 static const moec_cli_command *const commands[] = {
@@ -234,6 +236,29 @@ static int run_command(const moec_cli_command *cmd, int argc, char **argv,
                           : unknown_command(cmd->subs, cmd, word);
 }
 
+/* What a package is made of: --man DIR, --completion SHELL. */
+static int describe(int argc, char **argv)
+{
+    const char *what = argv[1] + 2, *where = argc > 2 ? argv[2] : NULL;
+    if (where == NULL || argc > 3) {
+        moec_cli_line(stderr, "moe-convert: --%s wants one argument: %s", what,
+                      strcmp(what, "man") == 0 ? "DIR" : "bash, zsh or fish");
+        return MOEC_EXIT_USAGE;
+    }
+    if (strcmp(what, "man") == 0) {
+        if (moec_cli_write_man(commands, where))
+            return MOEC_EXIT_OK;
+        moec_cli_line(stderr, "moe-convert: %s: %s", where, strerror(errno));
+        return MOEC_EXIT_SYSTEM;
+    }
+    if (moec_cli_write_completion(stdout, commands, where))
+        return MOEC_EXIT_OK;
+    moec_cli_line(stderr,
+                  "moe-convert: --completion wants bash, zsh or fish, not '%s'",
+                  where);
+    return MOEC_EXIT_USAGE;
+}
+
 static int dispatch(int argc, char **argv)
 {
     const char *word = argc > 1 ? argv[1] : NULL;
@@ -247,6 +272,8 @@ static int dispatch(int argc, char **argv)
     }
     if (strcmp(word, "--version") == 0)
         return print_version();
+    if (strcmp(word, "--man") == 0 || strcmp(word, "--completion") == 0)
+        return describe(argc, argv);
     const moec_cli_command *cmd = find(commands, word);
     if (cmd != NULL)
         return run_command(cmd, argc - 1, argv + 1, 1);

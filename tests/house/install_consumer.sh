@@ -53,6 +53,25 @@ step "$dir/build/consumer_static"
 # The installed command finds its way without the build tree.
 step "$prefix/bin/moe-convert" --version
 test -f "$prefix/include/moec/rules.def"
+test -f "$prefix/share/moec/schemas/policy-1.schema.json"
+if [ -d "$build/described" ]; then
+    test -f "$prefix/share/man/man1/moe-convert-check.1"
+    test -f "$prefix/share/bash-completion/completions/moe-convert"
+    test -f "$prefix/share/zsh/vendor-completions/_moe-convert"
+    test -f "$prefix/share/fish/vendor_completions.d/moe-convert.fish"
+fi
+# What is inside: every library that the program loads by name.
+sbom=$prefix/share/doc/moec/moec.spdx.json
+for name in $(readelf -d "$prefix/bin/moe-convert" |
+    sed -n 's/.*(NEEDED).*\[lib\([a-z]*\)[-.].*/\1/p'); do
+    case $name in
+    c | m | moec) continue ;;
+    esac
+    if ! grep -q "SPDXRef-\(lib\)\{0,1\}$name\"" "$sbom"; then
+        echo "$name is not in moec.spdx.json"
+        exit 1
+    fi
+done
 if find "$prefix" -name '*.c' | grep .; then
     echo "installed a source file"
     exit 1
