@@ -110,14 +110,10 @@ moec_status moec_rows_read_npy(moec_rows *r, const char *text, size_t n,
 moec_status moec_rows_read_zip(moec_rows *r, const char *text, size_t n,
                                moec_error *err);
 
-/* A little-endian integer of 1, 2, 4 or 8 bytes. */
-int64_t moec_int_element(const unsigned char *p, uint32_t bytes,
-                         bool is_signed);
-
 /* One .npy as an array named `name`. */
-moec_status moec_npy_read(moec_int_arrays *a, const char *name,
-                          const char *file, const unsigned char *text, size_t n,
-                          moec_error *err);
+moec_status moec_npy_array(moec_int_arrays *a, const char *name,
+                           const char *file, const unsigned char *text,
+                           size_t n, moec_error *err);
 
 /* What a torch.save wrote: the pickle and a way to its storages. */
 typedef struct moec_torch_storage {

@@ -118,6 +118,19 @@ static bool get(machine *m, size_t n, const unsigned char **out)
     return true;
 }
 
+/* A little-endian integer of 1, 2, 4 or 8 bytes. */
+static int64_t int_element(const unsigned char *p, uint32_t bytes,
+                           bool is_signed)
+{
+    uint64_t v = 0;
+
+    for (uint32_t i = 0; i < bytes; i++)
+        v |= (uint64_t)p[i] << (8 * i);
+    if (is_signed && bytes < 8 && (v >> (8 * bytes - 1)) != 0)
+        v |= ~UINT64_C(0) << (8 * bytes);
+    return (int64_t)v;
+}
+
 static moec_status push(machine *m, item x, moec_error *err)
 {
     if (m->depth == STACK_MAX)
@@ -402,7 +415,7 @@ static moec_status op_number(machine *m, unsigned char op, uint32_t bytes,
 
     if (!get(m, bytes, &p))
         return refuse(m, "ends early", err);
-    uint32_t v = (uint32_t)moec_int_element(p, bytes, false);
+    uint32_t v = (uint32_t)int_element(p, bytes, false);
 
     switch (op) {
     case 'J': /* BININT, signed */
@@ -430,7 +443,7 @@ static moec_status op_long1(machine *m, moec_error *err)
     if (!get(m, 1, &n) || (*n != 1 && *n != 2 && *n != 4 && *n != 8) ||
         !get(m, *n, &p))
         return refuse(m, "has a number too long", err);
-    return push_int(m, moec_int_element(p, *n, true), err);
+    return push_int(m, int_element(p, *n, true), err);
 }
 
 static moec_status step(machine *m, unsigned char op, moec_error *err)
@@ -525,7 +538,7 @@ static void copy_elements(moec_int_array *x, const tensor *t,
 
         for (uint32_t d = 0; d < t->n_dims; d++)
             e += at[d] * (uint64_t)t->stride[d];
-        x->v[i] = moec_int_element(data + e * g->bytes, g->bytes, g->is_signed);
+        x->v[i] = int_element(data + e * g->bytes, g->bytes, g->is_signed);
         for (uint32_t d = t->n_dims; d-- > 0;) {
             if (++at[d] < x->shape[d])
                 break;

@@ -175,7 +175,7 @@ static moec_status read_npz(const zip *z, moec_int_arrays *a, moec_error *err)
         if (!ends_with(e, ".npy") || e->name_bytes - 4 >= sizeof(name))
             return fail(z, "an entry that is no .npy beside others", err);
         snprintf(name, sizeof(name), "%.*s", (int)(e->name_bytes - 4), e->name);
-        MOEC_TRY(moec_npy_read(a, name, z->file, e->data, e->bytes, err));
+        MOEC_TRY(moec_npy_array(a, name, z->file, e->data, e->bytes, err));
         /* numpy.savez(file, x): arr_0, arr_1, ... are no names. */
         a->named = a->named && memcmp(name, "arr_", 4) != 0;
     }

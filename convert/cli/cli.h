@@ -74,6 +74,9 @@ extern const moec_cli_command moec_cmd_sign;
 extern const moec_cli_command moec_cmd_verify_signature;
 extern const moec_cli_command moec_cmd_placement;
 extern const moec_cli_command moec_cmd_placement_check;
+extern const moec_cli_command moec_cmd_placement_export;
+extern const moec_cli_command moec_cmd_placement_import;
+extern const moec_cli_command moec_cmd_placement_show;
 extern const moec_cli_command moec_cmd_placement_eplb;
 
 /* The path argument `i`, or NULL. */

@@ -34,6 +34,7 @@ enum {
     MOEC_CHOICE_MARKDOWN,
     MOEC_CHOICE_PROMETHEUS
 };
+enum { MOEC_CHOICE_VLLM_LINEAR = 1, MOEC_CHOICE_VLLM_ROUND_ROBIN };
 enum { MOEC_CHOICE_DEVICE_CPU = 1, MOEC_CHOICE_DEVICE_CUDA };
 enum { MOEC_CHOICE_HEADERS = 1, MOEC_CHOICE_DIGESTS, MOEC_CHOICE_KERNELS };
 enum {
@@ -72,6 +73,9 @@ typedef struct moec_cli_args {
     bool list_families, list_rules;
     const char *source, *layer, *expert;
     const char *golden, *inputs, *out;
+    const char *moe_layers, *html;
+    uint32_t experts, strategy, form, shared;
+    bool npy;
     uint32_t tokens, seed;
     uint32_t format, level, device, cpu;
     const char *vectors;

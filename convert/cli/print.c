@@ -142,7 +142,7 @@ void moec_cli_layer_ranges(char *buf, size_t n, const moec_model *model,
 
 /* --------------------------------------------------------------- JSON */
 
-static void put_json_string(FILE *f, const char *text)
+void moec_cli_put_json_string(FILE *f, const char *text)
 {
     const unsigned char *s = (const unsigned char *)text;
     (void)fputc('"', f);
@@ -176,7 +176,7 @@ static void json_next(moec_cli_json *j, const char *key)
         (void)fprintf(j->f, "\n%*s", (int)(2 * j->depth), "");
     j->filled[j->depth] = true;
     if (key != NULL) {
-        put_json_string(j->f, key);
+        moec_cli_put_json_string(j->f, key);
         (void)fputs(": ", j->f);
     }
 }
@@ -233,7 +233,7 @@ void moec_cli_json_str(moec_cli_json *j, const char *key, const char *s)
     if (s == NULL)
         (void)fputs("null", j->f);
     else
-        put_json_string(j->f, s);
+        moec_cli_put_json_string(j->f, s);
 }
 
 void moec_cli_json_u64(moec_cli_json *j, const char *key, uint64_t v)

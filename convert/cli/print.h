@@ -68,6 +68,8 @@ void moec_cli_json_array(moec_cli_json *j, const char *key);
 void moec_cli_json_object_row(moec_cli_json *j, const char *key);
 void moec_cli_json_array_row(moec_cli_json *j, const char *key);
 void moec_cli_json_end(moec_cli_json *j);
+/* A string with its quotes, bytes that are no UTF-8 as U+FFFD. */
+void moec_cli_put_json_string(FILE *f, const char *text);
 /* Values. A NULL string is null. Bytes that are no UTF-8 become U+FFFD. */
 void moec_cli_json_str(moec_cli_json *j, const char *key, const char *s);
 void moec_cli_json_u64(moec_cli_json *j, const char *key, uint64_t v);
