@@ -18,6 +18,7 @@
 #include <time.h>
 
 #include "http.h"
+#include "sigv4.h"
 
 #define TRIES       6u
 #define TIMEOUT_MS  30000u
@@ -141,36 +142,85 @@ static moec_status add_line(struct curl_slist **list, const char *line,
     return MOEC_OK;
 }
 
+/* Sign what the list has by now, and add that. */
+static moec_status add_signature(const moec_http *h, const moec_http_request *q,
+                                 struct curl_slist **list, moec_error *err)
+{
+    const char *lines[MOEC_SIGV4_LINES_MAX];
+    char date[32], text[MOEC_HTTP_ETAG_BYTES], hex[65];
+    moec_buf value = {0};
+    moec_sigv4 s = {h->opts.key_id,
+                    h->opts.secret,
+                    h->opts.region,
+                    q->method,
+                    q->url,
+                    date,
+                    hex,
+                    lines,
+                    0};
+    moec_sha256 sum;
+    time_t now = time(NULL);
+    struct tm utc;
+    moec_status st;
+
+    strftime(date, sizeof(date), "%Y%m%dT%H%M%SZ", gmtime_r(&now, &utc));
+    if (q->sha256_hex) {
+        memcpy(hex, q->sha256_hex, sizeof(hex));
+    } else {
+        MOEC_TRY(moec_sha256_of(q->body, q->body_bytes, &sum, err));
+        moec_hex(&sum, sizeof(sum), hex);
+    }
+    (void)snprintf(text, sizeof(text), "x-amz-content-sha256: %s", hex);
+    MOEC_TRY(add_line(list, text, err));
+    (void)snprintf(text, sizeof(text), "x-amz-date: %s", date);
+    MOEC_TRY(add_line(list, text, err));
+    if (h->opts.token) {
+        moec_buf_printf(&value, "x-amz-security-token: %s", h->opts.token);
+        st = value.oom ? moec_fail_nomem(err, "a header line")
+                       : add_line(list, value.data, err);
+        moec_buf_fini(&value);
+        MOEC_TRY(st);
+    }
+    for (const struct curl_slist *l = *list;
+         l && s.n_lines < MOEC_SIGV4_LINES_MAX; l = l->next)
+        lines[s.n_lines++] = l->data;
+    moec_buf_puts(&value, "Authorization: ");
+    st = moec_sigv4_sign(&s, &value, err);
+    if (st == MOEC_OK)
+        st = add_line(list, value.data, err);
+    moec_buf_fini(&value);
+    return st;
+}
+
 /* Header lines of a request; the caller frees *out whatever comes. */
 static moec_status header_lines(const moec_http *h, const moec_http_request *q,
                                 struct curl_slist **out, moec_error *err)
 {
-    char line[2 * MOEC_HTTP_ETAG_BYTES], hex[65];
-    moec_sha256 sum;
+    char line[2 * MOEC_HTTP_ETAG_BYTES];
 
     for (size_t i = 0; q->header && q->header[i]; i++)
         MOEC_TRY(add_line(out, q->header[i], err));
+    if (q->body)
+        MOEC_TRY(add_line(out, "Content-Type: application/octet-stream", err));
+    if (q->n > 0) {
+        (void)snprintf(line, sizeof(line), "Range: bytes=%llu-%llu",
+                       (unsigned long long)q->off,
+                       (unsigned long long)(q->off + q->n - 1));
+        MOEC_TRY(add_line(out, line, err));
+    }
     if (q->if_match) {
         (void)snprintf(line, sizeof(line), "If-Match: %s", q->if_match);
         MOEC_TRY(add_line(out, line, err));
     }
     if (q->fresh)
         MOEC_TRY(add_line(out, "If-None-Match: *", err));
-    MOEC_TRY(add_line(out, "Expect:", err)); /* no extra round trip */
-    if (!h->sign)
-        return MOEC_OK;
-    if (!q->sha256_hex) {
-        MOEC_TRY(moec_sha256_of(q->body, q->body_bytes, &sum, err));
-        moec_hex(&sum, sizeof(sum), hex);
-    }
-    (void)snprintf(line, sizeof(line), "x-amz-content-sha256: %s",
-                   q->sha256_hex ? q->sha256_hex : hex);
-    return add_line(out, line, err);
+    if (h->sign)
+        MOEC_TRY(add_signature(h, q, out, err));
+    return add_line(out, "Expect:", err); /* no extra round trip */
 }
 
 static void set_options(const moec_http *h, const moec_http_request *q,
-                        try_state *t, struct curl_slist *lines, char *range,
-                        size_t range_bytes)
+                        try_state *t, struct curl_slist *lines)
 {
     CURL *c = t->curl;
 
@@ -204,26 +254,10 @@ static void set_options(const moec_http *h, const moec_http_request *q,
     }
     if (strcmp(q->method, "GET") != 0 && strcmp(q->method, "HEAD") != 0)
         curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, q->method);
-    if (q->n > 0) {
-        (void)snprintf(range, range_bytes, "%llu-%llu",
-                       (unsigned long long)q->off,
-                       (unsigned long long)(q->off + q->n - 1));
-        curl_easy_setopt(c, CURLOPT_RANGE, range);
-    }
     if (!h->sign && h->opts.bearer) {
         curl_easy_setopt(c, CURLOPT_HTTPAUTH, (long)CURLAUTH_BEARER);
         curl_easy_setopt(c, CURLOPT_XOAUTH2_BEARER, h->opts.bearer);
     }
-}
-
-/* Needs strings that live as long as the try. */
-static void set_signing(const moec_http *h, CURL *c, char *scheme,
-                        size_t scheme_bytes)
-{
-    (void)snprintf(scheme, scheme_bytes, "aws:amz:%s:s3", h->opts.region);
-    curl_easy_setopt(c, CURLOPT_AWS_SIGV4, scheme);
-    curl_easy_setopt(c, CURLOPT_USERNAME, h->opts.key_id);
-    curl_easy_setopt(c, CURLOPT_PASSWORD, h->opts.secret);
 }
 
 static bool may_pass(CURLcode code, long status)
@@ -366,7 +400,6 @@ moec_status moec_http_do(moec_http *h, const moec_http_request *q,
                          moec_http_answer *a, moec_error *err)
 {
     struct curl_slist *lines = NULL;
-    char range[64], scheme[128];
     try_state t = {.q = q, .a = a};
     moec_status st;
     size_t text_before = q->text ? q->text->len : 0;
@@ -386,9 +419,7 @@ moec_status moec_http_do(moec_http *h, const moec_http_request *q,
         memset(a, 0, sizeof(*a));
         if (q->text)
             q->text->len = text_before;
-        set_options(h, q, &t, lines, range, sizeof(range));
-        if (h->sign)
-            set_signing(h, t.curl, scheme, sizeof(scheme));
+        set_options(h, q, &t, lines);
         code = curl_easy_perform(t.curl);
         curl_easy_getinfo(t.curl, CURLINFO_RESPONSE_CODE, &status);
         a->status = status;

@@ -4,7 +4,7 @@
 
 /*
  * What this is: a directory behind a URL: its files listed, read by ranges,
- *   written with checksums. s3://BUCKET/PREFIX (SigV4 by libcurl), and
+ *   written with checksums. s3://BUCKET/PREFIX (signed by SigV4), and
  *   https:// (http:// where it is said so), which cannot list: there the index
  *   names the shards, and files that checkpoints usually have are asked for.
  * Lifetime: a moec_remote owns what it returns until close.

@@ -40,11 +40,11 @@ typedef struct upload {
     bool fresh;
 } upload;
 
-static moec_status part_url(const upload *u, moec_buf *url, size_t part,
+static moec_status part_url(const upload *u, moec_buf *url, size_t number,
                             moec_error *err)
 {
-    if (part > 0)
-        moec_buf_printf(url, "%s?partNumber=%zu&uploadId=%s", u->url, part,
+    if (number > 0)
+        moec_buf_printf(url, "%s?partNumber=%zu&uploadId=%s", u->url, number,
                         u->id);
     else
         moec_buf_printf(url, "%s?uploadId=%s", u->url, u->id);

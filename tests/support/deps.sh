@@ -33,6 +33,8 @@ need_build() {
     need_library libjansson-dev jansson
     need_library libssl-dev libcrypto
     need_library libxxhash-dev libxxhash
+    need_library libcurl4-openssl-dev libcurl
+    need_library libexpat1-dev expat
     need_library libyaml-dev yaml-0.1
 }
 
