@@ -27,6 +27,8 @@ FAKES = {
         ("int32_t", "int"), ("uint32_t", "unsigned int"),
         ("int64_t", "long"), ("uint64_t", "unsigned long"))) +
     "#define UINT32_MAX 0xffffffffu\n#define UINT64_C(x) x##UL\n"
+    "#define INT64_C(x) x##L\n#define UINT32_C(x) x##U\n"
+    "#define UINT16_MAX 65535\n#define UINT8_MAX 255\n"
     "#define UINT64_MAX 0xffffffffffffffffUL\n#define SIZE_MAX UINT64_MAX\n",
     "stddef.h": "typedef unsigned long size_t;\n#define NULL 0\n",
     "stdarg.h": "typedef int va_list;\n",

@@ -451,7 +451,7 @@ moec_status moec_http_do(moec_http *h, const moec_http_request *q,
     return st;
 }
 
-moec_status moec_http_init(moec_http *h, const moec_remote_opts *opts,
+moec_status moec_http_init(moec_http *h, const moec_web_opts *opts,
                            moec_error *err)
 {
     if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)

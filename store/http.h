@@ -4,22 +4,22 @@
 
 /*
  * What this is: one HTTP request at a time and thread, by libcurl, retried as
- *   remote.h says. Knows nothing of buckets.
+ *   web.h says. Knows nothing of buckets.
  * Threads: a moec_http is shared; connections are kept and handed out.
  */
 
 #include <pthread.h>
 
 #include "base/base.h"
-#include "remote.h"
+#include "web.h"
 
 typedef struct moec_http {
-    moec_remote_opts opts;
+    moec_web_opts opts;
     bool sign; /* SigV4 with opts' key */
     pthread_mutex_t lock;
     void **idle; /* CURL handles */
     size_t n_idle, cap_idle;
-    moec_remote_stats stats;
+    moec_web_stats stats;
 } moec_http;
 
 #define MOEC_HTTP_ETAG_BYTES 256
@@ -49,7 +49,7 @@ typedef struct moec_http_answer {
     char etag[MOEC_HTTP_ETAG_BYTES]; /* with its quotes; "" where none */
 } moec_http_answer;
 
-moec_status moec_http_init(moec_http *h, const moec_remote_opts *opts,
+moec_status moec_http_init(moec_http *h, const moec_web_opts *opts,
                            moec_error *err);
 void moec_http_fini(moec_http *h);
 

@@ -22,7 +22,7 @@ if [ -z "$tool" ]; then
 fi
 
 dirs=
-for d in loader mapping validate load convert kernels tests; do
+for d in loader mapping validate load store convert kernels tests; do
     [ ! -d "$d" ] || dirs="$dirs $d"
 done
 # The peers' harness came as it is.

@@ -11,7 +11,7 @@ set -eu
 cd "${1:-$(dirname "$0")/../..}"
 
 dirs=
-for d in loader mapping validate load convert kernels tests; do
+for d in loader mapping validate load store convert kernels tests; do
     [ ! -d "$d" ] || dirs="$dirs $d"
 done
 # shellcheck disable=SC2086 # a list of words
@@ -34,6 +34,7 @@ function level(path) {
     if (path ~ /^mapping\//)      return 2
     if (path ~ /^validate\//)     return 3
     if (path ~ /^load\//)         return 4
+    if (path ~ /^store\//)        return 2
     if (path ~ /^convert\/cli\//) return 6
     if (path ~ /^convert\//)      return 5
     if (path ~ /^kernels\//)      return 0
@@ -49,7 +50,7 @@ function resolve(spec,    n, i, dir, tries) {
     dir = file
     sub(/\/[^\/]*$/, "", dir)
     n = split(dir " loader/include loader mapping validate load" \
-              " convert convert/cli kernels tests tests/support", tries, " ")
+              " store convert convert/cli kernels tests tests/support", tries, " ")
     for (i = 1; i <= n; i++)
         if ((tries[i] "/" spec) in exists)
             return tries[i] "/" spec
@@ -71,7 +72,10 @@ function check_ours(spec,    to, from_level, to_level) {
         finding("kernels sees base and types.h only, not " to)
     else if (to ~ /^kernels\// && file !~ /^(kernels|tests)\//)
         finding("call kernels through <moec/kernels.h>, not " to)
+    else if (to ~ /^store\// && file !~ /^(store|tests|convert\/cli)\//)
+        finding("only the command line opens a socket: " to)
     else if (file ~ /^convert\/cli\// && to !~ /^convert\// &&
+             to != "store/web.h" &&
              to !~ /^loader\/include\//)
         finding("convert/cli sees public headers and convert/ only, not " to)
     else if (to_level > from_level)
@@ -84,8 +88,11 @@ function check_library(spec) {
     if (file ~ /^tests\//)
         return
     if (spec ~ /^openssl\// && file != "loader/base/digest.c" &&
-        file !~ /\/sign[^\/]*\.c$/)
-        finding("<" spec "> belongs in loader/base/digest.c and sign*.c only")
+        file !~ /\/sign[^\/]*\.c$/ && file !~ /^store\//)
+        finding("<" spec "> belongs in loader/base/digest.c, sign*.c and " \
+                "store/ only")
+    if (spec ~ /^(curl\/|expat)/ && file !~ /^store\//)
+        finding("<" spec "> belongs in store/ only")
     if (spec ~ /^xxh/ && file !~ /^loader\/base\/[^\/]*\.c$/)
         finding("<" spec "> belongs in loader/base/*.c only")
     if (spec == "jansson.h" &&

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One call of remote.h from the command line, for the tests in Python:
+ * One call of web.h from the command line, for the tests in Python:
  *   store_driver URL list
  *   store_driver URL read NAME OFF N     bytes on stdout
  *   store_driver URL put NAME PATH [fresh]
@@ -16,7 +16,7 @@
 #include <time.h>
 
 #include "base/base.h"
-#include "remote.h"
+#include "web.h"
 
 #define RANGE (UINT64_C(8) << 20)
 
@@ -57,10 +57,9 @@ static moec_status run_bench(const moec_store *s, size_t file, uint32_t threads,
                        (size_t)moec_ceil_div(s->files[file].bytes, RANGE),
                        bench_range, &b, err);
     clock_gettime(CLOCK_MONOTONIC, &t1);
-    printf("%.3f GB/s\n",
-           (double)s->files[file].bytes / 1e9 /
-               ((double)(t1.tv_sec - t0.tv_sec) +
-                1e-9 * (double)(t1.tv_nsec - t0.tv_nsec)));
+    printf("%.3f GB/s\n", (double)s->files[file].bytes / 1e9 /
+                              ((double)(t1.tv_sec - t0.tv_sec) +
+                               1e-9 * (double)(t1.tv_nsec - t0.tv_nsec)));
     for (uint32_t i = 0; i < threads; i++)
         free(b.data[i]);
     return st;
@@ -71,8 +70,8 @@ static moec_status run_read(const moec_store *s, size_t file, char **argv,
 {
     size_t n = strtoull(argv[5], NULL, 10);
     unsigned char *buf = malloc(n + 1);
-    moec_status st = s->read_at(s->ctx, file, strtoull(argv[4], NULL, 10), buf,
-                                n, err);
+    moec_status st =
+        s->read_at(s->ctx, file, strtoull(argv[4], NULL, 10), buf, n, err);
 
     if (st == MOEC_OK)
         fwrite(buf, 1, n, stdout);
@@ -80,13 +79,13 @@ static moec_status run_read(const moec_store *s, size_t file, char **argv,
     return st;
 }
 
-static moec_status run(moec_remote *r, int argc, char **argv, moec_error *err)
+static moec_status run(moec_web *r, int argc, char **argv, moec_error *err)
 {
-    const moec_store *s = moec_remote_store(r);
-    size_t file = argc > 3 ? moec_remote_find(r, argv[3]) : 0;
+    const moec_store *s = moec_web_store(r);
+    size_t file = argc > 3 ? moec_web_find(r, argv[3]) : 0;
 
     if (strcmp(argv[2], "put") == 0)
-        return moec_remote_put(r, argv[3], argv[4], argc > 5, err);
+        return moec_web_put(r, argv[3], argv[4], argc > 5, err);
     if (strcmp(argv[2], "list") == 0) {
         for (size_t i = 0; i < s->n_files; i++)
             printf("%s %llu %s\n", s->files[i].name,
@@ -112,33 +111,32 @@ static moec_status run(moec_remote *r, int argc, char **argv, moec_error *err)
 
 int main(int argc, char **argv)
 {
-    moec_remote_opts opts = {.endpoint = getenv("STORE_ENDPOINT"),
-                             .region = getenv("STORE_REGION"),
-                             .key_id = getenv("STORE_KEY"),
-                             .secret = getenv("STORE_SECRET"),
-                             .tries = number("STORE_TRIES"),
-                             .timeout_ms = number("STORE_TIMEOUT_MS")};
+    moec_web_opts opts = {.endpoint = getenv("STORE_ENDPOINT"),
+                          .region = getenv("STORE_REGION"),
+                          .key_id = getenv("STORE_KEY"),
+                          .secret = getenv("STORE_SECRET"),
+                          .tries = number("STORE_TRIES"),
+                          .timeout_ms = number("STORE_TIMEOUT_MS")};
     moec_error err = MOEC_ERROR_INIT;
-    moec_remote *r = NULL;
+    moec_web *r = NULL;
     moec_status st;
 
     if (argc < 3)
         return 64;
-    st = strcmp(argv[2], "put") == 0
-             ? moec_remote_create(&r, argv[1], &opts, &err)
-             : moec_remote_open(&r, argv[1], &opts, &err);
+    st = strcmp(argv[2], "put") == 0 ? moec_web_create(&r, argv[1], &opts, &err)
+                                     : moec_web_open(&r, argv[1], &opts, &err);
     if (st == MOEC_OK)
         st = run(r, argc, argv, &err);
     if (st != MOEC_OK)
         fprintf(stderr, "%s\n", err.text);
     if (r) {
-        moec_remote_stats n = moec_remote_stats_of(r);
+        moec_web_stats n = moec_web_stats_of(r);
         fprintf(stderr, "requests %llu retries %llu read %llu written %llu\n",
                 (unsigned long long)n.n_requests,
                 (unsigned long long)n.n_retries,
                 (unsigned long long)n.bytes_read,
                 (unsigned long long)n.bytes_written);
     }
-    moec_remote_close(r);
+    moec_web_close(r);
     return -(int)st;
 }

@@ -18,7 +18,7 @@ if(MOEC_RUN_CLANG_TIDY)
   add_custom_target(tidy
     COMMAND "${MOEC_RUN_CLANG_TIDY}" -quiet -p "${PROJECT_BINARY_DIR}"
             -extra-arg=-Wno-unknown-warning-option
-            "/(loader|mapping|validate|load|convert|kernels)/.*[.]c$"
+            "/(loader|mapping|validate|load|store|convert|kernels)/.*[.]c$"
     WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
     DEPENDS moec_mapping # the embedded families are a source too
     VERBATIM USES_TERMINAL)

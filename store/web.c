@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * A directory behind a URL: its files, and ranges of them. See remote.h.
+ * A directory behind a URL: its files, and ranges of them. See web.h.
  *
  * S3 lists; a plain server does not: there the index names the shards, and a
  * HEAD each tells size and ETag. Either way the ETag that was seen first is
@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "converted.h"
-#include "remote_parts.h"
+#include "web_parts.h"
 
 #define LIST_BYTES_MAX  (UINT64_C(64) << 20) /* of a page */
 #define INDEX_BYTES_MAX (UINT64_C(64) << 20) /* over HTTP */
@@ -36,7 +36,7 @@ static const char *const usual[] = {
     "README.md",
 };
 
-bool moec_remote_is_url(const char *text)
+bool moec_web_is_url(const char *text)
 {
     return strncmp(text, "s3://", 5) == 0 ||
            strncmp(text, "https://", 8) == 0 ||
@@ -56,8 +56,8 @@ void moec_url_escape(moec_buf *out, const char *text, bool slash)
     }
 }
 
-moec_status moec_remote_add(moec_remote *r, const char *name, uint64_t bytes,
-                            const char *etag, moec_error *err)
+moec_status moec_web_add(moec_web *r, const char *name, uint64_t bytes,
+                         const char *etag, moec_error *err)
 {
     moec_store_file f = {.bytes = bytes};
 
@@ -90,12 +90,12 @@ static char *take_text(moec_buf *b)
 }
 
 /* "s3://bucket/prefix": the bucket's URL, and the prefix with a slash. */
-static moec_status read_s3_url(moec_remote *r, const char *url, moec_error *err)
+static moec_status read_s3_url(moec_web *r, const char *url, moec_error *err)
 {
     const char *bucket = url + strlen("s3://");
     size_t n = strcspn(bucket, "/");
     const char *prefix = bucket + n + (bucket[n] == '/');
-    const moec_remote_opts *o = &r->http.opts;
+    const moec_web_opts *o = &r->http.opts;
     moec_buf base = {0}, dir = {0}, pre = {0};
 
     for (size_t i = 0; i < n; i++) {
@@ -134,11 +134,11 @@ static moec_status read_s3_url(moec_remote *r, const char *url, moec_error *err)
     return MOEC_OK;
 }
 
-static moec_status read_url(moec_remote *r, const char *url, moec_error *err)
+static moec_status read_url(moec_web *r, const char *url, moec_error *err)
 {
     moec_buf base = {0}, given = {0};
 
-    if (!moec_remote_is_url(url))
+    if (!moec_web_is_url(url))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "'%s' is no s3:// or https:// URL", url);
     moec_buf_puts(&given, url);
@@ -160,7 +160,7 @@ static moec_status read_url(moec_remote *r, const char *url, moec_error *err)
 }
 
 /* URL of a file, to be freed with moec_free; NULL without memory. */
-static char *url_of(const moec_remote *r, const char *name)
+static char *url_of(const moec_web *r, const char *name)
 {
     moec_buf url = {0};
 
@@ -171,7 +171,7 @@ static char *url_of(const moec_remote *r, const char *name)
 
 /* --------------------------------------------------------------- listing */
 
-static moec_status list_s3(moec_remote *r, moec_error *err)
+static moec_status list_s3(moec_web *r, moec_error *err)
 {
     char *next = NULL;
     moec_status st;
@@ -197,7 +197,7 @@ static moec_status list_s3(moec_remote *r, moec_error *err)
         st = url.oom ? moec_fail_nomem(err, "a URL")
                      : moec_http_do(&r->http, &q, &a, err);
         if (st == MOEC_OK)
-            st = moec_remote_take_list(r, &xml, &next, err);
+            st = moec_web_take_list(r, &xml, &next, err);
         moec_buf_fini(&url);
         moec_buf_fini(&xml);
     } while (st == MOEC_OK && next);
@@ -206,7 +206,7 @@ static moec_status list_s3(moec_remote *r, moec_error *err)
 }
 
 /* Size and ETag of a file; absent ones are left out where `optional`. */
-static moec_status head(moec_remote *r, const char *name, bool optional,
+static moec_status head(moec_web *r, const char *name, bool optional,
                         moec_error *err)
 {
     char *url = url_of(r, name);
@@ -230,11 +230,11 @@ static moec_status head(moec_remote *r, const char *name, bool optional,
         return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
                          "%s%s: the server does not say how long it is",
                          r->base, name);
-    return moec_remote_add(r, name, a.length, a.etag[0] ? a.etag : NULL, err);
+    return moec_web_add(r, name, a.length, a.etag[0] ? a.etag : NULL, err);
 }
 
 /* Shards that the index names, each once. */
-static moec_status head_shards(moec_remote *r, const moec_buf *index,
+static moec_status head_shards(moec_web *r, const moec_buf *index,
                                moec_error *err)
 {
     json_t *root = json_loadb(index->data, index->len, 0, NULL);
@@ -259,7 +259,7 @@ static moec_status head_shards(moec_remote *r, const moec_buf *index,
     return st;
 }
 
-static moec_status list_usual(moec_remote *r, moec_error *err)
+static moec_status list_usual(moec_web *r, moec_error *err)
 {
     static const char index_name[] = "model.safetensors.index.json";
     char *url = url_of(r, index_name);
@@ -277,8 +277,8 @@ static moec_status list_usual(moec_remote *r, moec_error *err)
     st = moec_http_do(&r->http, &q, &a, &why);
     moec_free(url);
     if (st == MOEC_OK) {
-        st = moec_remote_add(r, index_name, index.len,
-                             a.etag[0] ? a.etag : NULL, err);
+        st = moec_web_add(r, index_name, index.len, a.etag[0] ? a.etag : NULL,
+                          err);
         if (st == MOEC_OK && index.len > 0)
             st = head_shards(r, &index, err);
     } else if (st == MOEC_E_FORMAT) {
@@ -297,7 +297,7 @@ static moec_status list_usual(moec_remote *r, moec_error *err)
 static moec_status read_at(void *ctx, size_t file, uint64_t off, void *buf,
                            size_t n, moec_error *err)
 {
-    moec_remote *r = ctx;
+    moec_web *r = ctx;
     const moec_store_file *f = &r->files[file];
     char *url = url_of(r, f->name);
     moec_status st = url ? MOEC_OK : moec_fail_nomem(err, "a URL");
@@ -330,7 +330,7 @@ static moec_status read_at(void *ctx, size_t file, uint64_t off, void *buf,
 static moec_status look_again(void *ctx, size_t file, moec_store_file *now,
                               moec_error *err)
 {
-    moec_remote *r = ctx;
+    moec_web *r = ctx;
     char *url = url_of(r, r->files[file].name);
     moec_http_answer a;
     moec_http_request q = {.method = "HEAD", .url = url};
@@ -351,10 +351,10 @@ static moec_status look_again(void *ctx, size_t file, moec_store_file *now,
 
 /* ------------------------------------------------------------- open, close */
 
-static moec_status make(moec_remote **out, const char *url,
-                        const moec_remote_opts *opts, moec_error *err)
+static moec_status make(moec_web **out, const char *url,
+                        const moec_web_opts *opts, moec_error *err)
 {
-    moec_remote *r = moec_calloc(1, sizeof(*r));
+    moec_web *r = moec_calloc(1, sizeof(*r));
     moec_status st;
 
     if (!r)
@@ -366,17 +366,17 @@ static moec_status make(moec_remote **out, const char *url,
     }
     st = read_url(r, url, err);
     if (st != MOEC_OK) {
-        moec_remote_close(r);
+        moec_web_close(r);
         return st;
     }
     *out = r;
     return MOEC_OK;
 }
 
-moec_status moec_remote_open(moec_remote **out, const char *url,
-                             const moec_remote_opts *opts, moec_error *err)
+moec_status moec_web_open(moec_web **out, const char *url,
+                          const moec_web_opts *opts, moec_error *err)
 {
-    moec_remote *r = NULL;
+    moec_web *r = NULL;
     moec_status st;
 
     MOEC_TRY(make(&r, url, opts, err));
@@ -385,7 +385,7 @@ moec_status moec_remote_open(moec_remote **out, const char *url,
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01,
                        "%s: nothing is there", url);
     if (st != MOEC_OK) {
-        moec_remote_close(r);
+        moec_web_close(r);
         return st;
     }
     r->store = (moec_store){.struct_bytes = sizeof(r->store),
@@ -399,10 +399,10 @@ moec_status moec_remote_open(moec_remote **out, const char *url,
     return MOEC_OK;
 }
 
-moec_status moec_remote_create(moec_remote **out, const char *url,
-                               const moec_remote_opts *opts, moec_error *err)
+moec_status moec_web_create(moec_web **out, const char *url,
+                            const moec_web_opts *opts, moec_error *err)
 {
-    moec_remote *r = NULL;
+    moec_web *r = NULL;
     moec_status st;
 
     MOEC_TRY(make(&r, url, opts, err));
@@ -410,14 +410,14 @@ moec_status moec_remote_create(moec_remote **out, const char *url,
                    : moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                                "%s: only s3:// can be written", url);
     if (st != MOEC_OK) {
-        moec_remote_close(r);
+        moec_web_close(r);
         return st;
     }
     *out = r;
     return MOEC_OK;
 }
 
-void moec_remote_close(moec_remote *r)
+void moec_web_close(moec_web *r)
 {
     if (!r)
         return;
@@ -431,12 +431,12 @@ void moec_remote_close(moec_remote *r)
     moec_free(r);
 }
 
-const moec_store *moec_remote_store(const moec_remote *r)
+const moec_store *moec_web_store(const moec_web *r)
 {
     return &r->store;
 }
 
-size_t moec_remote_find(const moec_remote *r, const char *name)
+size_t moec_web_find(const moec_web *r, const char *name)
 {
     for (size_t i = 0; i < r->n_files; i++) {
         if (strcmp(r->files[i].name, name) == 0)
@@ -445,7 +445,7 @@ size_t moec_remote_find(const moec_remote *r, const char *name)
     return SIZE_MAX;
 }
 
-moec_remote_stats moec_remote_stats_of(const moec_remote *r)
+moec_web_stats moec_web_stats_of(const moec_web *r)
 {
     return r->http.stats;
 }

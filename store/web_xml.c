@@ -12,12 +12,12 @@
 #include <string.h>
 
 #include "converted.h"
-#include "remote_parts.h"
+#include "web_parts.h"
 
 #define TEXT_BYTES_MAX 4096u
 
 typedef struct listing {
-    moec_remote *r;
+    moec_web *r;
     XML_Parser parser;
     moec_buf text;
     moec_buf key, etag;
@@ -88,8 +88,8 @@ static void take_object(listing *l)
     if (l->key.len <= n || memcmp(l->key.data, l->r->prefix, n) != 0 ||
         !moec_plain_name(l->key.data + n, l->key.len - n))
         return;
-    l->st = moec_remote_add(l->r, l->key.data + n, l->bytes,
-                            l->etag.len > 0 ? l->etag.data : NULL, l->err);
+    l->st = moec_web_add(l->r, l->key.data + n, l->bytes,
+                         l->etag.len > 0 ? l->etag.data : NULL, l->err);
     if (l->st != MOEC_OK)
         XML_StopParser(l->parser, XML_FALSE);
 }
@@ -150,8 +150,8 @@ static moec_status parse(listing *l, const moec_buf *xml, moec_error *err)
     return st;
 }
 
-moec_status moec_remote_take_list(moec_remote *r, const moec_buf *xml,
-                                  char **next_out, moec_error *err)
+moec_status moec_web_take_list(moec_web *r, const moec_buf *xml,
+                               char **next_out, moec_error *err)
 {
     listing l = {.r = r};
     moec_status st = parse(&l, xml, err);
@@ -164,7 +164,7 @@ moec_status moec_remote_take_list(moec_remote *r, const moec_buf *xml,
     return MOEC_OK;
 }
 
-char *moec_remote_xml_text(const moec_buf *xml, const char *name)
+char *moec_web_xml_text(const moec_buf *xml, const char *name)
 {
     listing l = {.want = name};
 

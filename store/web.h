@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef MOEC_REMOTE_H
-#define MOEC_REMOTE_H
+#ifndef MOEC_WEB_H
+#define MOEC_WEB_H
 
 /*
  * What this is: a directory behind a URL: its files listed, read by ranges,
  *   written with checksums. s3://BUCKET/PREFIX (signed by SigV4), and
  *   https:// (http:// where it is said so), which cannot list: there the index
  *   names the shards, and files that checkpoints usually have are asked for.
- * Lifetime: a moec_remote owns what it returns until close.
+ * Lifetime: a moec_web owns what it returns until close.
  * Threads: read_at, stat and put from any thread; the rest one at a time.
  * Errors: ARG (a URL that is none), FORMAT (I01: there is nothing; I13: an
  *   object changed since it was opened), IO after the last retry, with the
@@ -23,7 +23,7 @@
 
 #include <moec/loader.h>
 
-typedef struct moec_remote_opts {
+typedef struct moec_web_opts {
     const char *endpoint; /* "https://minio:9000": path style; NULL: AWS */
     const char *region;   /* NULL: us-east-1 */
     const char *key_id, *secret, *token; /* NULL: requests are not signed */
@@ -31,35 +31,35 @@ typedef struct moec_remote_opts {
     uint32_t tries;                      /* 0: 6 */
     uint32_t timeout_ms;                 /* without a byte; 0: 30,000 */
     uint32_t n_parallel;                 /* parts at a time in put; 0: 8 */
-} moec_remote_opts;
+} moec_web_opts;
 
-typedef struct moec_remote moec_remote;
+typedef struct moec_web moec_web;
 
-typedef struct moec_remote_stats {
+typedef struct moec_web_stats {
     uint64_t n_requests, n_retries, bytes_read, bytes_written;
-} moec_remote_stats;
+} moec_web_stats;
 
 /* Does the text name a place that is behind a URL? */
-bool moec_remote_is_url(const char *text);
+bool moec_web_is_url(const char *text);
 
 /* Look at what is there: for reading. FORMAT (I01) where there is nothing. */
-moec_status moec_remote_open(moec_remote **out, const char *url,
-                             const moec_remote_opts *opts, moec_error *err);
+moec_status moec_web_open(moec_web **out, const char *url,
+                          const moec_web_opts *opts, moec_error *err);
 /* The same, to write: there may be nothing yet. s3:// alone. */
-moec_status moec_remote_create(moec_remote **out, const char *url,
-                               const moec_remote_opts *opts, moec_error *err);
-void moec_remote_close(moec_remote *r); /* NULL is fine */
+moec_status moec_web_create(moec_web **out, const char *url,
+                            const moec_web_opts *opts, moec_error *err);
+void moec_web_close(moec_web *r); /* NULL is fine */
 
 /* For moec_ckpt_open_source; borrowed. */
-const moec_store *moec_remote_store(const moec_remote *r);
+const moec_store *moec_web_store(const moec_web *r);
 /* Number of the file with this name, or SIZE_MAX. */
-size_t moec_remote_find(const moec_remote *r, const char *name);
-moec_remote_stats moec_remote_stats_of(const moec_remote *r);
+size_t moec_web_find(const moec_web *r, const char *name);
+moec_web_stats moec_web_stats_of(const moec_web *r);
 
 /* Write the local file `path` as `name`: in parts, each with its SHA-256, the
  * whole becoming visible at once. With `fresh`, only where no object has the
  * name: LOCKED where one has. */
-moec_status moec_remote_put(moec_remote *r, const char *name, const char *path,
-                            bool fresh, moec_error *err);
+moec_status moec_web_put(moec_web *r, const char *name, const char *path,
+                         bool fresh, moec_error *err);
 
 #endif

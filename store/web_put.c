@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "remote_parts.h"
+#include "web_parts.h"
 
 #define PART_BYTES (UINT64_C(16) << 20)
 #define PARTS_MAX  10000u /* of S3 */
@@ -29,7 +29,7 @@ typedef struct part {
 } part;
 
 typedef struct upload {
-    moec_remote *r;
+    moec_web *r;
     const char *path;
     int fd;
     uint64_t bytes, part_bytes;
@@ -120,7 +120,7 @@ static moec_status begin(upload *u, moec_error *err)
     st = url.oom ? moec_fail_nomem(err, "a URL")
                  : moec_http_do(&u->r->http, &q, &a, err);
     if (st == MOEC_OK) {
-        text = moec_remote_xml_text(&answer, "UploadId");
+        text = moec_web_xml_text(&answer, "UploadId");
         if (text)
             moec_url_escape(&id, text, false);
         u->id = id.oom ? NULL : id.data;
@@ -160,7 +160,7 @@ static moec_status complete(upload *u, moec_error *err)
         st = moec_http_do(&u->r->http, &q, &a, err);
     }
     /* S3 may answer 200 and fail in the body. */
-    char *code = st == MOEC_OK ? moec_remote_xml_text(&answer, "Code") : NULL;
+    char *code = st == MOEC_OK ? moec_web_xml_text(&answer, "Code") : NULL;
     if (code)
         st = moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
                        "%s: the upload was refused at its end: %s", u->url,
@@ -186,7 +186,7 @@ static void give_up(upload *u)
 
 static moec_status put_parts(upload *u, moec_error *err)
 {
-    const moec_remote_opts *o = &u->r->http.opts;
+    const moec_web_opts *o = &u->r->http.opts;
     moec_status st;
 
     u->part_bytes =
@@ -209,8 +209,8 @@ static moec_status put_parts(upload *u, moec_error *err)
     return st;
 }
 
-moec_status moec_remote_put(moec_remote *r, const char *name, const char *path,
-                            bool fresh, moec_error *err)
+moec_status moec_web_put(moec_web *r, const char *name, const char *path,
+                         bool fresh, moec_error *err)
 {
     upload u = {.r = r, .path = path, .fresh = fresh};
     moec_buf url = {0};
