@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "confine.h"
 #include "describe.h"
 #include "print.h"
 
@@ -185,8 +186,10 @@ static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
     else if (cli.args.n_paths < cmd->min_paths)
         code = moec_cli_usage(&cli, "an argument is missing: moe-convert %.*s",
                               (int)strcspn(cmd->usage, "\n"), cmd->usage);
-    else
+    else {
+        moec_cli_confine(&cli);
         code = cmd->fn(&cli);
+    }
     free(cli.args.paths);
     return code;
 }

@@ -97,6 +97,13 @@ static const moec_cli_opt write_opts[] = {
      "never go around the page cache", NULL, NULL, 0},
 };
 
+static const moec_cli_opt sandbox_opts[] = {
+    {"no-sandbox", 0, MOEC_KIND_FLAG, FIELD(no_sandbox), NULL,
+     "keep the rights that the command does not need: other paths, programs, "
+     "network",
+     NULL, NULL, 0},
+};
+
 static const moec_cli_opt common_opts[] = {
     {"json", 0, MOEC_KIND_FLAG, FIELD(json), NULL,
      "one JSON document on stdout", NULL, NULL, 0},
@@ -130,6 +137,7 @@ const moec_cli_group moec_group_balance = {"Balance", topology_opts,
 const moec_cli_group moec_group_topology = GROUP("Topology", topology_opts);
 const moec_cli_group moec_group_report = GROUP("Report", report_opts);
 const moec_cli_group moec_group_write = GROUP("Writing", write_opts);
+const moec_cli_group moec_group_sandbox = GROUP("Sandbox", sandbox_opts);
 const moec_cli_group moec_group_common = GROUP("Common", common_opts);
 
 /* ------------------------------------------------------------ numbers */

@@ -86,6 +86,7 @@ typedef struct moec_cli_args {
     const char *sign, *key, *certificate, *signature;
     moec_cli_list chain, ignore;
     bool ignore_unsigned;
+    bool no_sandbox;
     /* the rest */
     const char **paths;
     size_t n_paths;
@@ -126,6 +127,7 @@ extern const moec_cli_group moec_group_topology;
 extern const moec_cli_group moec_group_balance;
 extern const moec_cli_group moec_group_report; /* ci_report.h writes them */
 extern const moec_cli_group moec_group_write;
+extern const moec_cli_group moec_group_sandbox;
 extern const moec_cli_group moec_group_common;
 extern const moec_cli_opt moec_opt_family;
 

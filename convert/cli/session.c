@@ -22,9 +22,8 @@
 
 /* ------------------------------------------------------------ opening */
 
-/* Root of the local Hugging Face cache, to be freed; NULL: there is none. The
- * order is that of huggingface_hub. */
-static char *hf_cache(void)
+/* The order is that of huggingface_hub. */
+char *moec_cli_hf_cache(void)
 {
     static const struct {
         const char *variable, *below;
@@ -48,7 +47,7 @@ moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
                                  const char *src, moec_error *err)
 {
     moec_ckpt_opts opts = MOEC_CKPT_OPTS_INIT;
-    char *cache = hf_cache();
+    char *cache = moec_cli_hf_cache();
     opts.n_threads = cli->args.threads;
     opts.hf_cache = cache;
     moec_status st = moec_ckpt_open(out, src, &opts, err);

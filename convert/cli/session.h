@@ -29,6 +29,9 @@ typedef struct moec_cli_session {
     moec_layout *layout;
 } moec_cli_session;
 
+/* Root of the local Hugging Face cache, to be freed; NULL: there is none. */
+char *moec_cli_hf_cache(void);
+
 /* Read the families and open the checkpoint `src`. Of a conversion it is the
  * source that it was made from, headers alone, and the model comes with it. */
 moec_status moec_cli_open_ckpt(moec_cli_session *s, const moec_cli *cli,
