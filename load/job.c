@@ -89,6 +89,25 @@ static moec_status prove(const moec_plan *plan, moec_error *err)
     return st;
 }
 
+/* The chain of sign.h: key, statement, manifest.json, slots.bin, leaves. */
+static moec_status check_signature(moec_job *j, const moec_conversion *c,
+                                   moec_error *err)
+{
+    uint8_t sha256[32];
+    uint64_t bytes;
+
+    if (j->o.signature == NULL)
+        return MOEC_OK;
+    if (c == NULL)
+        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                         "a signature is of whole files: only a converted "
+                         "checkpoint is checked against it while loading");
+    bytes = moec_conversion_manifest_digest(c, sha256);
+    j->o.verify = MOEC_LOAD_VERIFY_SHA256;
+    return moec_signature_check_digest(j->o.signature, MOEC_MANIFEST_NAME,
+                                       bytes, sha256, err);
+}
+
 static moec_status choose_verify(moec_job *j, moec_error *err)
 {
     switch (j->o.verify) {
@@ -190,6 +209,7 @@ static moec_status set_up(moec_job *j, const moec_conversion *conversion,
     j->ld.rank = rank;
     j->ld.tp_rank = j->o.tp_rank;
     j->ld.tp_size = j->o.tp_size == 0 ? 1 : j->o.tp_size;
+    MOEC_TRY(check_signature(j, conversion, err));
     MOEC_TRY(choose_verify(j, err));
     j->ld.verify = j->verify != MOEC_ENGINE_NONE;
     MOEC_TRY(moec_loading_check(&j->ld, err));

@@ -74,6 +74,7 @@ struct moec_cli {
 extern const moec_cli_command moec_cmd_check;
 extern const moec_cli_command moec_cmd_finalize;
 extern const moec_cli_command moec_cmd_inspect;
+extern const moec_cli_command moec_cmd_load;
 extern const moec_cli_command moec_cmd_plan;
 extern const moec_cli_command moec_cmd_convert;
 extern const moec_cli_command moec_cmd_validate;

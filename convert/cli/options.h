@@ -35,6 +35,7 @@ enum {
     MOEC_CHOICE_PROMETHEUS
 };
 enum { MOEC_CHOICE_VLLM_LINEAR = 1, MOEC_CHOICE_VLLM_ROUND_ROBIN };
+enum { MOEC_CHOICE_VERIFY_NONE = 1, MOEC_CHOICE_XXH3, MOEC_CHOICE_SHA256 };
 enum { MOEC_CHOICE_DEVICE_CPU = 1, MOEC_CHOICE_DEVICE_CUDA };
 enum { MOEC_CHOICE_HEADERS = 1, MOEC_CHOICE_DIGESTS, MOEC_CHOICE_KERNELS };
 enum {
@@ -82,6 +83,10 @@ typedef struct moec_cli_args {
     const char *plugin;
     moec_cli_list mutate, matrix, reports;
     const char *policy, *baseline;
+    /* load */
+    uint32_t rank, tp, tp_rank, verify;
+    const char *layers, *require_signature;
+    bool with_common;
     /* signatures */
     const char *sign, *key, *certificate, *signature;
     moec_cli_list chain, ignore;

@@ -127,8 +127,8 @@ moec_status moec_cli_open_model(moec_cli_session *s, const moec_cli *cli,
     return st;
 }
 
-static moec_status open_placement(moec_cli_session *s, const moec_cli *cli,
-                                  moec_error *err)
+moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
+                                    moec_error *err)
 {
     const char *path = cli->args.placement;
     char *text = NULL;
@@ -195,8 +195,15 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
                                  const char *src, moec_error *err)
 {
     moec_status st = moec_cli_open_model(s, cli, src, err);
-    if (st == MOEC_OK && cli->args.placement != NULL)
-        st = open_placement(s, cli, err);
+    return st == MOEC_OK ? moec_cli_make_layout(s, cli, err) : st;
+}
+
+moec_status moec_cli_make_layout(moec_cli_session *s, const moec_cli *cli,
+                                 moec_error *err)
+{
+    moec_status st = MOEC_OK;
+    if (cli->args.placement != NULL)
+        st = moec_cli_open_placement(s, cli, err);
     if (st == MOEC_OK && cli->args.logical_count != NULL)
         st = open_counts(s, cli, err);
     if (st != MOEC_OK)

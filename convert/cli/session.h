@@ -48,6 +48,12 @@ moec_status moec_cli_open_model(moec_cli_session *s, const moec_cli *cli,
 /* open_model, then placement, plan and layout by the topology options. */
 moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
                                  const char *src, moec_error *err);
+/* The second half of it, behind open_model. */
+moec_status moec_cli_make_layout(moec_cli_session *s, const moec_cli *cli,
+                                 moec_error *err);
+/* The placement of --placement into the session, behind open_model. */
+moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
+                                    moec_error *err);
 void moec_cli_session_close(moec_cli_session *s);
 
 /* What the topology options say of a plan; the placement is the session's. */

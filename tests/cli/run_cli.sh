@@ -52,7 +52,11 @@ normalise() { # FILE
         -e 's,\("seconds"\|"gb_per_s"\): [0-9.e+-]*,\1: 0,' \
         -e 's,\("n_threads"\|"peak_memory_bytes"\): [0-9]*,\1: 0,' \
         -e 's,^peak memory .*,peak memory  N,' \
-        -e 's/, [0-9.]* s, [0-9.]* GB\/s/, N s, N GB\/s/' "$1"
+        -e 's/, [0-9.]* s, [0-9.]* GB\/s/, N s, N GB\/s/' \
+        -e 's/^read .* of the files, \(.*\), peak .*/read N, \1, peak N/' \
+        -e 's,\("peak_rss_bytes"\|"bytes_cached"\|"n_requests"\): [0-9]*,\1: 0,' \
+        -e 's,\("seconds_first_layer"\): [0-9.e+-]*,\1: 0,' \
+        -e 's,\("io_uring"\|"direct"\): [a-z]*,\1: false,' "$1"
 }
 
 # Sorted keys and nothing of the spelling; text that is no JSON as it is.

@@ -31,6 +31,7 @@
 #include <moec/error.h>
 #include <moec/loader.h>
 #include <moec/mapping.h>
+#include <moec/sign.h>
 #include <moec/types.h>
 #include <moec/validate.h>
 
@@ -157,6 +158,10 @@ typedef struct moec_job_opts {
      * cancels. */
     moec_progress_fn progress;
     void *ctx; /* of memory, ready and progress */
+    /* The conversion must be signed, and by this: its manifest.json is compared
+     * with what was signed, and leaves are verified by SHA-256, whatever
+     * `verify` says. INTEGRITY where it is not. NULL: not asked. */
+    const moec_signature *signature;
 } moec_job_opts;
 #define MOEC_JOB_OPTS_INIT                                                     \
   {                                                                            \

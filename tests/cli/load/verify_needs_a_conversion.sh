@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+moe-convert load fx/qwen3_moe --ep 2 --verify sha256
