@@ -309,7 +309,8 @@ moec_status moec_ci_baseline_read(moec_ci_baseline *out, const char *path,
         moec_ci_baseline_fini(&b);
         return st;
     }
-    qsort(b.prints, b.n, sizeof(*b.prints), by_print);
+    if (b.n > 1)
+        qsort(b.prints, b.n, sizeof(*b.prints), by_print);
     *out = b;
     return MOEC_OK;
 }

@@ -50,7 +50,7 @@ static bool take_number(const char **at, uint64_t *out)
 static bool read_list(moec_cli_ranks *r, const char *text, char *why)
 {
     const char *at = text;
-    uint64_t from, to;
+    uint64_t from = 0, to;
     for (;;) {
         bool ok = take_number(&at, &from);
         to = from;

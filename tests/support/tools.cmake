@@ -24,6 +24,13 @@ if(MOEC_RUN_CLANG_TIDY)
     VERBATIM USES_TERMINAL)
 endif()
 
+# clang-tidy, cppcheck and gcc -fanalyzer, each with what is committed for it.
+add_custom_target(static-checks
+  COMMAND sh tests/house/static_checks.sh "${PROJECT_BINARY_DIR}"
+  WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+  DEPENDS moec_mapping
+  VERBATIM USES_TERMINAL)
+
 find_program(MOEC_GCOVR NAMES gcovr)
 if(MOEC_COVERAGE AND MOEC_GCOVR)
   add_custom_target(coverage
