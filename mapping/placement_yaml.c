@@ -215,6 +215,8 @@ static moec_status check_document(const reader *y, moec_error *err)
     moec_rows *r = y->r;
     char at[MOEC_ROWS_TEXT_BYTES];
 
+    if (r->rows.oom || r->ids.oom)
+        return moec_fail_nomem(err, r->name);
     if (!y->seen_slots)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P01,
                          "%s: the key num_slots is missing", r->name);
@@ -223,7 +225,7 @@ static moec_status check_document(const reader *y, moec_error *err)
                          "%s: the key initial_global_assignments is missing: "
                          "without it TensorRT-LLM chooses the slots itself",
                          r->name);
-    for (size_t i = 0; !r->rows.oom && i < moec_rows_count(r); i++) {
+    for (size_t i = 0; i < moec_rows_count(r); i++) {
         size_t n = moec_rows_at(r, i)->n;
 
         if ((uint64_t)n != (uint64_t)y->n_slots)
