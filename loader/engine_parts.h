@@ -108,7 +108,9 @@ typedef struct moec_engine_read {
     uint32_t len;
 } moec_engine_read;
 
-enum { MOEC_OP_FREE, MOEC_OP_READS, MOEC_OP_DRAINS };
+/* FREE -> READS (the kernel has it) -> CAME (to be copied) -> FREE, or DRAINS
+ * while a sink's copies still read the slot. */
+enum { MOEC_OP_FREE, MOEC_OP_READS, MOEC_OP_CAME, MOEC_OP_DRAINS };
 
 /* A request on its way, and its slot of the ring. */
 typedef struct moec_engine_op {
@@ -119,7 +121,8 @@ typedef struct moec_engine_op {
     int state;
     bool in_place;
     bool registered;
-    bool bad; /* a read of it failed */
+    bool bad;      /* a read of it failed */
+    uint64_t came; /* which in the order of coming */
     uint64_t ticket;
 } moec_engine_op;
 
@@ -130,6 +133,8 @@ typedef struct moec_engine_worker {
     moec_uring uring;
     moec_engine_op *ops; /* n_slots */
     uint32_t n_reading;
+    uint64_t n_came;        /* so far: numbers them */
+    uint32_t n_waiting;     /* of them, to be copied */
     uint64_t bounce_ticket; /* of the slot behind the ops', with a sink */
     moec_error err;
 } moec_engine_worker;

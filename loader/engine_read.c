@@ -365,6 +365,8 @@ static void queue_reads(moec_engine_worker *w, moec_engine_op *op)
     op->bad = false;
     op->state = MOEC_OP_READS;
     w->n_reading++;
+    /* at once: making the next slot ready may take longer than the read */
+    (void)moec_uring_enter(&w->uring, false);
 }
 
 static void begin(moec_engine_worker *w, moec_engine_op *op)
@@ -398,14 +400,15 @@ static void begin(moec_engine_worker *w, moec_engine_op *op)
     op_done(w, op, st);
 }
 
-/* Wait for reads, and finish the requests whose last it was. */
+/* Hand over what is queued, wait for a read if there is nothing else to do,
+ * and note the requests whose last read has come. */
 static void reap(moec_engine_worker *w)
 {
-    int e = moec_uring_wait(&w->uring);
+    int e = moec_uring_enter(&w->uring, w->n_waiting == 0);
     uint64_t tag;
     int res;
 
-    if (e != 0 && w->err.status == MOEC_OK)
+    if (e != 0 && !stopped(w->e))
         fail(w, moec_fail_os(&w->err, e, "io_uring"));
     while (moec_uring_next(&w->uring, &tag, &res)) {
         moec_engine_op *op = &w->ops[tag / 4];
@@ -420,10 +423,27 @@ static void reap(moec_engine_worker *w)
         if (--op->n_pending > 0)
             continue;
         w->n_reading--;
-        op->state = MOEC_OP_FREE;
-        if (!stopped(w->e) && !op->bad)
-            op_done(w, op, finish_direct(w, op));
+        w->n_waiting++;
+        op->came = w->n_came++;
+        op->state = MOEC_OP_CAME;
     }
+}
+
+/* Digest and copy the request that came first. */
+static void finish_one(moec_engine_worker *w)
+{
+    moec_engine_op *first = NULL;
+
+    for (uint32_t i = 0; i < w->e->n_slots; i++)
+        if (w->ops[i].state == MOEC_OP_CAME &&
+            (first == NULL || w->ops[i].came < first->came))
+            first = &w->ops[i];
+    if (first == NULL)
+        return;
+    w->n_waiting--;
+    first->state = MOEC_OP_FREE;
+    if (!stopped(w->e) && !first->bad)
+        op_done(w, first, finish_direct(w, first));
 }
 
 /* Copies of a sink that read a slot: is it free again? */
@@ -461,7 +481,8 @@ static moec_engine_op *free_op(moec_engine_worker *w)
         if (op->state == MOEC_OP_FREE)
             return op;
     }
-    if (w->n_reading == 0 && oldest != NULL && drained(w, oldest, true))
+    if (w->n_reading + w->n_waiting == 0 && oldest != NULL &&
+        drained(w, oldest, true))
         return oldest;
     atomic_fetch_add(&w->e->n_waits, 1);
     return NULL;
@@ -479,6 +500,7 @@ static void drain(moec_engine_worker *w)
 void moec_engine_work(moec_engine_worker *w)
 {
     moec_engine *e = w->e;
+    uint32_t depth = (e->n_slots + 1) / 2;
     bool more = true;
 
     w->uring.fd = -1;
@@ -487,12 +509,16 @@ void moec_engine_work(moec_engine_worker *w)
         moec_uring_table(&w->uring, e->n_slots);
     }
     tell_ready(w); /* groups without pieces */
-    while (more || w->n_reading > 0) {
+    while (more || w->n_reading + w->n_waiting > 0) {
         moec_engine_op *op;
-        size_t i;
 
-        while (more && !stopped(e) && (op = free_op(w)) != NULL) {
-            i = atomic_fetch_add(&e->next, 1);
+        /* New reads go out before what has come is copied. Devices that serve
+         * all reads alike end them all at once: with every slot being read
+         * the disk would rest while we copy. */
+        while (more && !stopped(e) && w->n_reading < depth &&
+               (op = free_op(w)) != NULL) {
+            size_t i = atomic_fetch_add(&e->next, 1);
+
             more = i < e->n_requests;
             if (more) {
                 op->r = &e->requests[i];
@@ -502,6 +528,7 @@ void moec_engine_work(moec_engine_worker *w)
         more = more && !stopped(e);
         if (w->n_reading > 0)
             reap(w);
+        finish_one(w);
     }
     if (e->o.sink != NULL)
         drain(w);

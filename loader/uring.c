@@ -160,10 +160,10 @@ void moec_uring_read(moec_uring *u, int fd, uint64_t off, void *to, uint32_t n,
     u->n_queued++;
 }
 
-int moec_uring_wait(moec_uring *u)
+int moec_uring_enter(moec_uring *u, bool wait)
 {
     for (;;) {
-        long n = syscall(SYS_io_uring_enter, u->fd, u->n_queued, 1,
+        long n = syscall(SYS_io_uring_enter, u->fd, u->n_queued, wait,
                          IORING_ENTER_GETEVENTS, NULL, 0);
 
         if (n >= 0) {
@@ -224,9 +224,9 @@ void moec_uring_read(moec_uring *u, int fd, uint64_t off, void *to, uint32_t n,
     (void)u, (void)fd, (void)off, (void)to, (void)n, (void)buffer, (void)tag;
 }
 
-int moec_uring_wait(moec_uring *u)
+int moec_uring_enter(moec_uring *u, bool wait)
 {
-    (void)u;
+    (void)u, (void)wait;
     return ENOSYS;
 }
 

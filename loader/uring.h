@@ -40,9 +40,9 @@ bool moec_uring_register(moec_uring *u, uint32_t i, void *p, size_t bytes);
  * `buffer` is the registered one that `to` lies in, or none. */
 void moec_uring_read(moec_uring *u, int fd, uint64_t off, void *to, uint32_t n,
                      uint32_t buffer, uint64_t tag);
-/* Hand over what is queued and wait until one read is done. Returns 0 or an
- * errno: nothing more can be expected of this ring. */
-int moec_uring_wait(moec_uring *u);
+/* Hand over what is queued and, if `wait`, wait until one read is done. Returns
+ * 0 or an errno: nothing more can be expected of this ring. */
+int moec_uring_enter(moec_uring *u, bool wait);
 /* Take a finished read: *res_out as of pread, or -errno. False: none left. */
 bool moec_uring_next(moec_uring *u, uint64_t *tag_out, int *res_out);
 
