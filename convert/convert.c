@@ -16,7 +16,7 @@
 #include "pipeline.h"
 #include "prepare.h"
 
-static double seconds_now(void)
+double moec_seconds_now(void)
 {
     struct timespec t;
 
@@ -177,7 +177,7 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
                          moec_convert_stats *stats, moec_error *err)
 {
     moec_crew crew = {0};
-    double begin = seconds_now();
+    double begin = moec_seconds_now();
     moec_convert_stats none = {0};
     moec_status st;
 
@@ -188,6 +188,6 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
     st = opts->ranks ? moec_convert_ranks(layout, out_dir, opts, stats, err)
                      : convert_all(layout, out_dir, opts, stats, err);
     stats->durability_uncertain = st == MOEC_E_DURABILITY;
-    stats->seconds = seconds_now() - begin;
+    stats->seconds = moec_seconds_now() - begin;
     return st;
 }

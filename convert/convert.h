@@ -63,6 +63,8 @@ typedef struct moec_convert_stats {
     uint64_t bytes_read;    /* from source files */
     uint64_t bytes_written; /* into data files, by this call */
     uint64_t bytes_resumed; /* into data files, by earlier ones */
+    uint64_t bytes_cloned;  /* of those written, shared with the source's files
+                               (moec_place) */
     double seconds;
     uint32_t n_threads;
     uint32_t n_files;

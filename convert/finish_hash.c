@@ -142,7 +142,9 @@ moec_status moec_finish_hash(moec_finish *f, moec_input *in,
     hashing h = {.f = f, .in = in};
     moec_status st;
 
-    if (!in->opts->hash_source)
+    for (size_t i = 0; in->carried != NULL && i < f->mf.n_sources; i++)
+        f->source_files[i].sha256 = in->carried->sources[i].sha256;
+    if (in->carried != NULL || !in->opts->hash_source)
         return MOEC_OK;
     st = list_tensors(&h, err);
     if (st == MOEC_OK)

@@ -92,6 +92,12 @@ moec_status moec_finish_lossy(moec_finish *f, moec_input *in,
     lossy l = {.f = f, .in = in};
     moec_status st = MOEC_OK;
 
+    if (in->carried != NULL) {
+        f->mf.requantize = in->carried->requantize;
+        f->mf.lossy = in->carried->lossy;
+        f->mf.n_lossy = in->carried->n_lossy;
+        return MOEC_OK;
+    }
     if (in->requant == NULL)
         return MOEC_OK;
     l.workers = moec_calloc(in->n_hands, sizeof(*l.workers));

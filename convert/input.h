@@ -93,6 +93,8 @@ struct moec_input {
     const char *const *extra; /* names, sorted bytewise */
     moec_requant *requant;    /* NULL: nothing is requantised */
     uint32_t n_hands;         /* that were hired */
+    /* What is not measured again: the manifest that has it, or NULL. */
+    const struct moec_manifest *carried;
 };
 
 /* The kind that opts->source asks for. */

@@ -65,6 +65,8 @@ static moec_status open_files(moec_out_job *j, bool kept, moec_error *err)
 {
     MOEC_TRY(moec_writer_create(&j->w, moec_output_dirfd(&j->out), j->n_files,
                                 j->opts->no_direct, err));
+    if (j->sparse)
+        moec_writer_sparse(j->w);
     for (size_t i = 0; i < j->n_files; i++) {
         const moec_out_job_file *f = &j->files[i];
         if (kept)

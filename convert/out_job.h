@@ -29,6 +29,7 @@ typedef struct moec_out_job {
     const moec_buf *identity; /* identity.h */
     void *cells;              /* of the journal */
     size_t cell_bytes, n_cells;
+    bool sparse; /* take no disk space for data files before it is written */
     /* made by begin */
     moec_output out;
     moec_writer *w;

@@ -39,6 +39,9 @@ moec_status moec_prepared_headers(const moec_prepared *p, moec_writer *w,
 /* Fail unless the layout proves (T1, T2, T4, T5). */
 moec_status moec_prove_layout(const moec_layout *layout, moec_error *err);
 
+/* Of a clock that is not set. */
+double moec_seconds_now(void);
+
 /* ranks.c: moec_convert where opts->ranks is given. The layout is proved. */
 moec_status moec_convert_ranks(const moec_layout *layout, const char *out_dir,
                                const moec_convert_opts *opts,

@@ -10,10 +10,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 #include "writer.h"
@@ -29,6 +32,9 @@
 
 #define DIRECT_ALIGN   4096u
 
+/* Buffer of a copy through memory. */
+#define COPY_BYTES ((size_t)1 << 20)
+
 typedef struct wfile {
     char *name;
     uint64_t bytes;
@@ -43,6 +49,8 @@ struct moec_writer {
     size_t n_files;
     wfile *files;
     bool no_direct; /* also set when the file system refuses O_DIRECT */
+    bool sparse;
+    atomic_bool no_clone, no_kernel_copy; /* it was refused once */
     pthread_mutex_t lock;
     pthread_cond_t unpinned;
     uint64_t clock;
@@ -161,14 +169,24 @@ static moec_status open_file(moec_writer *w, wfile *f, int extra,
     return MOEC_OK;
 }
 
+static moec_status set_size(const wfile *f, moec_error *err)
+{
+    if (ftruncate(f->fd, (off_t)f->bytes) != 0)
+        return moec_fail_os(err, errno, "%s: cannot set the size to %llu",
+                            f->name, (unsigned long long)f->bytes);
+    return MOEC_OK;
+}
+
 /* Take the file's space now. Where the file system cannot, at least give it
  * its size. */
-static moec_status take_space(const wfile *f, moec_error *err)
+static moec_status take_space(const wfile *f, bool sparse, moec_error *err)
 {
     int rc;
 
     if (f->bytes == 0)
         return MOEC_OK;
+    if (sparse)
+        return set_size(f, err);
     do {
         rc = fallocate(f->fd, 0, 0, (off_t)f->bytes);
     } while (rc != 0 && errno == EINTR);
@@ -178,10 +196,7 @@ static moec_status take_space(const wfile *f, moec_error *err)
         return moec_fail_os(err, errno,
                             "%s: cannot take %llu bytes of disk space", f->name,
                             (unsigned long long)f->bytes);
-    if (ftruncate(f->fd, (off_t)f->bytes) != 0)
-        return moec_fail_os(err, errno, "%s: cannot set the size to %llu",
-                            f->name, (unsigned long long)f->bytes);
-    return MOEC_OK;
+    return set_size(f, err);
 }
 
 static moec_status name_file(wfile *f, const char *name, uint64_t bytes,
@@ -204,7 +219,7 @@ moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
 
     MOEC_TRY(name_file(f, name, bytes, err));
     MOEC_TRY(open_file(w, f, O_CREAT | O_EXCL, err));
-    return take_space(f, err);
+    return take_space(f, w->sparse, err);
 }
 
 moec_status moec_writer_keep(moec_writer *w, size_t i, const char *name,
@@ -279,6 +294,118 @@ moec_status moec_writer_write(moec_writer *w, size_t i, uint64_t off,
         return MOEC_OK;
     MOEC_TRY(pin(w, f, err));
     moec_status st = write_pinned(f, off, buf, n, err);
+    atomic_store(&f->dirty, true);
+    unpin(w, f);
+    return st;
+}
+
+/* -------------------------------------------------------------- copying */
+
+void moec_writer_sparse(moec_writer *w)
+{
+    w->sparse = true;
+}
+
+/* What says that this pair of files cannot do it, not that it failed. */
+static bool cannot(int why)
+{
+    return why == EOPNOTSUPP || why == ENOSYS || why == ENOTTY ||
+           why == EXDEV || why == EINVAL || why == EPERM || why == ETXTBSY;
+}
+
+/* Share the whole blocks of a range whose two sides are aligned alike:
+ * *cloned_out bytes from *begin_out of it. */
+static moec_status clone_blocks(moec_writer *w, const wfile *f, uint64_t off,
+                                int fd, uint64_t from, uint64_t n,
+                                uint64_t *begin_out, uint64_t *cloned_out,
+                                moec_error *err)
+{
+    uint64_t head = (DIRECT_ALIGN - off % DIRECT_ALIGN) % DIRECT_ALIGN;
+    struct file_clone_range r = {.src_fd = fd};
+
+    *cloned_out = 0;
+    *begin_out = 0;
+    if (atomic_load(&w->no_clone) ||
+        off % DIRECT_ALIGN != from % DIRECT_ALIGN || n < head + DIRECT_ALIGN)
+        return MOEC_OK;
+    r.src_offset = from + head;
+    r.src_length = (n - head) & ~(uint64_t)(DIRECT_ALIGN - 1);
+    r.dest_offset = off + head;
+    if (ioctl(f->fd, FICLONERANGE, &r) == 0) {
+        *begin_out = head;
+        *cloned_out = r.src_length;
+        return MOEC_OK;
+    }
+    if (!cannot(errno))
+        return moec_fail_os(err, errno, "%s: cannot share %llu bytes at %llu",
+                            f->name, (unsigned long long)r.src_length,
+                            (unsigned long long)r.dest_offset);
+    atomic_store(&w->no_clone, true);
+    return MOEC_OK;
+}
+
+/* Through memory, for pairs of files that the kernel does not copy between. */
+static moec_status copy_by_hand(const wfile *f, uint64_t off, int fd,
+                                uint64_t from, uint64_t n, moec_error *err)
+{
+    size_t most = (size_t)moec_min_u64(n, COPY_BYTES);
+    void *buf = moec_alloc(most);
+    moec_status st = MOEC_OK;
+
+    if (buf == NULL)
+        return moec_fail_nomem(err, "a copy buffer");
+    for (uint64_t at = 0; st == MOEC_OK && at < n; at += most) {
+        size_t k = (size_t)moec_min_u64(most, n - at);
+        st = moec_pread_full(fd, f->name, buf, k, from + at, err);
+        if (st == MOEC_OK)
+            st = moec_pwrite_full(f->fd, f->name, buf, k, off + at, err);
+    }
+    moec_free(buf);
+    return st;
+}
+
+static moec_status copy_bytes(moec_writer *w, const wfile *f, uint64_t off,
+                              int fd, uint64_t from, uint64_t n,
+                              moec_error *err)
+{
+    loff_t in = (loff_t)from, out = (loff_t)off;
+
+    while (n > 0 && !atomic_load(&w->no_kernel_copy)) {
+        ssize_t k = copy_file_range(fd, &in, f->fd, &out, (size_t)n, 0);
+
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k < 0 && !cannot(errno))
+            return moec_fail_os(err, errno,
+                                "%s: cannot copy %llu bytes to %llu", f->name,
+                                (unsigned long long)n, (unsigned long long)out);
+        if (k <= 0) { /* 0: some file systems that cannot say so */
+            atomic_store(&w->no_kernel_copy, true);
+            break;
+        }
+        n -= (uint64_t)k;
+    }
+    if (n == 0)
+        return MOEC_OK;
+    return copy_by_hand(f, (uint64_t)out, fd, (uint64_t)in, n, err);
+}
+
+moec_status moec_writer_copy(moec_writer *w, size_t i, uint64_t off, int fd,
+                             uint64_t from, uint64_t n, uint64_t *cloned_out,
+                             moec_error *err)
+{
+    wfile *f = &w->files[i];
+    uint64_t begin = 0;
+    moec_status st;
+
+    *cloned_out = 0;
+    MOEC_TRY(pin(w, f, err));
+    st = clone_blocks(w, f, off, fd, from, n, &begin, cloned_out, err);
+    if (st == MOEC_OK)
+        st = copy_bytes(w, f, off, fd, from, begin, err);
+    begin += *cloned_out;
+    if (st == MOEC_OK)
+        st = copy_bytes(w, f, off + begin, fd, from + begin, n - begin, err);
     atomic_store(&f->dirty, true);
     unpin(w, f);
     return st;

@@ -22,6 +22,10 @@ typedef struct moec_writer moec_writer;
 moec_status moec_writer_create(moec_writer **out, int dirfd, size_t n_files,
                                bool no_direct, moec_error *err);
 
+/* Files that are made from now on take no space before it is written: what is
+ * shared with other files needs none. */
+void moec_writer_sparse(moec_writer *w);
+
 /* Make file `i` < n_files with its final size; `name` is copied. */
 moec_status moec_writer_add(moec_writer *w, size_t i, const char *name,
                             uint64_t bytes, moec_error *err);
@@ -35,6 +39,13 @@ moec_status moec_writer_keep(moec_writer *w, size_t i, const char *name,
  * multiples of 4096. */
 moec_status moec_writer_write(moec_writer *w, size_t i, uint64_t off,
                               const void *buf, size_t n, moec_error *err);
+
+/* Copy `n` bytes at `from` of file `fd` to `off`: shared with it (reflink) as
+ * far as file system and alignment allow, else copied in the kernel, else read
+ * and written. *cloned_out: bytes that are shared. */
+moec_status moec_writer_copy(moec_writer *w, size_t i, uint64_t off, int fd,
+                             uint64_t from, uint64_t n, uint64_t *cloned_out,
+                             moec_error *err);
 
 /* fsync, one after the other, the files that were written since the last call.
  * While others write: what they wrote before the call is covered. */

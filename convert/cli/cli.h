@@ -84,6 +84,7 @@ extern const moec_cli_command moec_cmd_explain;
 extern const moec_cli_command moec_cmd_selftest;
 extern const moec_cli_command moec_cmd_sign;
 extern const moec_cli_command moec_cmd_verify_signature;
+extern const moec_cli_command moec_cmd_place;
 extern const moec_cli_command moec_cmd_placement;
 extern const moec_cli_command moec_cmd_placement_check;
 extern const moec_cli_command moec_cmd_placement_export;

@@ -30,6 +30,7 @@ static const moec_cli_command *const commands[] = {
     &moec_cmd_selftest,
     &moec_cmd_finalize,
     &moec_cmd_load,
+    &moec_cmd_place,
     &moec_cmd_placement,
     &moec_cmd_sign,
     &moec_cmd_verify_signature,

@@ -137,6 +137,8 @@ static void json_stats(const moec_cli *cli, const char *out,
     moec_cli_json_u64(&j, "bytes_read", stats->bytes_read);
     moec_cli_json_u64(&j, "bytes_written", stats->bytes_written);
     moec_cli_json_u64(&j, "resumed_bytes", stats->bytes_resumed);
+    if (strcmp(cli->cmd->name, "place") == 0)
+        moec_cli_json_u64(&j, "bytes_cloned", stats->bytes_cloned);
     moec_cli_json_f64(&j, "seconds", stats->seconds);
     moec_cli_json_f64(&j, "gb_per_s",
                       stats->seconds > 0.0
