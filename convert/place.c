@@ -535,3 +535,16 @@ moec_status moec_place(const moec_layout *layout, const char *out_dir,
     place_fini(&x);
     return st;
 }
+
+moec_status moec_place_tidy(const char *out_dir, moec_error *err)
+{
+    moec_output out = MOEC_OUTPUT_INIT;
+    bool found = false;
+
+    MOEC_TRY(moec_output_resume(&out, out_dir, true, &found, err));
+    if (found)
+        moec_output_abandon(&out);
+    else
+        moec_output_discard(&out);
+    return MOEC_OK;
+}

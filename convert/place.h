@@ -34,4 +34,8 @@ moec_status moec_place(const moec_layout *layout, const char *out_dir,
                        const moec_convert_opts *opts, moec_convert_stats *stats,
                        moec_error *err);
 
+/* Where `out_dir` was replaced and the process died before it removed the old
+ * one: remove that. What an interrupted job left is left to it. */
+moec_status moec_place_tidy(const char *out_dir, moec_error *err);
+
 #endif

@@ -162,8 +162,13 @@ static int run(const moec_cli *cli, const moec_cli_session *s, const char *dir,
         return moec_cli_usage(cli, "%s exists; --force replaces it", out);
     if (cli->args.dry_run)
         return tell(cli, s, out, "dry run: nothing is written");
-    if (replaces && same_placement(s))
+    if (replaces && same_placement(s)) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_status st = moec_place_tidy(out, &err);
+        if (st != MOEC_OK)
+            return moec_cli_fail(cli, st, &err);
         return tell(cli, s, out, "has this placement already");
+    }
     return write_out(cli, s, out, replaces);
 }
 

@@ -96,6 +96,22 @@ int fallocate(int fd, int mode, off_t off, off_t n)
     return (int)syscall(SYS_fallocate, fd, mode, off, n);
 }
 
+ssize_t copy_file_range(int from, __off64_t *from_off, int to,
+                        __off64_t *to_off, size_t n, unsigned int flags)
+{
+    int what = step();
+
+    if (what == 1)
+        return bend(what, SYS_getpid, 0, NULL, 0, 0);
+    if (what == 2)
+        n /= 2;
+    ssize_t done =
+        syscall(SYS_copy_file_range, from, from_off, to, to_off, n, flags);
+    if (what == 2)
+        kill(getpid(), SIGKILL);
+    return done;
+}
+
 int clock_gettime(clockid_t id, struct timespec *out)
 {
     int rc = (int)syscall(SYS_clock_gettime, id, out);

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+printf '{"physical_to_logical_map": [[0,1,2,3,4,5,6,7,0,1],
+ [7,6,5,4,3,2,1,0,7,6],[0,2,4,6,1,3,5,7,2,3]]}' > a.json
+printf '{"physical_to_logical_map": [[0,1,2,3,4,5,6,7,0,2],
+ [7,6,5,4,3,2,1,0,7,6],[0,2,4,6,1,3,5,7,2,3]]}' > b.json
+moe-convert convert fx/mixtral out --ep 2 --placement a.json -q
+moe-convert place out --placement a.json
+moe-convert place out --placement a.json --json

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+printf '{"physical_to_logical_map": [[0,1,2,3,4,5,6,7,0,1],
+ [7,6,5,4,3,2,1,0,7,6],[0,2,4,6,1,3,5,7,2,3]]}' > a.json
+printf '{"physical_to_logical_map": [[0,1,2,3,4,5,6,7,0,2],
+ [7,6,5,4,3,2,1,0,7,6],[0,2,4,6,1,3,5,7,2,3]]}' > b.json
+moe-convert convert fx/mixtral out --ep 2 --placement a.json -q
+moe-convert convert fx/mixtral want --ep 2 --placement b.json -q
+moe-convert place out --placement b.json
+rm out/provenance.json want/provenance.json
+diff -r out want && ls
+moe-convert verify out -q
