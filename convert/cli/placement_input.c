@@ -251,7 +251,6 @@ static bool find_same_rank(const moec_cli_placed *x, uint32_t layer, char *text,
     const int32_t *row = moec_placement_row(x->p, layer);
     uint32_t n_local = moec_placement_n_physical(x->p) / x->n_ranks, n = 0;
     uint32_t first = 0;
-    char name[24];
     for (uint32_t i = 0; i < n_local * x->n_ranks; i++) {
         uint32_t k = i - i % n_local;
         while (k < i && row[k] != row[i])
@@ -266,12 +265,9 @@ static bool find_same_rank(const moec_cli_placed *x, uint32_t layer, char *text,
         }
     }
     (void)snprintf(text, bytes,
-                   "layer %s: %" PRIu32 " slot%s an expert of their own rank; "
-                   "first: rank %" PRIu32 " holds expert %" PRIu32
-                   " in physical slots %" PRIu32 " and %" PRIu32,
-                   moec_cli_layer_name(name, x->keys[layer]), n,
-                   n == 1 ? " repeats" : "s repeat", f->rank, f->expert, first,
-                   f->slot);
+                   "%" PRIu32 " slot%s an expert of their own rank, the first "
+                   "in physical slots %" PRIu32 " and %" PRIu32,
+                   n, n == 1 ? " repeats" : "s repeat", first, f->slot);
     return n > 0;
 }
 
@@ -305,9 +301,7 @@ void moec_cli_placed_each(const moec_cli_placed *x, moec_cli_finding_fn fn,
 
 static void print_one(void *ctx, const moec_finding *f)
 {
-    moec_finding plain = *f;
-    plain.has = 0; /* the message says it all */
-    moec_cli_print_finding(ctx, &plain);
+    moec_cli_print_finding(ctx, f);
 }
 
 void moec_cli_placed_print(const moec_cli_placed *x, const moec_cli *cli)
