@@ -12,7 +12,7 @@
 
 #include "placement.h"
 
-/* The model that fixtures/placements was made for: decoder layer 0 dense, 1
+/* The model that fixtures/corpora/placement was made for: decoder layer 0 dense, 1
  * and 2 MoE layers, one MTP layer; 16 experts in 80 slots. */
 static const moec_layer_key keys[] = {
     {MOEC_SPACE_MAIN, 1}, {MOEC_SPACE_MAIN, 2}, {MOEC_SPACE_MTP, 0}};
@@ -40,7 +40,8 @@ static blob slurp(const char *name)
     char path[512];
     blob t = {0};
 
-    snprintf(path, sizeof(path), MOEC_TEST_FIXTURES "/placements/%s", name);
+    snprintf(path, sizeof(path), MOEC_TEST_FIXTURES "/corpora/placement/%s",
+             name);
     FILE *f = fopen(path, "rb");
     if (!f)
         fail_msg("%s is not there", path);
