@@ -225,8 +225,6 @@ static moec_status check_document(const reader *y, moec_error *err)
                          "%s: the key initial_global_assignments is missing: "
                          "without it TensorRT-LLM chooses the slots itself",
                          r->name);
-        return moec_fail_nomem(err, "placement rows");
-    if (r->rows.oom || r->ids.oom)
     for (size_t i = 0; i < moec_rows_count(r); i++) {
         size_t n = moec_rows_at(r, i)->n;
 
