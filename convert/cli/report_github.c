@@ -2,7 +2,7 @@
 /*
  * GitHub Actions: the report as text, then the ten worst findings as workflow
  * commands. GitHub shows ten annotations of a step, so findings of one rule in
- * one file share one. Each names rule, file, and the line of the text report
+ * one file, or of one byte, share one. Each names rule, file, and the line of the text report
  * at which the finding stands: location is that report where --report text=
  * writes it to a file, else the file that is wrong.
  */
@@ -58,9 +58,13 @@ static const char *command_of(moec_severity severity)
     return "error";
 }
 
+/* Of one rule in one file, or at one byte of it: damage breaks what the bytes
+ * are and what can be given back, and is one thing to look at. */
 static bool is_alike(const moec_ci_found *a, const moec_ci_found *b)
 {
-    return a->f.rule == b->f.rule && a->run == b->run &&
+    bool same_byte = (a->f.has & b->f.has & MOEC_HAS_OFFSET) != 0 &&
+                     a->f.offset == b->f.offset;
+    return (a->f.rule == b->f.rule || same_byte) && a->run == b->run &&
            strcmp(a->file, b->file) == 0;
 }
 
@@ -77,7 +81,7 @@ static void annotate(FILE *f, const moec_ci_report *r, const moec_ci_found *x,
     (void)fputs(": ", f);
     put_escaped(f, message != NULL ? message : x->f.message, false);
     if (n_alike > 1)
-        (void)fprintf(f, "; and %zu more of this rule in this file",
+        (void)fprintf(f, "; and %zu more of this rule or byte in this file",
                       n_alike - 1);
     (void)fprintf(f, " [line %zu of ", x->line);
     put_escaped(f, log != NULL ? log : "the log", false);

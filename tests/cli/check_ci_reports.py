@@ -222,6 +222,13 @@ def forms_of_what_is_there(tmp):
     texts = forms(out, [], "a damaged conversion", 1)
     if len(annotations(texts["github"], "damage")) != 1:
         complain("a damaged slot has not one annotation")
+    other = os.path.join(tmp, "other")
+    run("convert", os.path.join(fixtures, "olmoe"), other, "--ep", "2",
+        "--quiet")
+    damage(other) # T3 and T6 of one byte
+    _, text = run("check", other, "--format", "github", "--quiet")
+    if len(annotations(text.decode(), "damage")) != 1:
+        complain("a damaged byte has not one annotation")
     broken = os.path.join(tmp, "broken")
     shutil.copytree(clean, broken)
     name = os.path.join(broken, "model-00002-of-00003.safetensors")
