@@ -120,6 +120,9 @@ int moec_ci_fail(const moec_cli *cli, moec_status st, const moec_error *err);
 const char *moec_ci_wrong_reports(const moec_cli *cli,
                                   char why[MOEC_OPT_WHY_BYTES]);
 
+/* The file of one word of --report; NULL: it has none. */
+const char *moec_ci_report_file(const char *word);
+
 /* --------------------------------------- for the writers of the forms */
 
 /* "MOE-T4", or "MOE-NONE" where a failure breaks no rule. */

@@ -163,6 +163,12 @@ static uint32_t split(const char *word, const char **file_out)
     return moec_cli_parse_choice(MOEC_CLI_FORMATS, name);
 }
 
+const char *moec_ci_report_file(const char *word)
+{
+    const char *file = NULL;
+    return split(word, &file) != 0 ? file : NULL;
+}
+
 const char *moec_ci_wrong_reports(const moec_cli *cli,
                                   char why[MOEC_OPT_WHY_BYTES])
 {
@@ -235,17 +241,8 @@ static int append_file(const moec_ci_report *r, const char *path,
 /* Devices and pipes are written to, not replaced: /dev/stderr. */
 static bool is_plain(const char *path)
 {
-    int fd = open(path, O_PATH | O_CLOEXEC);
-    off_t end;
-    if (fd < 0)
-        return true;
-    (void)close(fd);
-    fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return true;
-    end = lseek(fd, 0, SEEK_END);
-    (void)close(fd);
-    return end >= 0;
+    struct stat sb;
+    return stat(path, &sb) != 0 || S_ISREG(sb.st_mode);
 }
 
 int moec_ci_write(moec_ci_report *r)

@@ -4,7 +4,7 @@
  * every path argument, every option whose argument is a file, what the links
  * of a Hugging Face snapshot lead to, and the cache where a path argument is
  * no path. Written: the directory that holds OUT, because OUT is renamed into
- * it; for a signature the directory that holds it.
+ * it; for a signature or a report the directory that holds it.
  */
 #include "confine.h"
 
@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "ci_report.h"
 #include "print.h"
 #include "sandbox.h"
 #include "session.h"
@@ -111,10 +112,27 @@ static void add_option(paths *p, const moec_cli_args *a, const moec_cli_opt *o)
     }
 }
 
+/* A report replaces a file, in whose directory it is made; what is there and
+ * is no plain file is written to as it is. */
+static void add_reports(paths *p, const moec_cli_list *list)
+{
+    for (size_t i = 0; i < list->n; i++) {
+        const char *file = moec_ci_report_file(list->words[i]);
+        struct stat sb;
+        if (file == NULL)
+            continue;
+        if (stat(file, &sb) == 0 && !S_ISREG(sb.st_mode))
+            add(p, strdup(file), MOEC_SANDBOX_WRITE);
+        else
+            add(p, parent_of(file), MOEC_SANDBOX_WRITE);
+    }
+}
+
 static void add_outputs(paths *p, const moec_cli *cli)
 {
     const char *first = moec_cli_path(cli, 0), *second = moec_cli_path(cli, 1);
     const char *signature = cli->args.signature;
+    add_reports(p, &cli->args.reports);
     switch (cli->cmd->confine) {
     case MOEC_CONFINE_NOT:
     case MOEC_CONFINE_READS:

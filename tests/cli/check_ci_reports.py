@@ -243,6 +243,27 @@ def forms_of_what_is_there(tmp):
     forms(clean, ["--ep", "2", "--mutate", "all"], "all mutations", 1)
 
 
+def other_commands_write_the_same_forms(tmp):
+    """verify and validate, to stdout and to files; in the sandbox too."""
+    source = os.path.join(fixtures, "mixtral")
+    out = os.path.join(tmp, "out")
+    run("convert", source, out, "--ep", "2", "--quiet")
+    for command in (["verify", out], ["validate", out, "--source", source,
+                                      "--tokens", "1"]):
+        file = os.path.join(tmp, command[0] + ".sarif")
+        code, text = run(*command, "--quiet", "--format", "junit", "--report",
+                         "sarif=" + file, "--report", "text=/dev/null")
+        if code != 0:
+            complain(f"{command[0]}: exit {code}")
+        junit(text.decode(), command[0])
+        with open(file, encoding="utf-8") as f:
+            read_sarif(f.read(), command[0])
+    damage(out)
+    code, text = run("verify", out, "--format", "github")
+    if code != 1 or len(annotations(text.decode(), "verify")) != 1:
+        complain(f"verify of damage: exit {code}")
+
+
 def names_that_break_out(tmp):
     """A directory and a tensor whose names are markup everywhere."""
     name = ("x\n::error::y <b>&|%\"'`*_[z](http://q)@all##[group],:;"
@@ -414,6 +435,7 @@ def twenty_combinations_take_one_parse(tmp):
 
 with tempfile.TemporaryDirectory() as scratch:
     for test in (mutations_end_in_one_annotation, forms_of_what_is_there,
+                 other_commands_write_the_same_forms,
                  names_that_break_out, policies_mean_what_their_schema_says,
                  policies_decide, a_baseline_hides_what_it_knows,
                  twenty_combinations_take_one_parse):
