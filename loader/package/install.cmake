@@ -81,6 +81,39 @@ if(saved_epoch)
 else()
   unset(ENV{SOURCE_DATE_EPOCH})
 endif()
+# What is linked, as pkg-config found it: id, name, prefix of its variables,
+# licence.
+foreach(row
+    "jansson,Jansson,MOEC_JANSSON,MIT"
+    "crypto,OpenSSL libcrypto,MOEC_CRYPTO,Apache-2.0"
+    "xxhash,xxHash,MOEC_XXHASH,BSD-2-Clause"
+    "yaml,LibYAML,MOEC_YAML,MIT"
+    "curl,curl,MOEC_CURL,curl"
+    "expat,Expat,MOEC_EXPAT,MIT")
+  string(REPLACE "," ";" row "${row}")
+  list(GET row 0 id)
+  list(GET row 1 name)
+  list(GET row 2 prefix)
+  list(GET row 3 licence)
+  if(NOT ${prefix}_FOUND)
+    continue()
+  endif()
+  string(APPEND MOEC_SBOM_PACKAGES ",
+    {
+      \"SPDXID\": \"SPDXRef-${id}\",
+      \"name\": \"${name}\",
+      \"versionInfo\": \"${${prefix}_VERSION}\",
+      \"downloadLocation\": \"NOASSERTION\",
+      \"filesAnalyzed\": false,
+      \"licenseConcluded\": \"${licence}\",
+      \"licenseDeclared\": \"${licence}\",
+      \"copyrightText\": \"NOASSERTION\",
+      \"supplier\": \"NOASSERTION\",
+      \"comment\": \"linked dynamically; the version of the build machine\"
+    }")
+  string(APPEND MOEC_SBOM_LINKS ",
+    {\"spdxElementId\": \"SPDXRef-moec\", \"relationshipType\": \"DYNAMIC_LINK\", \"relatedSpdxElement\": \"SPDXRef-${id}\"}")
+endforeach()
 configure_file(loader/package/moec.spdx.json.in
   "${PROJECT_BINARY_DIR}/moec.spdx.json" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/moec.spdx.json"

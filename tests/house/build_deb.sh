@@ -33,10 +33,11 @@ git -C "$root" archive HEAD debian | tar -x -C "moec-$version"
 ls -l ./*.deb ./*.dsc
 # A first upload closes the bug of its intent to package; there is none.
 lintian --fail-on error,warning --suppress-tags initial-upload-closes-no-bugs \
-    --no-tag-display-limit ./*.changes
+    --tag-display-limit 0 ./*.changes
+dpkg-deb -c ./moe-convert_*.deb >list
 for name in usr/bin/moe-convert usr/share/man/man1/moe-convert-check.1.gz \
     usr/share/bash-completion/completions/moe-convert; do
-    dpkg-deb -c ./moe-convert_*.deb | grep -q "$name$" || {
+    grep -q "$name$" list || {
         echo "moe-convert has no $name"
         exit 1
     }

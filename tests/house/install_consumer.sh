@@ -67,7 +67,7 @@ for name in $(readelf -d "$prefix/bin/moe-convert" |
     case $name in
     c | m | moec) continue ;;
     esac
-    if ! grep -q "SPDXRef-\(lib\)\{0,1\}$name\"" "$sbom"; then
+    if ! grep -q "\"SPDXID\": \"SPDXRef-$name\"" "$sbom"; then
         echo "$name is not in moec.spdx.json"
         exit 1
     fi
