@@ -314,6 +314,21 @@ static moec_status write_tmp(const char *tmp, const moec_buf *text,
     return st;
 }
 
+/* File systems without the flags of renameat2 (NFS, some FUSE): a link does not
+ * replace either. */
+static int put_in_place(const char *tmp, const char *path, unsigned flags)
+{
+    int rc = renameat2(AT_FDCWD, tmp, AT_FDCWD, path, flags);
+
+    if (rc == 0 || flags == 0 ||
+        (errno != EINVAL && errno != ENOSYS && errno != ENOTSUP))
+        return rc;
+    rc = link(tmp, path);
+    if (rc == 0)
+        (void)unlink(tmp);
+    return rc;
+}
+
 static moec_status write_bundle(const job *j, const moec_buf *text)
 {
     size_t n = strlen(j->path) + sizeof(".tmp");
@@ -325,8 +340,7 @@ static moec_status write_bundle(const job *j, const moec_buf *text)
         return moec_fail_nomem(j->err, "a path");
     (void)snprintf(tmp, n, "%s.tmp", j->path);
     st = write_tmp(tmp, text, j->err);
-    if (st == MOEC_OK &&
-        renameat2(AT_FDCWD, tmp, AT_FDCWD, j->path, flags) != 0) {
+    if (st == MOEC_OK && put_in_place(tmp, j->path, flags) != 0) {
         st = errno == EEXIST
                  ? moec_fail(j->err, MOEC_E_ARG, MOEC_RULE_NONE,
                              "%s: exists already, and is not to be replaced",

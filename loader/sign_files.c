@@ -249,7 +249,9 @@ static moec_status hash_open(hashing *x, int fd, uint64_t size,
         return st;
     }
     MOEC_TRY(moec_hasher_final(hasher, out, err));
-    if (fstat(fd, &after) != 0 || !same_state(&before, &after))
+    if (fstat(fd, &after) != 0)
+        return moec_fail_os(err, errno, "%s: cannot stat", item->path);
+    if (!same_state(&before, &after))
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I13,
                          "%s: changed while it was read", item->path);
     return MOEC_OK;

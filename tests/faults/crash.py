@@ -35,7 +35,8 @@ from scenes import Failure
 
 BLOCK = 4096
 MODELS = ("killed", "synced", "ordered", "chaos")
-SCENES = ("convert", "store", "force", "ranks", "finalize", "unconvert")
+SCENES = ("convert", "store", "force", "ranks", "finalize", "unconvert",
+          "place-out")
 OURS = "user.moec.partial"
 
 
@@ -281,14 +282,10 @@ def run_after(record, point):
             raise Failure("a result that is not whole: " + why)
         if not os.path.exists(out + ".partial"):
             return "there"
-    if "--force" in scene.argv and not whole(scene, out) and not whole_old(
-            scene, out):
+    if scene.replaces and not whole(scene, out) and not whole_old(scene, out):
         raise Failure("neither the old result nor the new one")
     resumed = False
     for argv in [scene.argv, *scene.rest]:
-        if argv == scene.argv and os.path.isdir(out) and whole(scene, out) \
-                and "--force" not in argv:
-            argv = [*argv, "--force"]
         done = scenes.run(argv, cwd, shim)
         if done.returncode == 2 and model in ("synced", "chaos"):
             refused(scene, cwd)

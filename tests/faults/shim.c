@@ -449,16 +449,16 @@ SHIM ssize_t write(int fd, const void *buf, size_t n)
     return done;
 }
 
-/* What was copied inside the kernel is read back to be recorded. */
-static void record_copy(int fd, long n, int64_t off)
+/* What was copied inside the kernel is read to be recorded. */
+static void record_copy(int in, int64_t from, int out, int64_t to, long n)
 {
     char part[4096];
 
     for (long at = 0; record_fd >= 0 && at < n; at += (long)sizeof(part)) {
         size_t want =
             n - at < (long)sizeof(part) ? (size_t)(n - at) : sizeof(part);
-        record_write(fd, part, real(SYS_pread64, fd, part, want, off + at),
-                     off + at);
+        record_write(out, part, real(SYS_pread64, in, part, want, from + at),
+                     to + at);
     }
 }
 
@@ -467,7 +467,7 @@ SHIM ssize_t copy_file_range(int in, off64_t *in_off, int out, off64_t *out_off,
 {
     int what;
     ssize_t k = half("copy_range", n, &what);
-    int64_t at = out_off ? *out_off : 0;
+    int64_t from = in_off ? *in_off : 0, to = out_off ? *out_off : 0;
     long done;
 
     if (k < 0)
@@ -475,7 +475,7 @@ SHIM ssize_t copy_file_range(int in, off64_t *in_off, int out, off64_t *out_off,
     pthread_mutex_lock(&lock);
     done =
         real(SYS_copy_file_range, in, in_off, out, out_off, (size_t)k, flags);
-    record_copy(out, done, at);
+    record_copy(in, from, out, to, done);
     pthread_mutex_unlock(&lock);
     if (what == DO_TORN)
         die();
