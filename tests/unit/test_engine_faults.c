@@ -366,15 +366,15 @@ static void cancels_soon(void **state)
 {
     bench *b = *state;
     moec_engine_opts o = usual(b);
-    struct timespec nap = {.tv_nsec = 3000000}, t0, t1;
+    struct timespec nap = {.tv_nsec = 3000000};
     moec_engine_stats s;
     moec_error err = MOEC_ERROR_INIT;
     moec_engine *e = NULL;
     int fd = b->file.fd;
-    double took;
+    uint32_t calls;
 
     b->file.fd = -1;
-    b->nap_ns = 20000000; /* seven calls on two threads: 80 ms at least */
+    b->nap_ns = 20000000; /* seven calls on two threads */
     assert_int_equal(
         moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o, &err),
         MOEC_OK);
@@ -382,13 +382,11 @@ static void cancels_soon(void **state)
     nanosleep(&nap, NULL);
     moec_engine_poll(e, &s);
     assert_true(s.bytes_done < s.bytes_needed);
-    clock_gettime(CLOCK_MONOTONIC, &t0);
     moec_engine_cancel(e);
+    calls = __atomic_load_n(&b->n_read_at, __ATOMIC_RELAXED);
     assert_int_equal(moec_engine_wait(e, &err), MOEC_E_CANCELLED);
-    clock_gettime(CLOCK_MONOTONIC, &t1);
-    took = (double)(t1.tv_sec - t0.tv_sec) +
-           1e-9 * (double)(t1.tv_nsec - t0.tv_nsec);
-    assert_true(took < 0.1);
+    /* each thread ends the read that it is in, and begins at most one */
+    assert_true(b->n_read_at <= calls + 2 * 2);
     assert_true(b->n_told < 3);
     moec_engine_destroy(e);
     /* destroy alone does, too */
