@@ -190,6 +190,32 @@ static void report_written(const moec_cli *cli, const moec_cli_placed *x,
                       moec_placement_n_physical(x->p), x->form, form);
 }
 
+static void count_warning(void *ctx, const moec_finding *f)
+{
+    *(size_t *)ctx += f->severity == MOEC_SEVERITY_WARNING;
+}
+
+static void print_finding(void *ctx, const moec_finding *f)
+{
+    moec_cli_print_finding(ctx, f);
+}
+
+/* --strict: nothing is written where something was found. */
+static int refuse_findings(const moec_cli *cli, const moec_cli_placed *x)
+{
+    if (cli->args.json) {
+        moec_cli_json j;
+        moec_cli_json_begin(&j, cli, false);
+        moec_cli_json_str(&j, "placement", moec_cli_path(cli, 0));
+        moec_cli_placed_facts(x, &j);
+        moec_cli_placed_json(x, &j);
+        moec_cli_json_finish(&j);
+    } else {
+        moec_cli_placed_each(x, print_finding, stdout);
+    }
+    return MOEC_EXIT_FOUND;
+}
+
 static moec_status put_text(const moec_cli *cli, const moec_cli_placed *x,
                             const void *text, size_t bytes, moec_error *err)
 {
@@ -217,12 +243,17 @@ static int transform(moec_cli *cli)
         st = moec_cli_placed_strategy(&x, cli, &err);
     else
         st = moec_cli_placed_open(&x, cli, moec_cli_path(cli, 0), &err);
-    if (st == MOEC_OK)
+    size_t warnings = 0;
+    if (st == MOEC_OK && cli->args.strict)
+        moec_cli_placed_each(&x, count_warning, &warnings);
+    if (st == MOEC_OK && warnings == 0)
         st = make_text(cli, &x, &text, &bytes, &err);
-    if (st == MOEC_OK)
+    if (st == MOEC_OK && warnings == 0)
         st = put_text(cli, &x, text, bytes, &err);
     free(text);
-    int code = st == MOEC_OK ? MOEC_EXIT_OK : moec_cli_fail(cli, st, &err);
+    int code = st != MOEC_OK   ? moec_cli_fail(cli, st, &err)
+               : warnings != 0 ? refuse_findings(cli, &x)
+                               : MOEC_EXIT_OK;
     moec_cli_placed_close(&x);
     return code;
 }

@@ -159,10 +159,27 @@ static moec_status take_file(moec_cli_placed *x, moec_error *err)
 
 /* -------------------------------------------------------- a conversion */
 
+/* A conversion says all of it itself. */
+static moec_status refuse_options(const moec_cli *cli, const char *path,
+                                  moec_error *err)
+{
+    for (size_t i = 0; i < moec_group_placed.n; i++) {
+        const char *name = moec_group_placed.opts[i].name;
+        if (given(cli, name) && strcmp(name, "family") != 0)
+            return moec_cli_error(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                                  "--%s: %s is a directory: a conversion has "
+                                  "its model and ranks in its manifest",
+                                  name, path);
+    }
+    return MOEC_OK;
+}
+
 static moec_status open_conversion(moec_cli_placed *x, const moec_cli *cli,
                                    const char *path, moec_error *err)
 {
-    moec_status st = moec_cli_open_model(&x->s, cli, path, err);
+    moec_status st = refuse_options(cli, path, err);
+    if (st == MOEC_OK)
+        st = moec_cli_open_model(&x->s, cli, path, err);
     if (st != MOEC_OK)
         return st;
     if (x->s.conversion == NULL)

@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+# Two replicas on one rank: legal, a warning with its place.
+echo '[[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,0,1,2,15],
+[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,0,1,2,3]]' >p.json
+moe-convert placement check p.json --source fx/deepseek_v3 --ep 4 --json
