@@ -29,9 +29,7 @@ static moec_status hire(moec_input *in, uint32_t n, moec_error *err)
         return moec_fail_nomem(err, "source files");
     f->n_files = moec_ckpt_n_files(in->ckpt);
     for (size_t i = 0; i < f->n_files; i++)
-        moec_io_open(&f->files[i], moec_ckpt_path(in->ckpt, i),
-                     moec_ckpt_path(in->ckpt, i), moec_ckpt_fd(in->ckpt, i),
-                     moec_ckpt_file(in->ckpt, i)->bytes, in->opts->no_direct);
+        moec_ckpt_io_open(in->ckpt, i, in->opts->no_direct, &f->files[i]);
     return MOEC_OK;
 }
 
@@ -93,9 +91,8 @@ static moec_status check_unchanged(const moec_input *in, moec_error *err)
 static moec_status read_header(const moec_input *in, size_t i, void *dst,
                                moec_error *err)
 {
-    return moec_pread_full(
-        moec_ckpt_fd(in->ckpt, i), moec_ckpt_path(in->ckpt, i), dst,
-        (size_t)moec_ckpt_file(in->ckpt, i)->header_bytes, 0, err);
+    return moec_ckpt_read_file(in->ckpt, i, 0, dst,
+                               moec_ckpt_file(in->ckpt, i)->header_bytes, err);
 }
 
 static moec_status read_index(const moec_input *in, moec_buf *out,
@@ -119,6 +116,39 @@ static const char *etag(const moec_input *in, size_t i)
     return moec_ckpt_file(in->ckpt, i)->etag;
 }
 
+/* A small file that has no inode: what is in it. */
+static moec_status identify_bytes(const moec_extra *x, moec_buf *out,
+                                  moec_error *err)
+{
+    moec_buf data = {0};
+    moec_sha256 sum;
+    moec_status st = moec_buf_reserve(&data, x->bytes)
+                         ? moec_extra_read(x, 0, data.data, x->bytes, err)
+                         : moec_fail_nomem(err, x->name);
+
+    if (st == MOEC_OK)
+        st = moec_sha256_of(data.data, x->bytes, &sum, err);
+    if (st == MOEC_OK) {
+        moec_buf_printf(out, "source file %s: ", x->name);
+        moec_identity_hex(out, "", &sum);
+    }
+    moec_buf_fini(&data);
+    return st;
+}
+
+/* A shard: by its inode, or by what the source says of it. */
+static moec_status identify_shard(const moec_ckpt *ckpt, size_t i,
+                                  moec_buf *out, moec_error *err)
+{
+    const moec_file *f = moec_ckpt_file(ckpt, i);
+
+    if (!moec_ckpt_is_remote(ckpt))
+        return moec_identity_file(out, f->name, moec_ckpt_fd(ckpt, i), err);
+    moec_buf_printf(out, "source file %s: %llu bytes, version %s\n", f->name,
+                    (unsigned long long)f->bytes, f->etag ? f->etag : "none");
+    return MOEC_OK;
+}
+
 /* Index and files that are copied: config.json is one of them. */
 static moec_status identify_small_files(const moec_input *in, moec_buf *out,
                                         moec_error *err)
@@ -136,7 +166,9 @@ static moec_status identify_small_files(const moec_input *in, moec_buf *out,
     for (size_t i = 0; i < in->n_extra; i++) {
         moec_extra x;
         MOEC_TRY(open_extra(in, i, &x, err));
-        moec_status st = moec_identity_file(out, x.name, x.fd, err);
+        moec_status st = moec_ckpt_is_remote(in->ckpt)
+                             ? identify_bytes(&x, out, err)
+                             : moec_identity_file(out, x.name, x.fd, err);
         moec_extra_close(&x);
         MOEC_TRY(st);
     }
@@ -150,8 +182,7 @@ static moec_status identity(const moec_input *in, moec_buf *out,
         const moec_file *f = moec_ckpt_file(in->ckpt, i);
         moec_sha256 sum;
 
-        MOEC_TRY(
-            moec_identity_file(out, f->name, moec_ckpt_fd(in->ckpt, i), err));
+        MOEC_TRY(identify_shard(in->ckpt, i, out, err));
         memcpy(sum.b, f->header_sha256, sizeof(sum.b));
         moec_identity_hex(out, "its header ", &sum);
     }

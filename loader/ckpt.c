@@ -348,6 +348,30 @@ int moec_ckpt_fd(const moec_ckpt *c, size_t i)
     return c->source.remote != NULL ? -1 : c->shards[i].fd;
 }
 
+bool moec_ckpt_is_remote(const moec_ckpt *c)
+{
+    return c->source.remote != NULL;
+}
+
+static moec_status read_file(const void *ckpt, size_t file, uint64_t off,
+                             void *buf, size_t n, moec_error *err)
+{
+    return moec_ckpt_read_file(ckpt, file, off, buf, n, err);
+}
+
+void moec_ckpt_io_open(const moec_ckpt *c, size_t i, bool no_direct,
+                       moec_io_file *out)
+{
+    moec_io_open(out, moec_ckpt_path(c, i), moec_ckpt_path(c, i),
+                 moec_ckpt_fd(c, i), c->files[i].bytes,
+                 no_direct || moec_ckpt_is_remote(c));
+    if (moec_ckpt_is_remote(c)) {
+        out->read = read_file;
+        out->ctx = c;
+        out->file = i;
+    }
+}
+
 int moec_ckpt_dirfd(const moec_ckpt *c)
 {
     return c->source.dirfd;

@@ -10,6 +10,7 @@
 #include <moec/loader.h>
 
 #include "base/base.h"
+#include "io.h"
 
 /* One shard whose header is in memory: for a checkpoint that is known by its
  * headers alone (sources.bin). */
@@ -37,6 +38,13 @@ moec_status moec_ckpt_read_file(const moec_ckpt *ckpt, size_t i, uint64_t off,
 /* Descriptor of the directory (O_PATH or O_RDONLY), owned by the checkpoint;
  * -1 where there is none. */
 int moec_ckpt_dirfd(const moec_ckpt *ckpt);
+
+/* Is it a caller's source (moec_ckpt_open_source)? It has no descriptors. */
+bool moec_ckpt_is_remote(const moec_ckpt *ckpt);
+
+/* Open file `i` for bulk reading. */
+void moec_ckpt_io_open(const moec_ckpt *ckpt, size_t i, bool no_direct,
+                       moec_io_file *out);
 
 /* Full path of file `i` for messages and for opening again with other flags
  * (resolved: a cache link's target). */

@@ -36,6 +36,7 @@ void moec_io_open(moec_io_file *f, const char *name, const char *path, int fd,
     f->bytes = bytes;
     f->fd = fd;
     f->direct_fd = -1;
+    f->read = NULL;
     if (!no_direct && path != NULL && bytes >= MOEC_IO_DIRECT_BYTES)
         f->direct_fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
 }
@@ -129,9 +130,12 @@ moec_status moec_io_read(const moec_io_file *f, moec_io_buf *b, uint64_t off,
                          void *buf, size_t n, moec_error *err)
 {
     unsigned char *p = buf;
-
     size_t done = 0;
 
+    if (f->read != NULL) {
+        b->n_bytes_read += n;
+        return f->read(f->ctx, f->file, off, buf, n, err);
+    }
     if (f->direct_fd < 0 || n < MOEC_IO_DIRECT_BYTES || is_cached(f, off, n)) {
         b->n_bytes_read += n;
         return moec_pread_full(f->fd, f->name, buf, n, off, err);

@@ -110,6 +110,8 @@ static size_t take_header(char *line, size_t size, size_t n, void *ctx)
     value[k] = '\0';
     if (starts(line, n, "etag:")) {
         memcpy(t->a->etag, value, k + 1);
+    } else if (starts(line, n, MOEC_HTTP_DIGEST_NAME ":")) {
+        (void)snprintf(t->a->digest, sizeof(t->a->digest), "%.71s", value);
     } else if (starts(line, n, "content-length:")) {
         t->a->length = strtoull(value, NULL, 10);
         t->a->has_length = true;

@@ -22,7 +22,9 @@ typedef struct moec_http {
     moec_web_stats stats;
 } moec_http;
 
-#define MOEC_HTTP_ETAG_BYTES 256
+#define MOEC_HTTP_ETAG_BYTES   256
+#define MOEC_HTTP_DIGEST_BYTES 72
+#define MOEC_HTTP_DIGEST_NAME  "x-amz-meta-moec-digest"
 
 typedef struct moec_http_request {
     const char *method; /* "GET", "HEAD", "PUT", "POST", "DELETE" */
@@ -46,7 +48,8 @@ typedef struct moec_http_answer {
     long status;
     uint64_t length; /* of the whole object, where the answer says it */
     bool has_length;
-    char etag[MOEC_HTTP_ETAG_BYTES]; /* with its quotes; "" where none */
+    char etag[MOEC_HTTP_ETAG_BYTES];     /* with its quotes; "" where none */
+    char digest[MOEC_HTTP_DIGEST_BYTES]; /* x-amz-meta-moec-digest, or "" */
 } moec_http_answer;
 
 moec_status moec_http_init(moec_http *h, const moec_web_opts *opts,

@@ -349,6 +349,23 @@ static moec_status look_again(void *ctx, size_t file, moec_store_file *now,
     return MOEC_OK;
 }
 
+moec_status moec_web_has(moec_web *r, size_t i, uint64_t bytes,
+                         const char *digest, bool *yes_out, moec_error *err)
+{
+    char *url = url_of(r, r->files[i].name);
+    moec_http_answer a;
+    moec_http_request q = {.method = "HEAD", .url = url};
+    moec_status st;
+
+    if (!url)
+        return moec_fail_nomem(err, "a URL");
+    st = moec_http_do(&r->http, &q, &a, err);
+    moec_free(url);
+    if (st == MOEC_OK)
+        *yes_out = a.length == bytes && strcmp(a.digest, digest) == 0;
+    return st;
+}
+
 /* ------------------------------------------------------------- open, close */
 
 static moec_status make(moec_web **out, const char *url,

@@ -58,8 +58,11 @@ moec_web_stats moec_web_stats_of(const moec_web *r);
 
 /* Write the local file `path` as `name`: in parts, each with its SHA-256, the
  * whole becoming visible at once. With `fresh`, only where no object has the
- * name: LOCKED where one has. */
+ * name: LOCKED where one has. `digest` (hex; NULL: none) is kept with it. */
 moec_status moec_web_put(moec_web *r, const char *name, const char *path,
-                         bool fresh, moec_error *err);
+                         const char *digest, bool fresh, moec_error *err);
+/* Was file `i` put there with this size and digest? */
+moec_status moec_web_has(moec_web *r, size_t i, uint64_t bytes,
+                         const char *digest, bool *yes_out, moec_error *err);
 
 #endif

@@ -31,6 +31,7 @@ typedef struct part {
 typedef struct upload {
     moec_web *r;
     const char *path;
+    const char *digest_line; /* NULL: none */
     int fd;
     uint64_t bytes, part_bytes;
     size_t n_parts;
@@ -56,7 +57,7 @@ static moec_status send_bytes(const upload *u, const char *url, uint64_t off,
                               size_t n, part *done, moec_error *err)
 {
     char line[128], hex[65];
-    const char *header[] = {line, NULL};
+    const char *header[] = {line, u->id ? NULL : u->digest_line, NULL};
     moec_sha256 sum;
     moec_http_answer a;
     unsigned char *data = moec_alloc(n);
@@ -104,8 +105,8 @@ static moec_status send_part(void *ctx, size_t item, uint32_t worker,
 
 static moec_status begin(upload *u, moec_error *err)
 {
-    static const char *const header[] = {"x-amz-checksum-algorithm: SHA256",
-                                         NULL};
+    const char *const header[] = {"x-amz-checksum-algorithm: SHA256",
+                                  u->digest_line, NULL};
     moec_buf url = {0}, answer = {0}, id = {0};
     moec_http_answer a;
     char *text = NULL;
@@ -210,14 +211,20 @@ static moec_status put_parts(upload *u, moec_error *err)
 }
 
 moec_status moec_web_put(moec_web *r, const char *name, const char *path,
-                         bool fresh, moec_error *err)
+                         const char *digest, bool fresh, moec_error *err)
 {
+    char line[sizeof(MOEC_HTTP_DIGEST_NAME) + MOEC_HTTP_DIGEST_BYTES + 4];
     upload u = {.r = r, .path = path, .fresh = fresh};
     moec_buf url = {0};
     struct stat sb;
     part whole;
     moec_status st;
 
+    if (digest) {
+        (void)snprintf(line, sizeof(line), MOEC_HTTP_DIGEST_NAME ": %.64s",
+                       digest);
+        u.digest_line = line;
+    }
     u.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (u.fd < 0 || fstat(u.fd, &sb) != 0) {
         st = moec_fail_os(err, errno, "%s: cannot be read", path);

@@ -147,9 +147,7 @@ static moec_status open_source(moec_level3 *v, moec_error *err)
     if (v->source_io == NULL)
         return moec_fail_nomem(err, "table of source files");
     for (size_t i = 0; i < n; i++)
-        moec_io_open(&v->source_io[i], moec_ckpt_path(c, i),
-                     moec_ckpt_path(c, i), moec_ckpt_fd(c, i),
-                     moec_ckpt_file(c, i)->bytes, false);
+        moec_ckpt_io_open(c, i, false, &v->source_io[i]);
     return MOEC_OK;
 }
 

@@ -247,9 +247,7 @@ static moec_status open_source(moec_verifier *v, moec_error *err)
     if (v->source_io == NULL)
         return moec_fail_nomem(err, "table of source files");
     for (size_t i = 0; i < n; i++)
-        moec_io_open(&v->source_io[i], moec_ckpt_path(src, i),
-                     moec_ckpt_path(src, i), moec_ckpt_fd(src, i),
-                     moec_ckpt_file(src, i)->bytes, false);
+        moec_ckpt_io_open(src, i, false, &v->source_io[i]);
     return MOEC_OK;
 }
 

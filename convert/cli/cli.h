@@ -57,6 +57,7 @@ typedef struct moec_cli_command {
     const char *examples; /* one a line */
     const moec_cli_group *const *groups; /* NULL-terminated */
     size_t min_paths, max_paths;
+    uint32_t url_paths; /* bit i: path i may be a URL */
     /* Commands of its own (`placement check`), NULL-terminated: the row then
      * has name, line and about alone. Names of those are "placement check",
      * their JSON "moec.placement/1" with "action": "check". */
@@ -75,6 +76,7 @@ extern const moec_cli_command moec_cmd_check;
 extern const moec_cli_command moec_cmd_finalize;
 extern const moec_cli_command moec_cmd_inspect;
 extern const moec_cli_command moec_cmd_load;
+extern const moec_cli_command moec_cmd_upload;
 extern const moec_cli_command moec_cmd_plan;
 extern const moec_cli_command moec_cmd_convert;
 extern const moec_cli_command moec_cmd_validate;

@@ -203,4 +203,5 @@ const moec_cli_command moec_cmd_convert = {
     .confine = MOEC_CONFINE_WRITES_SECOND,
     .min_paths = 2,
     .max_paths = 2,
+    .url_paths = 1u,
 };

@@ -329,4 +329,5 @@ const moec_cli_command moec_cmd_explain = {
     .groups = groups,
     .min_paths = 0,
     .max_paths = 1,
+    .url_paths = 1u,
 };

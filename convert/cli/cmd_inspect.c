@@ -432,4 +432,5 @@ const moec_cli_command moec_cmd_inspect = {
     .confine = MOEC_CONFINE_READS,
     .min_paths = 0,
     .max_paths = 1,
+    .url_paths = 1u,
 };

@@ -82,4 +82,5 @@ const moec_cli_command moec_cmd_plan = {
     .confine = MOEC_CONFINE_READS,
     .min_paths = 1,
     .max_paths = 1,
+    .url_paths = 1u,
 };

@@ -16,6 +16,7 @@
 #include "print.h"
 #include "sandbox.h"
 #include "session.h"
+#include "web_source.h"
 
 enum { PATHS_MAX = 256 };
 
@@ -175,6 +176,13 @@ void moec_cli_confine(const moec_cli *cli)
     uint8_t digest[32];
     paths *p;
     if (cli->cmd->confine == MOEC_CONFINE_NOT || cli->args.no_sandbox)
+        return;
+    /* A URL needs the network, name servers and certificates. */
+    for (size_t i = 0; i < cli->args.n_paths; i++) {
+        if (moec_cli_is_url(cli->args.paths[i]))
+            return;
+    }
+    if (moec_cli_is_url(cli->args.source))
         return;
     p = calloc(1, sizeof(*p));
     if (p == NULL)

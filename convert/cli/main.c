@@ -17,6 +17,7 @@
 #include "confine.h"
 #include "describe.h"
 #include "print.h"
+#include "web_source.h"
 
 static const moec_cli_command *const commands[] = {
     &moec_cmd_inspect,
@@ -34,6 +35,7 @@ static const moec_cli_command *const commands[] = {
     &moec_cmd_placement,
     &moec_cmd_sign,
     &moec_cmd_verify_signature,
+    &moec_cmd_upload,
     NULL,
 };
 
@@ -176,11 +178,23 @@ static int out_of_memory(const moec_cli *cli)
     return moec_cli_fail(cli, st, &err);
 }
 
+/* A path that is a URL where the command takes none, or NULL. */
+static const char *stray_url(const moec_cli *cli)
+{
+    for (size_t i = 0; i < cli->args.n_paths; i++) {
+        if (moec_cli_is_url(cli->args.paths[i]) &&
+            (i >= 32 || !(cli->cmd->url_paths >> i & 1)))
+            return cli->args.paths[i];
+    }
+    return NULL;
+}
+
 /* argv[0] is the command's last word, `skipped` words after main's argv[0]. */
 static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
 {
     moec_cli cli = {.cmd = cmd, .argc = argc + skipped, .argv = argv - skipped};
     char why[MOEC_OPT_WHY_BYTES] = "";
+    const char *url;
     int code;
     if (!moec_cli_parse(&cli.args, cmd->groups, argc, argv, why) &&
         cli.args.paths == NULL)
@@ -195,9 +209,16 @@ static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
     else if (cli.args.n_paths < cmd->min_paths)
         code = moec_cli_usage(&cli, "an argument is missing: moe-convert %.*s",
                               (int)strcspn(cmd->usage, "\n"), cmd->usage);
+    else if ((url = stray_url(&cli)) != NULL)
+        code = moec_cli_usage(
+            &cli, "%s: only a source can be behind a URL here%s", url,
+            cmd == &moec_cmd_convert
+                ? "; convert into a directory, then upload it"
+                : "");
     else {
         moec_cli_confine(&cli);
         code = cmd->fn(&cli);
+        moec_cli_web_close();
     }
     free(cli.args.paths);
     return code;

@@ -19,6 +19,7 @@
 #include "balance.h"
 #include "option_files.h"
 #include "print.h"
+#include "web_source.h"
 
 /* ------------------------------------------------------------ opening */
 
@@ -46,6 +47,8 @@ char *moec_cli_hf_cache(void)
 moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
                                  const char *src, moec_error *err)
 {
+    if (moec_cli_is_url(src))
+        return moec_cli_web_ckpt(out, src, cli->args.threads, err);
     moec_ckpt_opts opts = MOEC_CKPT_OPTS_INIT;
     char *cache = moec_cli_hf_cache();
     opts.n_threads = cli->args.threads;
@@ -234,6 +237,10 @@ void moec_cli_session_close(moec_cli_session *s)
 moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err)
 {
     static const char *const own[] = {"manifest.json", "slots.bin"};
+    if (moec_cli_is_url(dir)) {
+        *yes = false; /* web_source.h refuses those */
+        return MOEC_OK;
+    }
     moec_status st = moec_convert_is_output(dir, yes, err);
     bool all = true;
     if (st != MOEC_OK || *yes)

@@ -16,6 +16,7 @@ class Store:
 
     def __init__(self):
         self.objects, self.uploads, self.faults = {}, {}, []
+        self.digests = {}
         self.log, self.lock = [], threading.Lock()
         self.page = 1000
         self.ignore_range = self.ignore_match = False
@@ -37,8 +38,13 @@ def handler(store):
         def log_message(self, *_):
             pass
 
+        extra = {}
+
         def answer(self, status, body=b"", **headers):
             self.send_response(status)
+            for name, value in self.extra.items():
+                self.send_header(name, value)
+            self.extra = {}
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
             if "Content_Length" not in headers:
@@ -77,6 +83,8 @@ def handler(store):
             key, query = got
             if "list-type" in query:
                 return self.list(key, query)
+            if key in store.digests:
+                self.extra = {"x-amz-meta-moec-digest": store.digests[key]}
             if key not in store.objects:
                 return self.answer(404, b"<Error><Code>NoSuchKey</Code>")
             data, etag = store.objects[key], store.etag(key)
@@ -144,6 +152,8 @@ def handler(store):
                 return self.answer(412)
             else:
                 store.objects[key] = self.body
+                store.digests[key] = self.headers.get("x-amz-meta-moec-digest",
+                                                      "")
             return self.answer(200, ETag=etag)
 
         def do_POST(self):
@@ -154,6 +164,8 @@ def handler(store):
             if "uploads" in query:
                 name = f"upload/{len(store.uploads)}+="
                 store.uploads[name] = {}
+                store.digests[key] = self.headers.get("x-amz-meta-moec-digest",
+                                                      "")
                 return self.answer(200, f"<R><UploadId>{name}</UploadId></R>"
                                    .encode())
             parts = store.uploads.pop(query["uploadId"][0])

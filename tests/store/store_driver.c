@@ -85,7 +85,7 @@ static moec_status run(moec_web *r, int argc, char **argv, moec_error *err)
     size_t file = argc > 3 ? moec_web_find(r, argv[3]) : 0;
 
     if (strcmp(argv[2], "put") == 0)
-        return moec_web_put(r, argv[3], argv[4], argc > 5, err);
+        return moec_web_put(r, argv[3], argv[4], NULL, argc > 5, err);
     if (strcmp(argv[2], "list") == 0) {
         for (size_t i = 0; i < s->n_files; i++)
             printf("%s %llu %s\n", s->files[i].name,

@@ -193,5 +193,108 @@ class StoreTest(unittest.TestCase):
         self.assertEqual(self.run_driver(url + "?x=1", "list")[0], ARG)
 
 
+class CommandLine(unittest.TestCase):
+    """moe-convert over URLs: MOEC_CONVERT and MOEC_ROOT."""
+
+    def setUp(self):
+        self.store = Store()
+        self.server, self.url = serve(self.store)
+        self.tmp = tempfile.TemporaryDirectory()
+        fixture = os.path.join(os.environ["MOEC_ROOT"], "fixtures",
+                               "checkpoints", "deepseek_v3")
+        self.source = os.path.join(self.tmp.name, "source")
+        os.mkdir(self.source)
+        for name in os.listdir(fixture):  # what a hub has of a model
+            if name.startswith(("model", "config", "generation")):
+                with open(os.path.join(fixture, name), "rb") as f:
+                    data = self.store.objects["models/V3/" + name] = f.read()
+                with open(os.path.join(self.source, name), "wb") as f:
+                    f.write(data)
+        self.addCleanup(self.server.server_close)
+        self.addCleanup(self.server.shutdown)
+        self.addCleanup(self.tmp.cleanup)
+
+    def run_convert(self, *words, want=0):
+        keep = {k: v for k, v in os.environ.items()
+                if "proxy" not in k.lower()}
+        p = subprocess.run([os.environ["MOEC_CONVERT"], *words],
+                           capture_output=True, cwd=self.tmp.name, timeout=60,
+                           env={**keep, "AWS_ENDPOINT_URL": self.url,
+                                "AWS_ACCESS_KEY_ID": "me",
+                                "AWS_SECRET_ACCESS_KEY": "secret"})
+        self.assertEqual(p.returncode, want, p.stderr.decode())
+        if "--json" in words:
+            return json.loads(p.stdout)
+        return p.stdout.decode() + p.stderr.decode()
+
+    def files(self, name):
+        path, out = os.path.join(self.tmp.name, name), {}
+        for file in os.listdir(path):
+            if file != "provenance.json":
+                with open(os.path.join(path, file), "rb") as f:
+                    out[file] = f.read()
+        return out
+
+    def test_converts_the_same_from_anywhere(self):
+        options = ("--ep", "2", "--redundant", "2")
+        self.run_convert("convert", self.source, "want", *options)
+        want = self.files("want")
+        for i, url in enumerate(("s3://models/V3", self.url + "/models/V3")):
+            self.store.faults = ["500", "drop", "short"]
+            self.run_convert("convert", url, f"out{i}", *options)
+            got = self.files(f"out{i}")
+            # the manifest has the versions that the server named
+            self.assertEqual(set(got), set(want))
+            for name in set(want) - {"manifest.json"}:
+                self.assertEqual(got[name], want[name], name)
+            said = self.run_convert("verify", f"out{i}", "--source", url)
+            self.assertNotIn("MOE-", said)
+        self.assertIn("deepseek_v3", self.run_convert("inspect",
+                                                      "s3://models/V3"))
+
+    def test_plans_from_headers_alone(self):
+        big = os.path.join(self.tmp.name, "big")
+        subprocess.run(["python3", os.path.join(
+            os.environ["MOEC_ROOT"], "tests", "cli", "make_slice.py"), big,
+            "16"], check=True)
+        for name in os.listdir(big):
+            with open(os.path.join(big, name), "rb") as f:
+                self.store.objects["models/big/" + name] = f.read()
+        plan = self.run_convert("plan", "s3://models/big", "--ep", "2",
+                                "--json")
+        self.assertEqual(len(plan["ranks"]), 2)
+        sent = 0
+        for _, _, headers in self.store.log:
+            if "Range" in headers:
+                first, last = headers["Range"][6:].split("-")
+                sent += int(last) - int(first) + 1
+        self.assertLess(sent, 2 << 20)
+
+    def test_uploads_with_the_manifest_last(self):
+        self.run_convert("convert", self.source, "out", "--ep", "2")
+        self.store.faults = ["503", "drop"]
+        self.run_convert("upload", "out", "s3://models/out")
+        for name, data in self.files("out").items():
+            self.assertEqual(self.store.objects["models/out/" + name], data)
+        puts = [p for m, p, _ in self.store.log if m == "PUT"]
+        self.assertTrue(puts[-1].endswith("manifest.json"))
+        # again: refused; forced: what is there by its digest stays there
+        said = self.run_convert("upload", "out", "s3://models/out", want=6)
+        self.assertIn("--force", said)
+        said = self.run_convert("upload", "out", "s3://models/out", "--force",
+                                "--json")
+        self.assertGreater(said["n_there_before"], 2)
+        said = self.run_convert("inspect", "s3://models/out", want=3)
+        self.assertIn("download it first", said)
+
+    def test_says_where_a_url_cannot_be(self):
+        said = self.run_convert("convert", self.source, "s3://models/x",
+                                "--ep", "2", want=2)
+        self.assertIn("then upload it", said)
+        self.run_convert("verify", "s3://models/x", want=2)
+        self.run_convert("upload", "nothing", "s3://models/x", want=3)
+        self.assertEqual(os.listdir(self.tmp.name), ["source"])
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOEC_WEB_SOURCE_H
+#define MOEC_WEB_SOURCE_H
+
+/*
+ * What this is: s3:// and https:// on the command line: what the environment
+ *   says of them, and a checkpoint behind one. Built without libcurl, URLs are
+ *   refused with a sentence.
+ * Lifetime: what was opened lives until moec_cli_web_close, at the end of main:
+ *   a checkpoint reads through it until it is closed.
+ * Threads: one thread at a time.
+ * Errors: web.h's, UNSUPPORTED.
+ */
+
+#include "cli.h"
+
+bool moec_cli_is_url(const char *path);
+
+/* Open the checkpoint behind `url`. FORMAT where a conversion is there: only
+ * sources are read behind URLs. */
+moec_status moec_cli_web_ckpt(moec_ckpt **out, const char *url,
+                              uint32_t n_threads, moec_error *err);
+
+/* Upload the files of the conversion in directory `dir` to `url`, manifest.json
+ * last: where it is, the whole is. Files that are there already, by their
+ * digest, are left. LOCKED where a manifest is there and no `force`. */
+typedef struct moec_cli_uploaded {
+    uint64_t bytes, n_files, n_there, n_requests, n_retries;
+    double seconds;
+} moec_cli_uploaded;
+moec_status moec_cli_web_upload(const char *dir, const char *url, bool force,
+                                moec_cli_uploaded *figures, moec_error *err);
+
+void moec_cli_web_close(void);
+
+#endif
