@@ -276,7 +276,11 @@ static void *run(void *arg)
     moec_status st;
 
     (void)pthread_setname_np(pthread_self(), "moec/job");
-    st = moec_engine_wait(j->engine, &why);
+    st = j->diff != NULL ? moec_job_make_moves(j, &why) : MOEC_OK;
+    if (st == MOEC_OK && j->diff != NULL)
+        st = moec_engine_start(j->engine, &why);
+    if (st == MOEC_OK)
+        st = moec_engine_wait(j->engine, &why);
     if (st != MOEC_OK)
         moec_job_common_failed(j);
     (void)moec_job_end_thread(j, st, &why);
@@ -338,7 +342,10 @@ static moec_status prepare(moec_job *j, moec_error *err)
                           .ctx = j};
 
     MOEC_TRY(moec_job_place_all(j, err));
-    MOEC_TRY(moec_job_list(j, err));
+    if (j->diff != NULL)
+        MOEC_TRY(moec_job_list_diff(j, err));
+    else
+        MOEC_TRY(moec_job_list(j, err));
     MOEC_TRY(moec_job_open_files(j, err));
     if (j->o.sink != NULL)
         e.sink = moec_job_sink(j, &e.ring_bytes);
@@ -366,13 +373,15 @@ moec_status moec_job_start(moec_job *j, moec_error *err)
         MOEC_TRY(moec_ckpt_check_unchanged(j->ckpt, err));
     MOEC_TRY(prepare(j, err));
     j->t_planned = moec_job_now();
-    MOEC_TRY(moec_engine_start(j->engine, err));
+    if (j->diff == NULL)
+        MOEC_TRY(moec_engine_start(j->engine, err));
     j->state = MOEC_JOB_RUNNING;
     st = moec_job_spawn(&j->thread, run, j, err);
     if (st != MOEC_OK) {
         moec_error ignored = MOEC_ERROR_INIT;
         moec_job_cancel(j);
-        (void)moec_engine_wait(j->engine, &ignored);
+        if (j->diff == NULL)
+            (void)moec_engine_wait(j->engine, &ignored);
         return moec_job_end_thread(j, st, err != NULL ? err : &ignored);
     }
     j->has_thread = true;
@@ -512,5 +521,6 @@ void moec_job_destroy(moec_job *j)
     moec_free(j->order);
     moec_free(j->tensors);
     moec_requant_destroy(j->requant);
+    moec_free(j->bounce);
     moec_free(j);
 }

@@ -127,6 +127,9 @@ struct moec_job {
     double t_begin, t_planned, t_first, t_end, t_peers;
     atomic_uint_fast64_t slow_needed, slow_done, slow_read, slow_verified;
     struct moec_job_experts *expert; /* job_expert.c */
+    const moec_diff *diff;           /* job_follow.c */
+    moec_diff_hooks hooks;
+    unsigned char *bounce; /* a row of all tensors of a layer */
 };
 
 /* ------------------------------------------------------------------ job.c */
@@ -139,6 +142,13 @@ moec_status moec_job_spawn(pthread_t *out, void *(*fn)(void *), void *arg,
 moec_status moec_job_end_thread(moec_job *j, moec_status st,
                                 const moec_error *why);
 
+/* ----------------------------------------------------------- job_follow.c */
+
+/* The list of what is read from files. */
+moec_status moec_job_list_diff(moec_job *j, moec_error *err);
+/* All moves of the diff but those from files. */
+moec_status moec_job_make_moves(moec_job *j, moec_error *err);
+
 /* ------------------------------------------------------------ job_place.c */
 
 /* Choose ring_bytes under the cap, or refuse. */
@@ -149,6 +159,15 @@ moec_status moec_job_place_all(moec_job *j, moec_error *err);
 
 /* ----------------------------------------------------------- job_pieces.c */
 
+/* Fill j->lists with one row of one slot tensor, and once all are in, count
+ * what slow.c will bring. */
+moec_status moec_job_list_row(moec_job *j, moec_job_tag tag, uint32_t group,
+                              moec_job_lists *l, moec_error *err);
+void moec_job_count_slow(moec_job *j);
+/* The source tensors that were asked for. */
+moec_status moec_job_list_tensors(moec_job *j, moec_error *err);
+/* By group, as slow.c wants them. */
+void moec_job_sort_slow(moec_job_lists *l);
 /* Fill j->lists for the whole job. */
 moec_status moec_job_list(moec_job *j, moec_error *err);
 /* The same for one unit into one row of a layer: job_expert.c. */

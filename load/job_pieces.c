@@ -6,6 +6,7 @@
  */
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -53,8 +54,8 @@ static moec_status add_slow(moec_job_lists *l, uint32_t group, moec_job_tag tag,
 }
 
 /* One row of one slot tensor. */
-static moec_status list_row(moec_job *j, moec_job_tag tag, uint32_t group,
-                            moec_job_lists *l, moec_error *err)
+moec_status moec_job_list_row(moec_job *j, moec_job_tag tag, uint32_t group,
+                              moec_job_lists *l, moec_error *err)
 {
     const moec_job_slots *s = &j->layers[tag.layer].slots[tag.t];
     bool slow = false;
@@ -80,7 +81,7 @@ static moec_status list_layer(moec_job *j, uint32_t layer, moec_error *err)
             moec_job_tag tag = {
                 layer, (uint32_t)t, row,
                 moec_plan_row_unit(j->plan, layer, t, j->ld.rank, row)};
-            MOEC_TRY(list_row(j, tag, y->group, &j->lists, err));
+            MOEC_TRY(moec_job_list_row(j, tag, y->group, &j->lists, err));
         }
     }
     return MOEC_OK;
@@ -115,7 +116,7 @@ static moec_status list_tensor(moec_job *j, uint32_t i, moec_error *err)
 }
 
 /* Bytes that slow.c will bring. */
-static void count_slow(moec_job *j)
+void moec_job_count_slow(moec_job *j)
 {
     uint64_t n = 0;
 
@@ -130,17 +131,33 @@ static void count_slow(moec_job *j)
     atomic_store(&j->slow_needed, n);
 }
 
+static int by_group(const void *a, const void *b)
+{
+    const moec_slow_block *x = a, *y = b;
+
+    return x->group < y->group ? -1 : x->group > y->group;
+}
+
+void moec_job_sort_slow(moec_job_lists *l)
+{
+    if (l->n_slow > 1)
+        qsort(l->slow, l->n_slow, sizeof(*l->slow), by_group);
+}
+
+moec_status moec_job_list_tensors(moec_job *j, moec_error *err)
+{
+    for (uint32_t i = 0; i < j->n_tensors; i++)
+        MOEC_TRY(list_tensor(j, i, err));
+    return MOEC_OK;
+}
+
 moec_status moec_job_list(moec_job *j, moec_error *err)
 {
-    if (!j->o.common_last)
-        for (uint32_t i = 0; i < j->n_tensors; i++)
-            MOEC_TRY(list_tensor(j, i, err));
+    MOEC_TRY(moec_job_list_tensors(j, err));
     for (uint32_t i = 0; i < j->n_order; i++)
         MOEC_TRY(list_layer(j, j->order[i], err));
-    if (j->o.common_last)
-        for (uint32_t i = 0; i < j->n_tensors; i++)
-            MOEC_TRY(list_tensor(j, i, err));
-    count_slow(j);
+    moec_job_sort_slow(&j->lists);
+    moec_job_count_slow(j);
     return MOEC_OK;
 }
 
@@ -157,7 +174,7 @@ moec_status moec_job_list_unit(moec_job *j, size_t layer, uint32_t unit,
             continue;
         tag.row =
             moec_plan_row(j->plan, layer, t, j->ld.rank, (moec_local_row){row});
-        MOEC_TRY(list_row(j, tag, 0, out, err));
+        MOEC_TRY(moec_job_list_row(j, tag, 0, out, err));
     }
     return MOEC_OK;
 }

@@ -10,6 +10,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <moec/moec.h>
 
@@ -31,6 +32,13 @@ static inline void load_ok_at(moec_status st, const moec_error *err,
         return;
     print_error("%s\n", err->text);
     _assert_true(0, moec_status_name(st), file, line);
+}
+
+/* Conversions are synced file by file: memory is quicker than a busy disk. */
+static inline void load_scratch(void)
+{
+    if (getenv("TMPDIR") == NULL && access("/dev/shm", W_OK) == 0)
+        (void)setenv("TMPDIR", "/dev/shm", 1);
 }
 
 /* ---------------------------------------------------------------- memory */

@@ -286,6 +286,41 @@ MOEC_API moec_status moec_job_read_expert(moec_job *job, size_t layer,
                                           void *ctx, uint64_t *ticket_out,
                                           moec_error *err);
 
+/* ------------------------------------------------------- re-placement */
+
+/* What the library cannot do of a re-placement. Called from the job's thread,
+ * one at a time. */
+typedef struct moec_diff_hooks {
+    uint32_t struct_bytes; /* sizeof(moec_diff_hooks) */
+    uint32_t reserved;
+    void *ctx;
+    /* PEER: bring the other rank's row into ours (moec_job_slots_data). */
+    moec_status (*peer)(void *ctx, const moec_diff_move *move, moec_error *err);
+    /* HOST: where `unit` stands in host memory for slot tensor `t`, dense, of
+     * moec_job_slot_tensor's slot_bytes. */
+    moec_status (*host)(void *ctx, size_t layer, size_t t, uint32_t unit,
+                        const void **out, moec_error *err);
+    /* A later round of a layer begins: return once all ranks have ended the one
+     * before. NULL: nobody waits. */
+    moec_status (*round)(void *ctx, size_t layer, uint32_t round,
+                         moec_error *err);
+} moec_diff_hooks;
+#define MOEC_DIFF_HOOKS_INIT                                                   \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_diff_hooks)                                    \
+  }
+
+/* Make the job execute `diff` instead of a load: of moec_plan_diff from the
+ * plan whose rows the placed tensors hold, to the job's plan and rank. All slot
+ * tensors must be placed, in host memory, for the rows of both plans. LOCAL,
+ * HOST and ZEROS moves are made in their order, PEER ones handed over, then all
+ * DISK ones are read at once; ready is called for each layer when its are
+ * there. `diff` and `hooks` (NULL where there are no PEER and HOST moves) are
+ * borrowed until wait. ARG after start. */
+MOEC_API moec_status moec_job_follow(moec_job *job, const moec_diff *diff,
+                                     const moec_diff_hooks *hooks,
+                                     moec_error *err);
+
 /* ------------------------------------------------ questions of a server */
 
 /* What a server was started with, to be compared with what is on disk. 0 (or
