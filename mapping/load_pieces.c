@@ -404,10 +404,12 @@ static moec_status cut_half(cutting *k, uint32_t h, uint64_t row, uint64_t col,
     return append(k->out, &p, err);
 }
 
-/* Two halves that follow each other on both sides are one piece. */
+/* Two halves that follow each other on both sides are one piece: those of one
+ * move, from `first` on. What stands beside them has other leaves. */
 static void join_last(moec_piece_list *l, size_t first)
 {
     moec_piece *a, *b;
+    uint64_t run;
 
     if (l->n < first + 2)
         return;
@@ -416,12 +418,14 @@ static void join_last(moec_piece_list *l, size_t first)
     if (a->file != b->file || a->elem_bytes != b->elem_bytes ||
         a->src_col != b->src_col || a->dst_col != b->dst_col)
         return;
-    if (a->n_rows == 1 && b->n_rows == 1 && a->src_col == a->elem_bytes &&
-        a->dst_col == a->elem_bytes &&
-        b->off == a->off + a->n_cols * a->elem_bytes &&
-        b->dst == a->dst + a->n_cols * a->elem_bytes) {
+    run = a->n_cols * a->elem_bytes;
+    if (a->n_rows == b->n_rows && a->src_col == a->elem_bytes &&
+        a->dst_col == a->elem_bytes && b->off == a->off + run &&
+        b->dst == a->dst + run &&
+        (a->n_rows == 1 ||
+         (a->src_row == b->src_row && a->dst_row == b->dst_row))) {
         a->n_cols += b->n_cols;
-        a->src_row = a->dst_row = a->n_cols * a->elem_bytes;
+        settle(a);
         l->n--;
     } else if (a->n_rows > 1 && a->n_cols == b->n_cols && b->n_rows > 1 &&
                a->src_row == b->src_row && a->dst_row == b->dst_row &&
@@ -440,13 +444,11 @@ static moec_status cut_move(cutting *k, moec_error *err)
         (a->half_in_columns ? a->n_halves : 1) * a->n_cols * a->elem;
     uint64_t row = k->m->dst_off / pitch;
     uint64_t col = k->m->dst_off % pitch / a->elem;
+    size_t begin = k->out->n;
 
-    for (uint32_t h = 0; h < a->n_halves; h++) {
-        size_t first = k->out->n;
+    for (uint32_t h = 0; h < a->n_halves; h++)
         MOEC_TRY(cut_half(k, h, row, col, err));
-        if (h > 0 && k->out->n > first)
-            join_last(k->out, first - 1);
-    }
+    join_last(k->out, begin);
     return MOEC_OK;
 }
 

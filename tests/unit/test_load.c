@@ -629,8 +629,58 @@ static void loads_through_a_sink(void **state)
     }
 }
 
-int main(void)
+/* Checkpoints of the caller's, such as make_family_trees.py's: each from its
+ * files and from a conversion of two ranks, in parts too. */
+static void load_paths(int n, char **paths)
 {
+    moec_plan_opts o = plan_fixture_opts();
+
+    for (int i = 0; i < n; i++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_families *families = NULL;
+        tmpdir dir = tmpdir_make();
+        plan_fixture x = {0};
+        load_case c = {0};
+
+        o.n_redundant = 0;
+        load_ok(moec_families_create(&families, &err), &err);
+        if (moec_ckpt_open(&x.ckpt, paths[i], NULL, &err) != MOEC_OK ||
+            moec_model_open(&x.model, x.ckpt, families, &err) != MOEC_OK ||
+            moec_plan_create(&x.plan, x.model, &o, &err) != MOEC_OK ||
+            moec_layout_create(&x.layout, x.plan, 0, &err) != MOEC_OK) {
+            print_message("%s: %s\n", paths[i], err.text);
+        } else {
+            print_message("%s\n", paths[i]);
+            c.plan = x.plan;
+            load_all(&c, 1, MOEC_LOAD_VERIFY_DEFAULT);
+            load_strided(&c, 0);
+            (void)parts_are_the_whole(&c, 0, 2);
+            load_convert(&c, x.layout, &dir);
+            load_all(&c, 1, MOEC_LOAD_VERIFY_SHA256);
+            load_strided(&c, 0);
+            (void)parts_are_the_whole(&c, 0, 2);
+            moec_conversion_close(c.conversion);
+        }
+        moec_families_destroy(families);
+        plan_fixture_close(&x);
+        tmpdir_remove(&dir);
+    }
+}
+
+static struct {
+    int n;
+    char **paths;
+} given;
+
+static void loads_what_is_given(void **state)
+{
+    (void)state;
+    load_paths(given.n, given.paths);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest paths[] = {cmocka_unit_test(loads_what_is_given)};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(loads_every_fixture),
         cmocka_unit_test(gathers_other_worlds_from_a_store),
@@ -642,5 +692,9 @@ int main(void)
     };
 
     load_scratch();
+    given.n = argc - 1;
+    given.paths = argv + 1;
+    if (argc > 1)
+        return cmocka_run_group_tests(paths, NULL, NULL);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
