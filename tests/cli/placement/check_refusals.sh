@@ -25,4 +25,5 @@ refuse good.json --ep 3
 refuse good.json --ep 17
 refuse good.json --ep 0
 refuse good.json --redundant 4
-refuse fx/deepseek_v3
+moe-convert placement check fx/deepseek_v3 -q
+[ $? -eq 3 ]
