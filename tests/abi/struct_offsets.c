@@ -633,6 +633,30 @@ static const struct frozen frozen[] = {
     FIELD(moec_replay_stats, first_recorded, 36),
     FIELD(moec_replay_stats, first_live, 40),
     FIELD(moec_replay_stats, reserved, 44),
+
+    SIZE(moec_study_opts, 64),
+    FIELD(moec_study_opts, struct_bytes, 0),
+    FIELD(moec_study_opts, n_ranks, 4),
+    FIELD(moec_study_opts, n_nodes, 8),
+    FIELD(moec_study_opts, n_shared, 12),
+    FIELD(moec_study_opts, top_k, 16),
+    FIELD(moec_study_opts, batch, 20),
+    FIELD(moec_study_opts, replica, 24),
+    FIELD(moec_study_opts, waterfill, 28),
+    FIELD(moec_study_opts, by_rank, 32),
+    FIELD(moec_study_opts, n_threads, 36),
+    FIELD(moec_study_opts, placement, 40),
+    FIELD(moec_study_opts, keys, 48),
+    FIELD(moec_study_opts, n_decoder, 56),
+    FIELD(moec_study_opts, reserved, 60),
+
+    SIZE(moec_study_figures, 48),
+    FIELD(moec_study_figures, max, 0),
+    FIELD(moec_study_figures, min, 8),
+    FIELD(moec_study_figures, mean, 16),
+    FIELD(moec_study_figures, deviation, 24),
+    FIELD(moec_study_figures, max_over_mean, 32),
+    FIELD(moec_study_figures, step_max_over_mean, 40),
 };
 /* clang-format on */
 

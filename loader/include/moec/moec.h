@@ -15,6 +15,7 @@
 #include <moec/mapping.h>
 #include <moec/record.h>
 #include <moec/sign.h>
+#include <moec/study.h>
 #include <moec/types.h>
 #include <moec/validate.h>
 #include <moec/version.h>
