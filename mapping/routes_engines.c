@@ -143,7 +143,8 @@ static moec_status check_placement(const moec_routes_shape *s,
 {
     if (!p)
         return MOEC_OK;
-    if (moec_placement_n_layers(p) != s->n_layers ||
+    /* Its MTP layers stand behind the main ones and may be left out. */
+    if (moec_placement_n_layers(p) < s->n_layers ||
         moec_placement_n_experts(p) != s->n_experts)
         return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_R02,
                          "the placement has %" PRIu32 " layers of %" PRIu32

@@ -559,7 +559,7 @@ static moec_status open_named(const char *path, int *fd_out, uint64_t *bytes,
     struct stat sb;
 
     if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
-        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01, "%s: %s", path,
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_R01, "%s: %s", path,
                          strerror(errno));
     if (fd < 0)
         return moec_fail_os(err, errno, "%s: cannot open", path);

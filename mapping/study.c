@@ -40,7 +40,7 @@ typedef struct job {
     const moec_study_opts *o;
     const moec_routes *routes; /* or */
     const double *counts;
-    uint32_t n_experts, n_zero, top_k, n_nodes, batch;
+    uint32_t n_layers, n_experts, top_k, n_nodes, batch;
     uint64_t n_tokens;
     moec_topology topology;
     moec_replicas **replicas; /* [W] */
@@ -70,7 +70,7 @@ static moec_status make_study(moec_study **out, const job *j, moec_error *err)
 
     if (!s)
         return moec_fail_nomem(err, "a study");
-    s->n_layers = moec_placement_n_layers(j->o->placement);
+    s->n_layers = j->n_layers;
     s->n[MOEC_STUDY_EXPERT] = j->n_experts;
     s->n[MOEC_STUDY_SLOT] = t->n_physical + t->n_shared_slots * t->n_ranks;
     s->n[MOEC_STUDY_RANK] = t->n_ranks;
@@ -511,7 +511,7 @@ static moec_status run_all(job *j, moec_item_fn fn, moec_study **out,
                            moec_error *err)
 {
     const moec_study_opts *o = j->o;
-    uint32_t n_layers = moec_placement_n_layers(o->placement);
+    uint32_t n_layers = j->n_layers;
     moec_status st;
 
     j->n_nodes = o->n_nodes ? o->n_nodes : 1;
@@ -553,7 +553,7 @@ moec_status moec_study_routes(moec_study **out, const moec_routes *routes,
                          "study: out or routes is NULL");
     MOEC_TRY(check_opts(opts, err));
     s = moec_routes_shape_get(routes);
-    if (moec_placement_n_layers(opts->placement) != s->n_layers ||
+    if (moec_placement_n_layers(opts->placement) < s->n_layers ||
         moec_placement_n_experts(opts->placement) != s->n_experts)
         return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_R02,
                          "the placement has %" PRIu32 " layers of %" PRIu32
@@ -562,7 +562,7 @@ moec_status moec_study_routes(moec_study **out, const moec_routes *routes,
                          moec_placement_n_experts(opts->placement), s->n_layers,
                          s->n_experts);
     j.n_experts = s->n_experts;
-    j.n_zero = s->n_zero;
+    j.n_layers = s->n_layers;
     j.top_k = s->top_k;
     j.n_tokens = moec_routes_n_tokens(routes);
     return run_all(&j, run_layer, out, err);
@@ -585,6 +585,7 @@ moec_status moec_study_counts(moec_study **out, const double *counts,
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "study: shared slots of counts need top_k");
     j.n_experts = moec_placement_n_experts(opts->placement);
+    j.n_layers = moec_placement_n_layers(opts->placement);
     j.top_k = opts->top_k ? opts->top_k : 1;
     return run_all(&j, count_layer, out, err);
 }

@@ -84,6 +84,8 @@ extern const moec_cli_command moec_cmd_verify;
 extern const moec_cli_command moec_cmd_unconvert;
 extern const moec_cli_command moec_cmd_explain;
 extern const moec_cli_command moec_cmd_selftest;
+extern const moec_cli_command moec_cmd_routes;
+extern const moec_cli_command moec_cmd_stats;
 extern const moec_cli_command moec_cmd_sign;
 extern const moec_cli_command moec_cmd_verify_signature;
 extern const moec_cli_command moec_cmd_place;

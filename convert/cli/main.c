@@ -33,6 +33,8 @@ static const moec_cli_command *const commands[] = {
     &moec_cmd_load,
     &moec_cmd_place,
     &moec_cmd_placement,
+    &moec_cmd_routes,
+    &moec_cmd_stats,
     &moec_cmd_sign,
     &moec_cmd_verify_signature,
     &moec_cmd_upload,

@@ -34,6 +34,13 @@ enum {
     MOEC_CHOICE_MARKDOWN,
     MOEC_CHOICE_PROMETHEUS
 };
+enum { MOEC_CHOICE_ENGINE_SGLANG = 1, MOEC_CHOICE_ENGINE_VLLM };
+enum {
+    MOEC_CHOICE_REPLICA_STATIC = 1,
+    MOEC_CHOICE_REPLICA_DYNAMIC,
+    MOEC_CHOICE_REPLICA_ROW,
+    MOEC_CHOICE_REPLICA_NEAREST
+};
 enum { MOEC_CHOICE_VLLM_LINEAR = 1, MOEC_CHOICE_VLLM_ROUND_ROBIN };
 enum { MOEC_CHOICE_VERIFY_NONE = 1, MOEC_CHOICE_XXH3, MOEC_CHOICE_SHA256 };
 enum { MOEC_CHOICE_DEVICE_CPU = 1, MOEC_CHOICE_DEVICE_CUDA };
@@ -75,6 +82,9 @@ typedef struct moec_cli_args {
     const char *source, *layer, *expert;
     const char *golden, *inputs, *out;
     const char *moe_layers, *html;
+    const char *request, *logits, *placement_after, *counts_out;
+    uint32_t start, sample, batch, replica, engine;
+    bool waterfill;
     uint32_t experts, strategy, form, shared;
     bool npy;
     uint32_t tokens, seed;

@@ -657,6 +657,20 @@ static const struct frozen frozen[] = {
     FIELD(moec_study_figures, deviation, 24),
     FIELD(moec_study_figures, max_over_mean, 32),
     FIELD(moec_study_figures, step_max_over_mean, 40),
+
+    SIZE(moec_routes_check_opts, 24),
+    FIELD(moec_routes_check_opts, struct_bytes, 0),
+    FIELD(moec_routes_check_opts, reserved, 4),
+    FIELD(moec_routes_check_opts, model, 8),
+    FIELD(moec_routes_check_opts, logits, 16),
+
+    SIZE(moec_routes_check_result, 40),
+    FIELD(moec_routes_check_result, rows, 0),
+    FIELD(moec_routes_check_result, gap_positions, 8),
+    FIELD(moec_routes_check_result, rows_replayed, 16),
+    FIELD(moec_routes_check_result, rows_differ, 24),
+    FIELD(moec_routes_check_result, layers_replayed, 32),
+    FIELD(moec_routes_check_result, reserved, 36),
 };
 /* clang-format on */
 

@@ -284,8 +284,9 @@ typedef struct moec_routes_import_opts {
     const char *request; /* id where the text has none; NULL: "0" */
     uint64_t start;      /* position of the first row where the text does not
                             say; UINT64_MAX: 0 */
-    const moec_placement *placement; /* ids are PHYSICAL, of this placement of
-                                        the recorder's layers; NULL: logical */
+    const moec_placement *placement; /* ids are PHYSICAL, of this placement,
+                                        whose first layers are the recorder's;
+                                        NULL: logical */
 } moec_routes_import_opts;
 #define MOEC_ROUTES_IMPORT_OPTS_INIT                                           \
   {                                                                            \

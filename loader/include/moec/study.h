@@ -59,7 +59,7 @@ typedef struct moec_study_opts {
 
 typedef struct moec_study moec_study;
 
-/* Study recorded routes; the placement has the recording's layers. */
+/* Study recorded routes; the placement's first layers are the recording's. */
 MOEC_API moec_status moec_study_routes(moec_study **out,
                                        const moec_routes *routes,
                                        const moec_study_opts *opts,

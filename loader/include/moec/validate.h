@@ -18,6 +18,7 @@
 #include <moec/kernels.h>
 #include <moec/loader.h>
 #include <moec/mapping.h>
+#include <moec/record.h>
 #include <moec/types.h>
 
 #ifdef __cplusplus
@@ -226,6 +227,43 @@ moec_validation_layer(const moec_validation *v, size_t i);
 /* What was NOT proved, a sentence each. */
 MOEC_API size_t moec_validation_n_limits(const moec_validation *v);
 MOEC_API const char *moec_validation_limit(const moec_validation *v, size_t i);
+
+/* ------------------------------------------------------ recorded routes */
+
+typedef struct moec_routes_check_opts {
+    uint32_t struct_bytes; /* sizeof(moec_routes_check_opts) */
+    uint32_t reserved;
+    const moec_model *model; /* what was recorded; NULL: not looked at */
+    const char *logits;      /* with a model: safetensors of live logits,
+                                "layers.N.router_logits" [tokens][E + Z] in the
+                                recording's order, N as the source numbers
+                                layers ("layers.N.PART.router_logits" where
+                                there is one such PART); NULL: no replay */
+} moec_routes_check_opts;
+#define MOEC_ROUTES_CHECK_OPTS_INIT                                            \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_routes_check_opts)                             \
+  }
+
+typedef struct moec_routes_check_result {
+    uint64_t rows;          /* looked at */
+    uint64_t gap_positions; /* explicitly without rows */
+    uint64_t rows_replayed; /* with forced ids, weights of the live logits */
+    uint64_t rows_differ;   /* of them: the live logits choose others */
+    uint32_t layers_replayed;
+    uint32_t reserved;
+} moec_routes_check_result;
+
+/* Check a recording: every row's experts are distinct (R03), no position is
+ * missing (R04), sizes and layers are the model's (R02), and replay: the live
+ * logits choose what was recorded (R07, a warning for each layer that
+ * differs). ARG (logits without a model), FORMAT (the file of logits),
+ * UNSUPPORTED (a source without its data: a converted checkpoint), NOMEM. */
+MOEC_API moec_status moec_routes_check(moec_report **out,
+                                       const moec_routes *routes,
+                                       const moec_routes_check_opts *opts,
+                                       moec_routes_check_result *result,
+                                       moec_error *err);
 
 /* ---------------------------------------------------------- mutations
  * Proofs that they can fail: a layout is made wrong in one known way, in
