@@ -82,6 +82,7 @@ extern const moec_cli_command moec_cmd_convert;
 extern const moec_cli_command moec_cmd_validate;
 extern const moec_cli_command moec_cmd_verify;
 extern const moec_cli_command moec_cmd_unconvert;
+extern const moec_cli_command moec_cmd_diff;
 extern const moec_cli_command moec_cmd_explain;
 extern const moec_cli_command moec_cmd_selftest;
 extern const moec_cli_command moec_cmd_routes;

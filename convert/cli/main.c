@@ -32,6 +32,7 @@ static const moec_cli_command *const commands[] = {
     &moec_cmd_finalize,
     &moec_cmd_load,
     &moec_cmd_place,
+    &moec_cmd_diff,
     &moec_cmd_placement,
     &moec_cmd_routes,
     &moec_cmd_stats,
