@@ -20,26 +20,16 @@
 #include "web_source.h"
 
 static const moec_cli_command *const commands[] = {
-    &moec_cmd_inspect,
-    &moec_cmd_plan,
-    &moec_cmd_convert,
-    &moec_cmd_verify,
-    &moec_cmd_validate,
-    &moec_cmd_unconvert,
-    &moec_cmd_explain,
-    &moec_cmd_check,
-    &moec_cmd_selftest,
-    &moec_cmd_finalize,
-    &moec_cmd_load,
-    &moec_cmd_place,
-    &moec_cmd_diff,
-    &moec_cmd_placement,
-    &moec_cmd_routes,
-    &moec_cmd_stats,
-    &moec_cmd_sign,
-    &moec_cmd_verify_signature,
-    &moec_cmd_upload,
-    NULL,
+    &moec_cmd_inspect,  &moec_cmd_plan,
+    &moec_cmd_convert,  &moec_cmd_verify,
+    &moec_cmd_validate, &moec_cmd_unconvert,
+    &moec_cmd_explain,  &moec_cmd_check,
+    &moec_cmd_selftest, &moec_cmd_finalize,
+    &moec_cmd_load,     &moec_cmd_place,
+    &moec_cmd_diff,     &moec_cmd_placement,
+    &moec_cmd_routes,   &moec_cmd_stats,
+    &moec_cmd_sign,     &moec_cmd_verify_signature,
+    &moec_cmd_upload,   NULL,
 };
 
 /* A stream closed by the caller leaves its descriptor free, and the next file
