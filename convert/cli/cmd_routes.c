@@ -401,8 +401,8 @@ static const moec_cli_command cmd_check = {
 /* -------------------------------------------------------------- export */
 
 static const moec_cli_opt export_opts[] = {
-    {"to", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, engine), "sglang|vllm",
-     "whose form", NULL, "required", 0},
+    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, engine),
+     "sglang|vllm", "whose form", NULL, "required", 0},
     {"out", 'o', MOEC_KIND_TEXT, offsetof(moec_cli_args, out), "FILE",
      "write there", NULL, "stdout (sglang)", 0},
     {"request", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, request), "ID",
@@ -499,10 +499,14 @@ static int export_routes(moec_cli *cli)
     char *data = NULL;
     size_t n = 0;
     bool vllm = cli->args.engine == MOEC_CHOICE_ENGINE_VLLM;
+    if (cli->args.n_paths > 1 && cli->args.out != NULL)
+        return moec_cli_usage(cli, "OUT and --out: which of the two?");
+    if (cli->args.n_paths > 1)
+        cli->args.out = moec_cli_path(cli, 1);
     if (cli->args.engine == 0)
-        return moec_cli_usage(cli, "--to sglang|vllm is missing");
+        return moec_cli_usage(cli, "--format sglang|vllm is missing");
     if (cli->args.out == NULL && (vllm || cli->args.json))
-        return moec_cli_usage(cli, "--out FILE is missing: %s",
+        return moec_cli_usage(cli, "OUT is missing: %s",
                               vllm ? ".npy is binary"
                                    : "--json prints its own document");
     moec_status st = moec_routes_open(&r, moec_cli_path(cli, 0), &err);
@@ -525,17 +529,17 @@ static const moec_cli_command cmd_export = {
     .name = "routes export",
     .fn = export_routes,
     .line = "a recording in SGLang's or vLLM's form",
-    .usage = "routes export ROUTES --to sglang|vllm [--out FILE] [--request "
-             "ID]",
+    .usage = "routes export ROUTES [OUT] --format sglang|vllm [--request ID]",
     .about = "Writes SGLang's responses (meta_info.routed_experts: base64 of "
              "int32, all decoder layers) or vLLM's array (.npy, uint8 up to "
              "256 experts, else uint16). What a form cannot say is refused.",
-    .examples = "routes export r.safetensors --to sglang --out responses.json\n"
-                "routes export r.safetensors --to vllm --request chat-1 --out "
-                "chat-1.npy",
+    .examples =
+        "routes export r.safetensors responses.json --format sglang\n"
+        "routes export r.safetensors chat-1.npy --format vllm --request "
+        "chat-1",
     .groups = export_groups,
     .min_paths = 1,
-    .max_paths = 1,
+    .max_paths = 2,
 };
 
 static const moec_cli_command *const subs[] = {&cmd_import, &cmd_export,

@@ -8,16 +8,16 @@ src="--source fx/deepseek_v3 -q"
 moe-convert routes import one.json $src -o a.safetensors || exit
 moe-convert routes import one.npy $src --request golden -o b.safetensors || exit
 cmp a.safetensors b.safetensors || exit
-moe-convert routes export a.safetensors --to vllm -o back.npy || exit
+moe-convert routes export a.safetensors back.npy --format vllm || exit
 cmp back.npy one.npy || exit
 moe-convert routes import one.json two.json $src -o both.safetensors || exit
-moe-convert routes export both.safetensors --to sglang -o both.json || exit
+moe-convert routes export both.safetensors --format sglang -o both.json || exit
 moe-convert routes import both.json $src -o c.safetensors || exit
 cmp both.safetensors c.safetensors || exit
 moe-convert routes import two.json $src -o two.safetensors || exit
 moe-convert routes merge a.safetensors two.safetensors b.safetensors -o d.safetensors || exit
 cmp both.safetensors d.safetensors || exit
-moe-convert routes export both.safetensors --to vllm --request two -o two.back || exit
+moe-convert routes export both.safetensors --format vllm --request two -o two.back || exit
 cmp two.back two.npy || exit
-moe-convert routes export both.safetensors --to vllm -o x.npy
+moe-convert routes export both.safetensors --format vllm -o x.npy
 echo exit $?

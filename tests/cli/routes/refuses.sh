@@ -16,5 +16,5 @@ try check fx/olmoe/golden.safetensors
 try check absent.safetensors
 try check r.safetensors --source fx/mixtral
 try merge r.safetensors fx/olmoe/golden.safetensors -o x.safetensors
-try export r.safetensors --to sglang --request nobody
+try export r.safetensors --format sglang --request nobody
 [ ! -e x.safetensors ]

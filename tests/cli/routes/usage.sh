@@ -6,5 +6,5 @@ moe-convert routes import x.json --out y
 moe-convert routes import x.json --source fx/olmoe
 moe-convert routes merge x.safetensors
 moe-convert routes export x.safetensors
-moe-convert routes export x.safetensors --to vllm
+moe-convert routes export x.safetensors --format vllm
 exec moe-convert routes check x.safetensors --logits y
