@@ -1,0 +1,70 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# All fuzz targets for a while, and a table of what came of it:
+#
+#   SECONDS_EACH=300 sh tests/fuzz/run_long.sh DIR NAME=SEEDS[:SEEDS] ...
+#
+# DIR has the programs fuzz_NAME and keeps what they learn in DIR/fuzz/NAME
+# from one time to the next; findings stay there as crash-*, leak-*, timeout-*,
+# and make it fail. JOBS targets run at a time (the CPUs there are).
+#
+# usage: as cmake --build build/fuzz --target fuzz-long calls it
+set -u
+dir=$1
+shift
+seconds=${SECONDS_EACH:-300}
+jobs=${JOBS:-$(nproc)}
+work=$dir/fuzz
+mkdir -p "$work"
+
+one() { # NAME SEEDS
+    name=$1
+    mkdir -p "$work/$name/corpus" "$work/$name/found" "$work/$name/seeds"
+    echo "$2" | tr ':' '\n' | while read -r path; do
+        if [ -d "$path" ]; then
+            find "$path" -type f -exec cp {} "$work/$name/seeds" \;
+        else
+            # Many are called config.json.
+            cp "$path" "$work/$name/seeds/$(echo "$path" | tr '/' '-')"
+        fi
+    done
+    "$dir/fuzz_$name" -max_total_time="$seconds" -print_final_stats=1 \
+        -rss_limit_mb=2048 -timeout=10 -max_len=65536 \
+        -artifact_prefix="$work/$name/found/" \
+        "$work/$name/corpus" "$work/$name/seeds" >"$work/$name/log" 2>&1
+    echo $? >"$work/$name/rc"
+}
+
+running=0
+for word in "$@"; do
+    one "${word%%=*}" "${word#*=}" &
+    running=$((running + 1))
+    if [ "$running" -ge "$jobs" ]; then
+        wait
+        running=0
+    fi
+done
+wait
+
+failed=0
+all=0
+echo "| target | executions | a second | coverage | features | corpus | findings |"
+echo "|---|---|---|---|---|---|---|"
+for word in "$@"; do
+    name=${word%%=*}
+    log=$work/$name/log
+    n=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    rate=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
+    # The last line that tells: "#8192 pulse cov: 512 ft: 1024 corp: 99/12Kb".
+    last=$(grep ' cov: ' "$log" | tail -n 1)
+    cov=$(echo "$last" | sed -n 's/.* cov: \([0-9]*\).*/\1/p')
+    ft=$(echo "$last" | sed -n 's/.* ft: \([0-9]*\).*/\1/p')
+    corpus=$(echo "$last" | sed -n 's/.* corp: \([0-9]*\).*/\1/p')
+    found=$(find "$work/$name/found" -type f | wc -l)
+    [ "$(cat "$work/$name/rc")" = 0 ] && [ "$found" = 0 ] || failed=1
+    all=$((all + ${n:-0}))
+    echo "| $name | ${n:-died} | ${rate:--} | ${cov:--} | ${ft:--} |" \
+        "${corpus:--} | $found |"
+done
+echo "$all executions in all, $seconds s a target"
+exit $failed
