@@ -274,7 +274,7 @@ static void part_copies(state *s)
         uint32_t r = rank_of(s, a), first = r / s->domain * s->domain;
         int32_t e = s->slot[a];
         double limit = most(s);
-        step best = {.value = INFINITY};
+        step best = {.value = HUGE_VAL};
 
         if (*on(s, e, r) < 2)
             continue;
@@ -843,7 +843,7 @@ moec_status moec_placement_balance(const moec_placement *p, uint32_t layer,
     const int32_t *row = moec_placement_row(p, layer);
     uint32_t *copies =
         moec_calloc(moec_placement_n_experts(p), sizeof(*copies));
-    moec_balance b = {.least = INFINITY};
+    moec_balance b = {.least = HUGE_VAL};
 
     if (!copies)
         return moec_fail_nomem(err, "copies of the experts");
