@@ -101,8 +101,8 @@ static void compare_logits(moec_l3_layer *l)
         return;
     while (same_bits(a->logits + i, b->logits + i, 1))
         i++;
-    want = moec_l3_say(a->logits[i]);
-    got = moec_l3_say(b->logits[i]);
+    want = moec_l3_say((double)a->logits[i]);
+    got = moec_l3_say((double)b->logits[i]);
     f = moec_l3_finding(l, MOEC_RULE_K01, MOEC_SEVERITY_ERROR);
     moec_l3_expect(&f, &want, &got);
     moec_report_add(l->v->r, &f,
@@ -230,8 +230,10 @@ static void compare_weights(moec_l3_layer *l)
     l->weights_ok = n_bad == 0;
     if (n_bad == 0)
         return;
-    want = moec_l3_say(effective(a, a->weights[(size_t)token * a->cols + col]));
-    got = moec_l3_say(effective(b, b->weights[(size_t)token * b->cols + col]));
+    want = moec_l3_say(
+        (double)effective(a, a->weights[(size_t)token * a->cols + col]));
+    got = moec_l3_say(
+        (double)effective(b, b->weights[(size_t)token * b->cols + col]));
     f = moec_l3_finding(l, MOEC_RULE_K02, MOEC_SEVERITY_ERROR);
     f.has |= MOEC_HAS_EXPERT;
     f.expert = (uint32_t)a->ids[(size_t)token * a->cols + col];
@@ -264,8 +266,8 @@ static void compare_shared_weights(moec_l3_layer *l)
                    (size_t)n * sizeof(*a->shared_weights));
         return;
     }
-    want = moec_l3_say(a->shared_weights[at]);
-    got = moec_l3_say(b->shared_weights[at]);
+    want = moec_l3_say((double)a->shared_weights[at]);
+    got = moec_l3_say((double)b->shared_weights[at]);
     f = moec_l3_finding(l, MOEC_RULE_K02, MOEC_SEVERITY_ERROR);
     moec_l3_expect(&f, &want, &got);
     moec_report_add(l->v->r, &f,
@@ -375,7 +377,8 @@ static void compare_column(moec_l3_layer *l, uint32_t t, uint32_t c,
 
 static void tell_slot(moec_l3_layer *l, size_t i, const tally *x)
 {
-    moec_l3_number want = moec_l3_say(x->want), got = moec_l3_say(x->got);
+    moec_l3_number want = moec_l3_say((double)x->want),
+                   got = moec_l3_say((double)x->got);
     moec_finding f = moec_l3_slot_finding(
         l, MOEC_RULE_K03, (uint32_t)(i / l->n_rows), (uint32_t)(i % l->n_rows));
 
@@ -468,8 +471,8 @@ static void compare_routed(moec_l3_layer *l)
             continue;
         while (same_bits(x + i, y + i, 1))
             i++;
-        want = moec_l3_say(x[i]);
-        got = moec_l3_say(y[i]);
+        want = moec_l3_say((double)x[i]);
+        got = moec_l3_say((double)y[i]);
         f = moec_l3_finding(l, MOEC_RULE_K03, MOEC_SEVERITY_ERROR);
         moec_l3_expect(&f, &want, &got);
         moec_report_add(l->v->r, &f,
@@ -542,8 +545,8 @@ static void compare_bound(moec_l3_layer *l, const float *want, const float *got,
     if (n_bad == 0)
         return;
     f = moec_l3_slot_finding(l, MOEC_RULE_K04, l->home[token], l->topo.n_local);
-    a = moec_l3_say(want[(size_t)token * l->width + at]);
-    b = moec_l3_say(got[(size_t)token * l->width + at]);
+    a = moec_l3_say((double)want[(size_t)token * l->width + at]);
+    b = moec_l3_say((double)got[(size_t)token * l->width + at]);
     f.has |= MOEC_HAS_EXPERT;
     f.expert = l->experts;
     moec_l3_expect(&f, &a, &b);
