@@ -67,6 +67,32 @@ moec_eplb_opts moec_cli_eplb_opts(const moec_cli *cli, const moec_model *model)
     return o;
 }
 
+/* A file without a model: E is the counts', rows are what they are. */
+static moec_status read_alone(moec_placement **out, const moec_counts *counts,
+                              const char *path, const char *text, size_t bytes,
+                              moec_error *err)
+{
+    moec_placement_target target = MOEC_PLACEMENT_TARGET_INIT;
+    moec_placement_file *file = NULL;
+    target.n_experts = moec_counts_n_experts(counts);
+    moec_status st =
+        moec_placement_file_read(&file, &target, path, text, bytes, err);
+    if (st != MOEC_OK)
+        return st;
+    const moec_placement *p = moec_placement_file_placement(file);
+    uint32_t n = moec_placement_n_layers(p);
+    uint32_t n_physical = moec_placement_n_physical(p);
+    if (n == moec_counts_n_layers(counts))
+        st = moec_placement_from_rows(out, n, target.n_experts, n_physical,
+                                      moec_placement_row(p, 0), err);
+    else
+        st = moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_P02,
+                            "%s: %u rows, the counts have %u", path, n,
+                            moec_counts_n_layers(counts));
+    moec_placement_file_close(file);
+    return st;
+}
+
 moec_status moec_cli_read_placement(moec_placement **out,
                                     const moec_model *model,
                                     const moec_counts *counts, const char *path,
@@ -78,8 +104,10 @@ moec_status moec_cli_read_placement(moec_placement **out,
         path, MOEC_RULE_P01, MOEC_JSON_BYTES_MAX, &text, &bytes, err);
     if (st != MOEC_OK)
         return st;
-    (void)counts;
-    st = moec_placement_parse(out, model, path, text, bytes, err);
+    if (model != NULL)
+        st = moec_placement_parse(out, model, path, text, bytes, err);
+    else
+        st = read_alone(out, counts, path, text, bytes, err);
     free(text);
     return st;
 }
@@ -112,9 +140,39 @@ static moec_status fill_rows(moec_placement **p, const moec_counts *counts,
     return MOEC_OK;
 }
 
-moec_status moec_cli_balance(moec_placement **out, const moec_cli *cli,
-                             const moec_model *model, const moec_counts *counts,
-                             moec_error *err)
+/* EPLB, and in which order it made the copies. */
+static moec_status run_eplb(moec_placement **out, uint32_t **replica,
+                            const moec_eplb_opts *o, const moec_counts *counts,
+                            moec_error *err)
+{
+    uint32_t n = moec_counts_n_layers(counts);
+    uint32_t n_experts = moec_counts_n_experts(counts);
+    uint64_t n_physical = (uint64_t)n_experts + o->n_redundant;
+    uint32_t *order = NULL;
+    if (replica != NULL) {
+        order = calloc(n * n_physical + 1, sizeof(*order));
+        if (order == NULL)
+            return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                                  "no memory for a placement");
+    }
+    moec_status st =
+        moec_eplb(out, order, o, moec_counts_loads(counts), n, n_experts, err);
+    /* Layers without counts become trivial. */
+    for (uint64_t i = 0; st == MOEC_OK && order != NULL && i < n * n_physical;
+         i++) {
+        if (!moec_counts_has(counts, (uint32_t)(i / n_physical)))
+            order[i] = (uint32_t)(i % n_physical) / n_experts;
+    }
+    if (st == MOEC_OK && replica != NULL)
+        *replica = order;
+    else
+        free(order);
+    return st;
+}
+
+moec_status moec_cli_balance(moec_placement **out, uint32_t **replica,
+                             const moec_cli *cli, const moec_model *model,
+                             const moec_counts *counts, moec_error *err)
 {
     uint32_t n_layers = moec_counts_n_layers(counts);
     uint32_t n_experts = moec_counts_n_experts(counts);
@@ -124,7 +182,7 @@ moec_status moec_cli_balance(moec_placement **out, const moec_cli *cli,
     moec_status st = MOEC_OK;
     o.eplb = moec_cli_eplb_opts(cli, model);
     if (cli->args.planner != MOEC_CHOICE_PLANNER_MOEC) {
-        st = moec_eplb(out, NULL, &o.eplb, loads, n_layers, n_experts, err);
+        st = run_eplb(out, replica, &o.eplb, counts, err);
     } else {
         if (cli->args.from != NULL)
             st = moec_cli_read_placement(&from, model, counts, cli->args.from,

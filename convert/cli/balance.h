@@ -30,9 +30,10 @@ moec_status moec_cli_read_placement(moec_placement **out,
                                     moec_error *err);
 
 /* Place by the counts. Layers that the file has no row for (MTP layers) get
- * the trivial row. */
-moec_status moec_cli_balance(moec_placement **out, const moec_cli *cli,
-                             const moec_model *model, const moec_counts *counts,
-                             moec_error *err);
+ * the trivial row. EPLB's order of copies (moec_eplb) goes to *replica, which
+ * may be NULL; free(3); the planner has none. */
+moec_status moec_cli_balance(moec_placement **out, uint32_t **replica,
+                             const moec_cli *cli, const moec_model *model,
+                             const moec_counts *counts, moec_error *err);
 
 #endif

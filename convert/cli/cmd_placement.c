@@ -100,11 +100,9 @@ const moec_cli_command moec_cmd_placement_check = {
 
 /* ----------------------------------------------------- import, export */
 
-#define FORMS "sglang|trtllm|vllm-ascend|vllm|eplb|phy2log|log2phy|logcnt"
-
 static const moec_cli_opt import_opts[] = {
-    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, form), FORMS,
-     "form to write", "sglang", NULL, 0},
+    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, form),
+     MOEC_CLI_FORMS, "form to write", "sglang", NULL, 0},
     {"npy", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, npy), NULL,
      "write .npy instead of JSON: phy2log, log2phy, logcnt, vllm", NULL, NULL,
      0},
@@ -115,8 +113,8 @@ static const moec_cli_opt import_opts[] = {
      "replace a file that exists", NULL, NULL, 0},
 };
 static const moec_cli_opt export_opts[] = {
-    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, form), FORMS,
-     "form to write", NULL, "required", 0},
+    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, form),
+     MOEC_CLI_FORMS, "form to write", NULL, "required", 0},
     {"npy", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, npy), NULL,
      "write .npy instead of JSON: phy2log, log2phy, logcnt, vllm", NULL, NULL,
      0},
@@ -130,8 +128,8 @@ static const moec_cli_group *const import_groups[] = {
 static const moec_cli_group *const export_groups[] = {
     &export_group, &moec_group_placed, &moec_group_common, NULL};
 
-/* By the order of FORMS. */
-static moec_placement_form form_of(uint32_t choice)
+/* By the order of MOEC_CLI_FORMS. */
+moec_placement_form moec_cli_form_of(uint32_t choice)
 {
     static const moec_placement_form forms[] = {
         MOEC_PLACEMENT_SGLANG,  MOEC_PLACEMENT_SGLANG,
@@ -147,7 +145,7 @@ static moec_status make_text(const moec_cli *cli, const moec_cli_placed *x,
                              void **out, size_t *bytes, moec_error *err)
 {
     moec_placement_write_opts o = MOEC_PLACEMENT_WRITE_OPTS_INIT;
-    o.form = form_of(cli->args.form);
+    o.form = moec_cli_form_of(cli->args.form);
     o.npy = cli->args.npy;
     o.keys = x->has_keys ? x->keys : NULL;
     o.n_layers = x->n_layers;
@@ -169,7 +167,8 @@ static void report_written(const moec_cli *cli, const moec_cli_placed *x,
                            const char *text)
 {
     const char *out = moec_cli_path(cli, 1);
-    const char *form = moec_placement_form_name(form_of(cli->args.form));
+    const char *form =
+        moec_placement_form_name(moec_cli_form_of(cli->args.form));
     if (cli->args.json) {
         moec_cli_json j;
         moec_cli_json_begin(&j, cli, true);
@@ -238,7 +237,8 @@ static int transform(moec_cli *cli)
     size_t bytes = 0;
     moec_status st;
     if (cli->args.form == 0)
-        return moec_cli_usage(cli, "--format is missing: one of " FORMS);
+        return moec_cli_usage(cli,
+                              "--format is missing: one of " MOEC_CLI_FORMS);
     if (cli->args.strategy != 0)
         st = moec_cli_placed_strategy(&x, cli, &err);
     else

@@ -9,6 +9,7 @@
 
 #include "balance.h"
 #include "option_files.h"
+#include "placement_input.h"
 #include "print.h"
 #include "session.h"
 
@@ -19,12 +20,18 @@ static const moec_cli_opt own_opts[] = {
      NULL, "rows and columns are as the file has them", 0},
     {"out", 'o', MOEC_KIND_TEXT, offsetof(moec_cli_args, out), "FILE",
      "write the placement there", NULL, "stdout", 0},
+    {"format", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, form),
+     MOEC_CLI_FORMS, "form to write", "sglang", NULL, 0},
+    {"npy", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, npy), NULL,
+     "write .npy instead of JSON: phy2log, log2phy, logcnt, vllm", NULL, NULL,
+     0},
     {"force", 'f', MOEC_KIND_FLAG, offsetof(moec_cli_args, force), NULL,
      "replace a file that exists", NULL, NULL, 0},
     {"family", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, family), "FILE",
      "a family description beside the built-in ones", NULL, NULL, 0},
 };
-static const moec_cli_group own = {"Placement", own_opts, 4};
+static const moec_cli_group own = {"Placement", own_opts,
+                                   sizeof(own_opts) / sizeof(own_opts[0])};
 static const moec_cli_group *const groups[] = {&moec_group_balance, &own,
                                                &moec_group_common, NULL};
 
@@ -36,6 +43,7 @@ typedef struct eplb {
     moec_placement *before; /* --from, or the trivial one */
     moec_placement *plain;  /* EPLB's, where the planner is another */
     moec_placement *after;
+    uint32_t *replica; /* order of EPLB's copies, or NULL */
 } eplb;
 
 /* ------------------------------------------------------------ the work */
@@ -59,8 +67,8 @@ static moec_status place(eplb *x, moec_error *err)
     uint32_t n_layers = moec_counts_n_layers(x->counts);
     uint32_t n_experts = moec_counts_n_experts(x->counts);
     moec_eplb_opts o = moec_cli_eplb_opts(x->cli, x->model);
-    moec_status st =
-        moec_cli_balance(&x->after, x->cli, x->model, x->counts, err);
+    moec_status st = moec_cli_balance(&x->after, &x->replica, x->cli, x->model,
+                                      x->counts, err);
     if (st == MOEC_OK && a->planner == MOEC_CHOICE_PLANNER_MOEC)
         st = moec_eplb(&x->plain, NULL, &o, moec_counts_loads(x->counts),
                        n_layers, n_experts, err);
@@ -221,60 +229,39 @@ static moec_status report_text(const eplb *x, FILE *f, moec_error *err)
 
 /* ------------------------------------------------------- the placement */
 
-static void put_row(FILE *f, const int32_t *row, uint32_t n, uint32_t n_experts,
-                    bool first)
+/* Keys of the rows: the model's, or their numbers. To be freed. */
+static moec_layer_key *make_keys(const eplb *x, uint32_t *n_decoder)
 {
-    (void)fputs(first ? "\n [" : ",\n [", f);
-    for (uint32_t k = 0; k < n; k++)
-        (void)fprintf(f, "%s%d", k > 0 ? ", " : "",
-                      row != NULL ? row[k] : (int)(k % n_experts));
-    (void)fputc(']', f);
-}
-
-/* SGLang's file: a row for each decoder layer, MTP layers behind them. */
-static void put_sglang(const eplb *x, FILE *f)
-{
-    const moec_placement *p = x->after;
-    uint32_t n = moec_placement_n_physical(p);
-    uint32_t n_experts = moec_placement_n_experts(p), layer = 0;
-    uint32_t n_decoder =
-        x->model != NULL ? moec_model_facts(x->model)->n_layers : 0;
-    (void)fputs("{\"physical_to_logical_map\": [", f);
-    for (uint32_t i = 0; i < n_decoder; i++) {
-        moec_layer_key key = {MOEC_SPACE_MAIN, i};
-        uint32_t at = moec_model_find_layer(x->model, key);
-        if (at != MOEC_NO_LAYER)
-            layer = at + 1;
-        put_row(f, at != MOEC_NO_LAYER ? moec_placement_row(p, at) : NULL, n,
-                n_experts, i == 0);
-    }
-    for (; layer < moec_placement_n_layers(p); layer++) {
-        if (moec_counts_has(x->counts, layer))
-            put_row(f, moec_placement_row(p, layer), n, n_experts,
-                    layer == 0 && n_decoder == 0);
-    }
-    (void)fputs("\n]}\n", f);
+    uint32_t n = moec_placement_n_layers(x->after);
+    moec_layer_key *keys = calloc((size_t)n + 1, sizeof(*keys));
+    for (uint32_t i = 0; keys != NULL && i < n; i++)
+        keys[i] = key_of(x, i);
+    *n_decoder = x->model != NULL ? moec_model_facts(x->model)->n_layers : n;
+    return keys;
 }
 
 static moec_status write_placement(const eplb *x, moec_error *err)
 {
     const moec_cli_args *a = &x->cli->args;
-    char *text = NULL;
+    moec_placement_write_opts o = MOEC_PLACEMENT_WRITE_OPTS_INIT;
+    moec_layer_key *keys = make_keys(x, &o.n_layers);
+    void *text = NULL;
     size_t bytes = 0;
-    FILE *f = open_memstream(&text, &bytes);
-    if (f == NULL)
+    if (keys == NULL)
         return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
                               "no memory for the placement");
-    put_sglang(x, f);
-    moec_status st = MOEC_OK;
-    if (fclose(f) != 0)
-        st = moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
-                            "no memory for the placement");
-    else if (a->out != NULL)
+    o.form = moec_cli_form_of(a->form);
+    o.keys = keys;
+    o.n_ranks = a->ep;
+    o.replica = x->replica;
+    o.npy = a->npy;
+    moec_status st = moec_placement_write(x->after, &o, &text, &bytes, err);
+    if (st == MOEC_OK && a->out != NULL)
         st = moec_cli_write_file(a->out, text, bytes, a->force, err);
-    else if (!a->json)
+    else if (st == MOEC_OK && !a->json)
         (void)fwrite(text, 1, bytes, stdout);
     free(text);
+    free(keys);
     return st;
 }
 
@@ -303,6 +290,7 @@ static int run(moec_cli *cli)
     moec_placement_destroy(x.before);
     moec_placement_destroy(x.plain);
     moec_placement_destroy(x.after);
+    free(x.replica);
     moec_counts_destroy(x.counts);
     moec_cli_session_close(&x.s);
     return code;
@@ -315,7 +303,8 @@ const moec_cli_command moec_cmd_placement_eplb = {
     .usage = "placement eplb --logical-count FILE --ep W [--source SRC]",
     .about = "Places experts by the load counts of a running engine and says "
              "for each layer how far the most loaded rank is above the mean, "
-             "before and after. Writes SGLang's form. With --planner moec no "
+             "before and after. Writes SGLang's form, or another engine's "
+             "(--format). With --planner moec no "
              "layer is worse than EPLB's; with --from few slots change.",
     .examples =
         "placement eplb --logical-count counts.json --ep 32 --redundant 32 "

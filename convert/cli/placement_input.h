@@ -29,6 +29,12 @@ typedef struct moec_cli_placed {
     const char *form;        /* "sglang", ..., "conversion" */
 } moec_cli_placed;
 
+/* Forms that placements are written in; the choice of one as the library
+ * names it: cmd_placement.c. */
+#define MOEC_CLI_FORMS                                                         \
+  "sglang|trtllm|vllm-ascend|vllm|eplb|phy2log|log2phy|logcnt"
+moec_placement_form moec_cli_form_of(uint32_t choice);
+
 /* --source, --family, --ep, --redundant, --experts, --moe-layers,
  * --allow-empty. */
 extern const moec_cli_group moec_group_placed;

@@ -164,7 +164,7 @@ static moec_status open_counts(moec_cli_session *s, const moec_cli *cli,
     moec_status st =
         moec_cli_read_counts(&counts, s->model, cli->args.logical_count, err);
     if (st == MOEC_OK)
-        st = moec_cli_balance(&s->placement, cli, s->model, counts, err);
+        st = moec_cli_balance(&s->placement, NULL, cli, s->model, counts, err);
     moec_counts_destroy(counts);
     return st;
 }
