@@ -651,6 +651,14 @@ moec_placement_file_placement(const moec_placement_file *file)
     return file->placement;
 }
 
+moec_placement *moec_placement_file_take(moec_placement_file *file)
+{
+    moec_placement *p = file->placement;
+
+    file->placement = NULL;
+    return p;
+}
+
 moec_layer_key moec_placement_file_key(const moec_placement_file *file,
                                        uint32_t i)
 {
@@ -696,8 +704,7 @@ moec_status moec_placement_parse_for(moec_placement **out,
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "%s: a placement for a model of 0 MoE layers", name);
     MOEC_TRY(moec_placement_file_read(&f, target, name, text, n, err));
-    *out = f->placement;
-    f->placement = NULL;
+    *out = moec_placement_file_take(f);
     moec_placement_file_close(f);
     return MOEC_OK;
 }

@@ -52,20 +52,9 @@ static moec_status fail_memory(moec_error *err)
 static moec_status keys_of_model(moec_cli_placed *x,
                                  moec_placement_target *target, moec_error *err)
 {
-    const moec_facts *facts = moec_model_facts(x->model);
-    size_t n = moec_model_n_layers(x->model);
-    x->keys = calloc(n + 1, sizeof(*x->keys));
-    if (x->keys == NULL)
-        return fail_memory(err);
-    for (size_t i = 0; i < n; i++)
-        x->keys[i] = moec_model_layer(x->model, i)->key;
-    x->n_layers = facts->n_layers;
-    x->n_shared = facts->shared_slots;
-    target->n_experts = facts->n_experts;
-    target->n_layers = facts->n_layers;
-    target->keys = x->keys;
-    target->n_keys = n;
-    return MOEC_OK;
+    x->n_layers = moec_model_facts(x->model)->n_layers;
+    x->n_shared = moec_model_facts(x->model)->shared_slots;
+    return moec_cli_placement_target(x->model, target, &x->keys, err);
 }
 
 /* --moe-layers A-B. */

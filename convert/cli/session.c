@@ -130,6 +130,56 @@ moec_status moec_cli_open_model(moec_cli_session *s, const moec_cli *cli,
     return st;
 }
 
+moec_status moec_cli_placement_target(const moec_model *model,
+                                      moec_placement_target *target,
+                                      moec_layer_key **keys, moec_error *err)
+{
+    const moec_facts *facts = moec_model_facts(model);
+    size_t n = moec_model_n_layers(model);
+    *keys = calloc(n + 1, sizeof(**keys));
+    if (*keys == NULL)
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for layers");
+    for (size_t i = 0; i < n; i++)
+        (*keys)[i] = moec_model_layer(model, i)->key;
+    target->n_experts = facts->n_experts;
+    target->n_layers = facts->n_layers;
+    target->keys = *keys;
+    target->n_keys = n;
+    return MOEC_OK;
+}
+
+/* The ranks that a file which says its own (vllm-ascend) must agree with. */
+static uint32_t ranks_of_job(const moec_cli_session *s, const moec_cli *cli)
+{
+    if (moec_cli_given(&cli->args, cli->cmd->groups, "ep"))
+        return cli->args.ep;
+    if (s->conversion == NULL)
+        return 0;
+    const moec_layout *layout = moec_conversion_layout(s->conversion);
+    return moec_plan_topology(moec_layout_plan(layout)).n_ranks;
+}
+
+static moec_status parse_placement(moec_cli_session *s, const moec_cli *cli,
+                                   const char *text, size_t bytes,
+                                   moec_error *err)
+{
+    moec_placement_target target = MOEC_PLACEMENT_TARGET_INIT;
+    moec_placement_file *file = NULL;
+    moec_layer_key *keys = NULL;
+    moec_status st = moec_cli_placement_target(s->model, &target, &keys, err);
+    target.n_ranks = ranks_of_job(s, cli);
+    target.allow_empty = cli->args.allow_empty;
+    if (st == MOEC_OK)
+        st = moec_placement_file_read(&file, &target, cli->args.placement, text,
+                                      bytes, err);
+    if (st == MOEC_OK)
+        s->placement = moec_placement_file_take(file);
+    moec_placement_file_close(file);
+    free(keys);
+    return st;
+}
+
 moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
                                     moec_error *err)
 {
@@ -140,7 +190,7 @@ moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
         path, MOEC_RULE_P01, MOEC_JSON_BYTES_MAX, &text, &bytes, err);
     if (st != MOEC_OK)
         return st;
-    st = moec_placement_parse(&s->placement, s->model, path, text, bytes, err);
+    st = parse_placement(s, cli, text, bytes, err);
     free(text);
     if (st != MOEC_OK ||
         !moec_cli_given(&cli->args, cli->cmd->groups, "redundant"))

@@ -60,6 +60,12 @@ void moec_cli_session_close(moec_cli_session *s);
 moec_plan_opts moec_cli_plan_opts(const moec_cli_session *s,
                                   const moec_cli *cli);
 
+/* E, layers and MoE layers of the model, for reading a placement file; *keys is
+ * the caller's, free(3). */
+moec_status moec_cli_placement_target(const moec_model *model,
+                                      moec_placement_target *target,
+                                      moec_layer_key **keys, moec_error *err);
+
 /* Is `dir` a converted checkpoint? It has a manifest of ours, or the
  * remains of one beside a slots.bin. IO where nobody can tell. */
 moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err);

@@ -291,6 +291,9 @@ MOEC_API moec_placement_form
 moec_placement_file_form(const moec_placement_file *file);
 MOEC_API const moec_placement *
 moec_placement_file_placement(const moec_placement_file *file);
+/* Take the placement out of the file: the caller's to destroy, once. The file
+ * keeps the rest. */
+MOEC_API moec_placement *moec_placement_file_take(moec_placement_file *file);
 /* Key of row `i` of the placement. */
 MOEC_API moec_layer_key moec_placement_file_key(const moec_placement_file *file,
                                                 uint32_t i);
