@@ -10,6 +10,9 @@
 #define THREADS_MAX   64u
 #define THREADS_USUAL 8u
 #define RING_BYTES    (UINT64_C(64) << 20)
+/* Reads into their place, half of them under way, half of them being digested:
+ * of 4 MiB each what disks like to have queued. */
+#define PLACES 32u
 
 static void free_engine(moec_engine *e)
 {
@@ -20,6 +23,7 @@ static void free_engine(moec_engine *e)
     moec_free(e->workers);
     if (e->o.sink == NULL)
         moec_free_aligned(e->ring);
+    moec_free_aligned(e->pages);
     moec_free(e->tickets);
     moec_free(e->left);
     moec_free(e->requests);
@@ -115,16 +119,27 @@ static moec_status hire(moec_engine *e, moec_error *err)
     if (e->workers == NULL || e->ring == NULL)
         return moec_fail_nomem(err, "the ring of a load");
     e->n_slots -= turn;
+    if (e->o.sink == NULL) {
+        e->n_places = (uint32_t)moec_ceil_div(PLACES, e->n_threads);
+        e->pages = moec_alloc_aligned((size_t)e->n_threads * e->n_places * 2 *
+                                          MOEC_ENGINE_PAGE,
+                                      MOEC_ENGINE_PAGE);
+        if (e->pages == NULL)
+            return moec_fail_nomem(err, "the ring of a load");
+    }
     for (uint32_t i = 0; i < e->n_threads; i++) {
         moec_engine_worker *w = &e->workers[i];
 
         w->e = e;
         w->number = i;
-        w->ops = moec_calloc(e->n_slots, sizeof(*w->ops));
+        w->ops = moec_calloc(e->n_slots + e->n_places, sizeof(*w->ops));
         if (w->ops == NULL)
             return moec_fail_nomem(err, "the ring of a load");
         for (uint32_t k = 0; k < e->n_slots; k++)
             w->ops[k].slot = e->ring + i * each + k * e->part_bytes;
+        for (uint32_t k = 0; k < e->n_places; k++)
+            w->ops[e->n_slots + k].slot =
+                e->pages + ((size_t)i * e->n_places + k) * 2 * MOEC_ENGINE_PAGE;
     }
     return MOEC_OK;
 }

@@ -77,6 +77,10 @@ struct moec_engine {
     uint64_t part_bytes; /* of one slot of the ring, and of one request */
     uint32_t n_slots;    /* of one thread */
     unsigned char *ring; /* n_threads * n_slots * part_bytes */
+    /* Reads into their place need two pages of ours, for head and tail: so
+     * many of them are under way in each thread, whatever the ring. */
+    uint32_t n_places;
+    unsigned char *pages; /* n_threads * n_places * 2 pages */
     struct moec_engine_worker *workers;
     uint32_t n_started;
 
@@ -131,11 +135,13 @@ typedef struct moec_engine_worker {
     uint32_t number;
     pthread_t thread;
     moec_uring uring;
-    moec_engine_op *ops; /* n_slots */
-    uint32_t n_reading;
-    uint64_t n_came;        /* so far: numbers them */
-    uint32_t n_waiting;     /* of them, to be copied */
-    uint64_t bounce_ticket; /* of the slot behind the ops', with a sink */
+    moec_engine_op *ops; /* n_slots with one each, then n_places */
+    uint32_t n_reading;  /* of all; of them into slots: */
+    uint32_t n_reading_slots;
+    const moec_request *held; /* taken, no room yet */
+    uint64_t n_came;          /* so far: numbers them */
+    uint32_t n_waiting;       /* of them, to be copied */
+    uint64_t bounce_ticket;   /* of the slot behind the ops', with a sink */
     moec_error err;
 } moec_engine_worker;
 

@@ -365,6 +365,7 @@ static void queue_reads(moec_engine_worker *w, moec_engine_op *op)
     op->bad = false;
     op->state = MOEC_OP_READS;
     w->n_reading++;
+    w->n_reading_slots += !op->in_place;
     /* at once: making the next slot ready may take longer than the read */
     (void)moec_uring_enter(&w->uring, false);
 }
@@ -423,6 +424,7 @@ static void reap(moec_engine_worker *w)
         if (--op->n_pending > 0)
             continue;
         w->n_reading--;
+        w->n_reading_slots -= !op->in_place;
         w->n_waiting++;
         op->came = w->n_came++;
         op->state = MOEC_OP_CAME;
@@ -434,7 +436,7 @@ static void finish_one(moec_engine_worker *w)
 {
     moec_engine_op *first = NULL;
 
-    for (uint32_t i = 0; i < w->e->n_slots; i++)
+    for (uint32_t i = 0; i < w->e->n_slots + w->e->n_places; i++)
         if (w->ops[i].state == MOEC_OP_CAME &&
             (first == NULL || w->ops[i].came < first->came))
             first = &w->ops[i];
@@ -466,9 +468,20 @@ static bool drained(moec_engine_worker *w, moec_engine_op *op, bool block)
     return true;
 }
 
-/* A slot for the next request, or NULL while all are in use. The last one that
- * became free, so that few are touched. */
-static moec_engine_op *free_op(moec_engine_worker *w)
+/* Room for a read into its place. */
+static moec_engine_op *free_place(moec_engine_worker *w)
+{
+    const moec_engine *e = w->e;
+
+    for (uint32_t i = 0; i < e->n_places; i++)
+        if (w->ops[e->n_slots + i].state == MOEC_OP_FREE)
+            return &w->ops[e->n_slots + i];
+    return NULL;
+}
+
+/* A slot, or NULL while all are in use. The first that is free, so that few are
+ * touched. */
+static moec_engine_op *free_slot(moec_engine_worker *w)
 {
     moec_engine_op *oldest = NULL;
 
@@ -497,35 +510,50 @@ static void drain(moec_engine_worker *w)
                 break;
 }
 
+/* Room for the request, or NULL: something must be finished first. New reads go
+ * out before what has come is copied, so only half the room is for reads that
+ * are under way. Devices that serve all reads alike end them all at once: with
+ * all the room being read into, the disk would rest while we copy. */
+static moec_engine_op *room_for(moec_engine_worker *w, const moec_request *r)
+{
+    const moec_engine *e = w->e;
+
+    if (!r->in_place)
+        return w->n_reading_slots < (e->n_slots + 1) / 2 ? free_slot(w) : NULL;
+    return w->n_reading - w->n_reading_slots < (e->n_places + 1) / 2
+               ? free_place(w)
+               : NULL;
+}
+
+static const moec_request *take(moec_engine *e)
+{
+    size_t i = atomic_fetch_add(&e->next, 1);
+
+    return i < e->n_requests ? &e->requests[i] : NULL;
+}
+
 void moec_engine_work(moec_engine_worker *w)
 {
     moec_engine *e = w->e;
-    uint32_t depth = (e->n_slots + 1) / 2;
-    bool more = true;
+    uint32_t n = e->n_slots + e->n_places;
 
     w->uring.fd = -1;
-    if (!e->o.no_uring && moec_uring_open(&w->uring, 3 * e->n_slots)) {
+    if (!e->o.no_uring && moec_uring_open(&w->uring, 3 * n)) {
         atomic_store(&e->uses_uring, true);
         moec_uring_table(&w->uring, e->n_slots);
     }
     tell_ready(w); /* groups without pieces */
-    while (more || w->n_reading + w->n_waiting > 0) {
+    w->held = take(e);
+    while ((w->held != NULL && !stopped(e)) ||
+           w->n_reading + w->n_waiting > 0) {
         moec_engine_op *op;
 
-        /* New reads go out before what has come is copied. Devices that serve
-         * all reads alike end them all at once: with every slot being read
-         * the disk would rest while we copy. */
-        while (more && !stopped(e) && w->n_reading < depth &&
-               (op = free_op(w)) != NULL) {
-            size_t i = atomic_fetch_add(&e->next, 1);
-
-            more = i < e->n_requests;
-            if (more) {
-                op->r = &e->requests[i];
-                begin(w, op);
-            }
+        while (w->held != NULL && !stopped(e) &&
+               (op = room_for(w, w->held)) != NULL) {
+            op->r = w->held;
+            begin(w, op);
+            w->held = take(e);
         }
-        more = more && !stopped(e);
         if (w->n_reading > 0)
             reap(w);
         finish_one(w);
