@@ -252,8 +252,8 @@ SYSCALLS = ["openat", "openat2", "read", "pread64", "write", "pwrite64",
             "unlinkat", "mkdirat", "close", "newfstatat", "getdents64",
             "flock", "mmap", "clone3", "fcntl", "fsetxattr"]
 # Before main, and whoever fails these fails before there is anybody to say so.
-SKIP_FIRST = {"openat": 5, "read": 5, "mmap": 40, "close": 5, "pread64": 4,
-              "newfstatat": 5}
+SKIP_FIRST = {"openat": 12, "read": 12, "mmap": 60, "close": 12, "pread64": 4,
+              "newfstatat": 12}
 
 
 def trace(scene, cwd, extra):
@@ -307,8 +307,10 @@ def attempt(fn, scene, scratch, point):
     try:
         return fn(scene, scratch, point), None
     except (Failure, OSError) as e:
-        return "FAILED", "%s, call %s: %s" % (
-            scene.name, " ".join(map(str, point)), e)
+        why = "%s, call %s: %s" % (scene.name, " ".join(map(str, point)), e)
+        if sys.stderr.isatty():
+            print(why, file=sys.stderr)
+        return "FAILED", why
 
 
 def sweep(name, all_scenes, scratch, opts, failures):
