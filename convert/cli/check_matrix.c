@@ -298,22 +298,15 @@ static void take(moec_check *x, job *j)
         run->imbalance);
 }
 
-moec_status moec_check_matrix(moec_check *x, moec_error *err)
+/* Prove `n` combinations with up to `step` <= MOST_THREADS at a time. */
+static moec_status prove_all(moec_check *x, const combination *all, size_t n,
+                             size_t step, moec_error *err)
 {
-    size_t n = 0, step = n_threads(x->cli);
-    combination *all = list_all(x, &n);
     job *jobs = calloc(step, sizeof(*jobs));
     moec_status st = MOEC_OK;
-    if (all == NULL || jobs == NULL)
-        st = moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
-                            "no memory for the combinations");
-    if (st == MOEC_OK && x->s.model == NULL) {
-        st = moec_cli_open_model(&x->s, x->cli, x->path, err);
-        if (st == MOEC_OK) {
-            (void)moec_ci_begin(&x->report, NULL);
-            moec_ci_add_notes(&x->report, x->s.ckpt);
-        }
-    }
+    if (jobs == NULL)
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for the combinations");
     for (size_t at = 0; st == MOEC_OK && at < n; at += step) {
         size_t some = n - at < step ? n - at : step;
         memset(jobs, 0, step * sizeof(*jobs));
@@ -333,6 +326,25 @@ moec_status moec_check_matrix(moec_check *x, moec_error *err)
         }
     }
     free(jobs);
+    return st;
+}
+
+moec_status moec_check_matrix(moec_check *x, moec_error *err)
+{
+    size_t n = 0;
+    moec_status st = MOEC_OK;
+    if (x->s.model == NULL) {
+        st = moec_cli_open_model(&x->s, x->cli, x->path, err);
+        if (st != MOEC_OK)
+            return st;
+        (void)moec_ci_begin(&x->report, NULL);
+        moec_ci_add_notes(&x->report, x->s.ckpt);
+    }
+    combination *all = list_all(x, &n);
+    if (all == NULL)
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for the combinations");
+    st = prove_all(x, all, n, n_threads(x->cli), err);
     free(all);
     return st;
 }

@@ -174,7 +174,7 @@ static void report_outcome(moec_check *x, const outcome *o,
                      rule_id(o->rule), moec_check_level_name(o->level));
     for (size_t i = 0; i < n; i++) {
         const moec_finding *g = moec_report_finding(o->report, i);
-        if (x->cli->args.verbose > 0 || g == f)
+        if (g != NULL && (x->cli->args.verbose > 0 || g == f))
             moec_ci_add(r, g, layout, "%s", g->message);
     }
     if (x->cli->args.verbose == 0 && n > 1)

@@ -310,7 +310,8 @@ moec_status moec_ci_baseline_read(moec_ci_baseline *out, const char *path,
         return st;
     }
     if (b.n > 1)
-        qsort(b.prints, b.n, sizeof(*b.prints), by_print);
+        if (b.n != 0)
+            qsort(b.prints, b.n, sizeof(*b.prints), by_print);
     *out = b;
     return MOEC_OK;
 }

@@ -506,6 +506,7 @@ static int by_severity(const void *pa, const void *pb)
 
 const moec_ci_found **moec_ci_worst_first(const moec_ci_report *r)
 {
+    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     const moec_ci_found **list = calloc(r->n_found + 1, sizeof(*list));
     if (list == NULL)
         return NULL;

@@ -34,15 +34,25 @@ static void put_text(FILE *f, const char *s)
     put(f, s, strlen(s));
 }
 
-/* "moe-convert-placement-check", the page of a command. */
-static void put_page(FILE *f, const moec_cli_command *cmd)
+static char upper(char c)
 {
-    (void)fputs("moe\\-convert", f);
-    if (cmd == NULL)
-        return;
-    (void)fputs("\\-", f);
-    for (const char *p = cmd->name; *p != '\0'; p++)
-        (void)fputs(*p == ' ' || *p == '-' ? "\\-" : (char[2]){*p, '\0'}, f);
+    return c >= 'a' && c <= 'z' ? (char)(c - 'a' + 'A') : c;
+}
+
+/* "moe-convert-placement-check", the page of a command. */
+static void put_page(FILE *f, const moec_cli_command *cmd, bool capitals)
+{
+    const char *parts[] = {"moe-convert", cmd != NULL ? cmd->name : NULL};
+    for (size_t i = 0; i < 2 && parts[i] != NULL; i++) {
+        if (i > 0)
+            (void)fputs("\\-", f);
+        for (const char *p = parts[i]; *p != '\0'; p++) {
+            if (*p == ' ' || *p == '-')
+                (void)fputs("\\-", f);
+            else
+                (void)fputc(capitals ? upper(*p) : *p, f);
+        }
+    }
 }
 
 static void head(FILE *f, const moec_cli_command *cmd, const char *line)
@@ -50,18 +60,11 @@ static void head(FILE *f, const moec_cli_command *cmd, const char *line)
     (void)fputs(".\\\" Made by moe-convert from its own table of options.\n"
                 ".TH \"",
                 f);
-    for (const char *p = "MOE-CONVERT"; *p != '\0'; p++)
-        (void)fputs(*p == '-' ? "\\-" : (char[2]){*p, '\0'}, f);
-    for (const char *p = cmd != NULL ? cmd->name : ""; *p != '\0'; p++) {
-        char upper = *p >= 'a' && *p <= 'z' ? (char)(*p - 'a' + 'A') : *p;
-        if (p == cmd->name)
-            (void)fputs("\\-", f);
-        (void)fputs(*p == ' ' || *p == '-' ? "\\-" : (char[2]){upper, '\0'}, f);
-    }
+    put_page(f, cmd, true);
     (void)fprintf(f, "\" 1 \"\" \"moe\\-convert %s\" \"User Commands\"\n",
                   moec_version());
     (void)fputs(".SH NAME\n", f);
-    put_page(f, cmd);
+    put_page(f, cmd, false);
     (void)fputs(" \\- ", f);
     put_text(f, line);
     (void)fputc('\n', f);
@@ -132,13 +135,13 @@ static void see_also(FILE *f, const moec_cli_command *const *list,
     (void)fputs(".SH SEE ALSO\n", f);
     if (list == NULL) {
         (void)fputs(".BR ", f);
-        put_page(f, above);
+        put_page(f, above, false);
         (void)fputs(" (1)\n", f);
         return;
     }
     for (; *list != NULL; list++) {
         (void)fputs(".BR ", f);
-        put_page(f, *list);
+        put_page(f, *list, false);
         (void)fprintf(f, " (1)%s\n", list[1] != NULL ? "," : "");
     }
 }
