@@ -302,7 +302,7 @@ moec_status moec_ci_baseline_read(moec_ci_baseline *out, const char *path,
         if (b.prints == NULL || b.used == NULL)
             st = no_memory(&r);
     }
-    for (size_t i = 0; st == MOEC_OK && i < n; i++)
+    for (size_t i = 0; st == MOEC_OK && b.prints != NULL && i < n; i++)
         st = take_print(&r, &b, json_array_get(list, i), i);
     json_decref(doc);
     if (st != MOEC_OK) {

@@ -267,6 +267,8 @@ int moec_ci_write(moec_ci_report *r)
     for (size_t i = 0; i < list->n; i++) {
         const char *file = NULL;
         uint32_t form = split(list->words[i], &file);
+        if (file == NULL) /* usage has refused it */
+            continue;
         int got = form == MOEC_CHOICE_MARKDOWN || !is_plain(file)
                       ? append_file(r, file, form)
                       : replace_file(r, file, form, log);

@@ -36,7 +36,10 @@ static void put_text(FILE *f, const char *s)
 
 static char upper(char c)
 {
-    return c >= 'a' && c <= 'z' ? (char)(c - 'a' + 'A') : c;
+    static const char small[] = "abcdefghijklmnopqrstuvwxyz";
+    static const char large[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    const char *at = c != '\0' ? strchr(small, c) : NULL;
+    return at != NULL ? large[at - small] : c;
 }
 
 /* "moe-convert-placement-check", the page of a command. */
