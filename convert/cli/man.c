@@ -39,7 +39,9 @@ static char upper(char c)
     static const char small[] = "abcdefghijklmnopqrstuvwxyz";
     static const char large[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
     const char *at = c != '\0' ? strchr(small, c) : NULL;
-    return at != NULL ? large[at - small] : c;
+    if (at == NULL)
+        return c;
+    return large[at - small];
 }
 
 /* "moe-convert-placement-check", the page of a command. */
