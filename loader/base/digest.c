@@ -2,7 +2,7 @@
  *
  * The two digests: SHA-256 (libcrypto, and two leaves at a time by the CPU's
  * SHA extensions) proves, XXH3-128 finds damage fast.
- * The only file of the library that includes OpenSSL. */
+ * Keys and certificates are in sign_keys.c. */
 
 #include <pthread.h>
 #include <stdatomic.h>
