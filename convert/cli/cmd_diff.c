@@ -496,6 +496,10 @@ static int print_ci(const diff *d)
             continue;
         if (d->b.x.keys != NULL)
             f.layer = d->b.x.keys[i];
+        if (d->b.kind == KIND_PLACEMENT) {
+            f.has |= MOEC_HAS_FILE;
+            f.file = d->b.path;
+        }
         moec_ci_add(&r, &f, NULL, "%" PRIu64 " slots hold another expert",
                     d->changed[i]);
     }
