@@ -177,6 +177,7 @@ static moec_status choose_windows(moec_job *j, moec_error *err)
             moec_job_slots *s = &y->slots[t];
             MOEC_TRY(moec_loading_window(&j->ld, i, t, &s->w, err));
             s->slot_stride = s->extent = s->w.bytes;
+            s->n_slots = moec_plan_slot_tensor(j->plan, i, t)->shape[0];
             s->skipped = y->group == MOEC_NO_GROUP;
         }
     }

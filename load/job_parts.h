@@ -41,6 +41,7 @@
 typedef struct moec_job_slots {
     moec_window w;
     uint64_t slot_stride, extent; /* bytes; of one slot, gaps included */
+    uint64_t n_slots;             /* rows that are loaded */
     unsigned char *data;          /* row 0 */
     uint64_t arena_off;
     bool skipped, placed; /* neither: in the arena */

@@ -75,9 +75,8 @@ static moec_status list_layer(moec_job *j, uint32_t layer, moec_error *err)
     const moec_job_layer *y = &j->layers[layer];
 
     for (size_t t = 0; t < y->n; t++) {
-        uint64_t rows = moec_plan_slot_tensor(j->plan, layer, t)->shape[0];
-
-        for (uint32_t row = 0; !y->slots[t].skipped && row < rows; row++) {
+        for (uint32_t row = 0;
+             !y->slots[t].skipped && row < y->slots[t].n_slots; row++) {
             moec_job_tag tag = {
                 layer, (uint32_t)t, row,
                 moec_plan_row_unit(j->plan, layer, t, j->ld.rank, row)};

@@ -88,6 +88,27 @@ static bool slot_extent(const moec_window *w, uint64_t *out)
            moec_add_u64(*out, w->n_cols * w->axes.elem, out);
 }
 
+/* Rows that are loaded: all, or at least those of the routed experts. */
+static moec_status count_slots(const moec_job *j, size_t layer, size_t t,
+                               const moec_slot_dst *dst, uint64_t *out,
+                               moec_error *err)
+{
+    const moec_slot_tensor *s = moec_plan_slot_tensor(j->plan, layer, t);
+    uint32_t least = moec_plan_topology(j->plan).n_local;
+
+    *out = s->shape[0];
+    if (dst->n_slots == 0 || dst->n_slots == *out)
+        return MOEC_OK;
+    if (s->all_slots || dst->n_slots < least || dst->n_slots > *out)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "'%s' has %" PRIu64 " rows, %" PRIu32
+                         " of them for routed experts: %" PRIu64
+                         " cannot be loaded alone",
+                         s->name, *out, least, dst->n_slots);
+    *out = dst->n_slots;
+    return MOEC_OK;
+}
+
 moec_status moec_job_place_slots(moec_job *j, size_t layer, size_t t,
                                  const moec_slot_dst *dst, moec_error *err)
 {
@@ -109,6 +130,7 @@ moec_status moec_job_place_slots(moec_job *j, size_t layer, size_t t,
             return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                              "'%s': strides leave 64 bits", name);
     }
+    MOEC_TRY(count_slots(j, layer, t, dst, &s.n_slots, err));
     s.slot_stride = dst->slot_stride;
     if (s.slot_stride == 0) /* a gap behind the last row as behind all */
         s.slot_stride = s.w.n_rows * s.w.row_stride +

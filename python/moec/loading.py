@@ -112,7 +112,8 @@ class Job(Handle):
 
     def place_slots(self, layer: int, t: int, tensor) -> None:
         """Load slot tensor t into `tensor` (torch, numpy, a buffer): rows
-        without gaps inside, any distance between them. None: leave it out."""
+        without gaps inside, any distance between them; all of them, or the
+        routed experts' alone. None: leave it out."""
         dst = abi.moec_slot_dst()
         if tensor is not None:
             view, want = View(tensor, writable=True), \
@@ -120,8 +121,9 @@ class Job(Handle):
             if view.device is not None:
                 raise ValueError(f"{want['name']}: the tensor is on "
                                  f"{view.device}, not in host memory")
-            if view.shape != want["shape"] or \
-                    view.dtype not in (None, want["dtype"]):
+            if view.shape[1:] != want["shape"][1:] or not view.shape or \
+                    view.shape[0] > want["shape"][0] or \
+                    not view.holds(want["dtype"]):
                 raise ValueError(
                     f"{want['name']} is {want['dtype']} "
                     f"{list(want['shape'])}, the tensor {view.dtype} "
@@ -131,7 +133,8 @@ class Job(Handle):
                 raise ValueError(f"{want['name']}: slots of the tensor have "
                                  "gaps inside")
             dst = abi.moec_slot_dst(data=view.address,
-                                    slot_stride=view.strides[0])
+                                    slot_stride=view.strides[0],
+                                    n_slots=view.shape[0])
             self._keep[layer, t] = view
         call("moec_job_place_slots", self.pointer, layer, t,
              ctypes.byref(dst))

@@ -190,6 +190,14 @@ class View:
             step *= d
         return tuple(reversed(strides))
 
+    def holds(self, dtype):
+        """Can its elements be of that type? Bytes of a buffer, and unsigned
+        integers of numpy's in the place of a type that it lacks, can."""
+        if self.dtype == dtype or self.dtype is None:
+            return True
+        return DTYPES[dtype][3] is None and \
+            DTYPES[dtype][2] == self.bits and self.dtype in ("U8", "U16")
+
     @property
     def is_dense(self):
         dense = self._dense()

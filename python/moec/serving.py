@@ -161,6 +161,8 @@ class _Fill:
         self.later: Dict[int, List[Tuple[torch.Tensor, torch.Tensor,
                                          bool]]] = {}
         self.filled: List[str] = []
+        self.n_local = world.n_physical // world.ep_size
+        self.shared_rows = world.shared_slots > 0
         self.job = Job(source, world.ep_rank, verify=extra.get("verify"),
                        n_threads=extra.get("threads", 0),
                        ring_bytes=extra.get("ring_bytes", 0),
@@ -184,6 +186,8 @@ class _Fill:
                     abi.MOEC_E_MAPPING)
             had.add(suffix)
             shape, dtype = want["shape"], _TORCH.get(want["dtype"])
+            if not self.shared_rows and not want["all_slots"]:  # they are last
+                shape = (self.n_local, *shape[1:])
             if tuple(p.shape) != shape or dtype is None:
                 raise MappingError(
                     f"{experts.module}.{suffix} is {p.dtype} "

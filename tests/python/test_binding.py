@@ -13,7 +13,7 @@ import unittest
 import numpy as np
 
 import moec
-from moec import _abi, kernels
+from moec import _abi, kernels, loading
 from moec.memory import Tensor, View
 
 ROOT = os.environ["MOEC_ROOT"]
@@ -117,6 +117,87 @@ class Checkpoints(unittest.TestCase):
         p = moec.Placement.eplb(loads, n_ranks=2, n_redundant=2)
         self.assertEqual(sorted(set(p.rows[0])), list(range(8)))
         self.assertEqual(p.rows[0].count(7), 2)  # the hottest one
+
+
+class Loading(unittest.TestCase):
+    """Against stacks made by numpy of what the checkpoint's tensors are."""
+
+    def setUp(self):
+        self.ckpt = moec.Checkpoint(fixture("deepseek_v3"))
+        self.model = moec.Model(self.ckpt)
+
+    def expert(self, layer, unit):
+        e = self.model.facts["n_experts"]
+        where = self.model.layer(layer)["experts_prefix"].removesuffix(
+            "experts") + (f"experts.{unit}." if unit < e else
+                          "shared_experts.")
+        part = {p: np.frombuffer(self.ckpt.read(where + p + "_proj.weight"),
+                                 np.uint16).reshape(
+                    self.ckpt[where + p + "_proj.weight"].shape)
+                for p in ("gate", "up", "down")}
+        return np.concatenate([part["gate"], part["up"]]), part["down"]
+
+    def check(self, plan, rank, got, rows=None):
+        for layer in range(plan.n_layers):
+            w13, w2 = plan.slot_tensors(layer)
+            for row, unit in enumerate(plan.units(layer, rank)[:rows]):
+                want = self.expert(layer, unit)
+                for name, w in ((w13["name"], want[0]), (w2["name"], want[1])):
+                    np.testing.assert_array_equal(got[name][row], w)
+
+    def test_loads_each_rank_as_it_is_placed(self):
+        e = self.model.facts["n_experts"]
+        rows = [list(np.random.default_rng(i).permutation(e)) + [i, i + 5]
+                for i in range(self.model.n_layers)]
+        plan = moec.Plan(self.model, n_ranks=2,
+                         placement=moec.Placement(rows, e))
+        for rank in (0, 1):
+            seen = []
+            got = loading.load(plan, rank, common=True, ready=seen.append,
+                               progress=lambda done, total: False)
+            self.check(plan, rank, {k: t.numpy(raw=True)
+                                    for k, t in got.items()})
+            self.assertEqual(seen, [None, *range(plan.n_layers)])
+            np.testing.assert_array_equal(
+                got["model.norm.weight"].numpy(raw=True),
+                np.frombuffer(self.ckpt.read("model.norm.weight"), np.uint16))
+
+    def test_fills_the_callers_tensors(self):
+        plan = moec.Plan(self.model, n_ranks=2)
+        routed = len(plan.units(0, 1)) - 1  # without the shared row
+        with loading.Job(plan, 1) as job:
+            mine = {}
+            for layer in range(plan.n_layers):
+                for t in range(2):
+                    want = job.slot_tensor(layer, t)
+                    room = np.full((2 * routed, *want["shape"][1:]), 7,
+                                   np.uint16)
+                    mine[want["name"]] = room[::2]  # gaps between slots
+                    job.place_slots(layer, t, mine[want["name"]])
+            job.start()
+            job.wait()
+            stats = job.stats()
+        self.check(plan, 1, mine, routed)
+        for room in mine.values():
+            self.assertTrue((room.base[1::2] == 7).all())
+        self.assertEqual(stats["n_layers_ready"], plan.n_layers)
+        with loading.Job(plan, 1) as job:
+            w13 = job.slot_tensor(0, 0)
+            with self.assertRaises(moec.ArgumentError):  # too few rows
+                job.place_slots(0, 0, np.zeros((1, *w13["shape"][1:]),
+                                               np.uint16))
+            with self.assertRaises(ValueError):  # another shape
+                job.place_slots(0, 0, np.zeros((9, 3, 3), np.uint16))
+            with self.assertRaises(KeyError):
+                job.place_tensor("no such tensor")
+
+    def test_an_exception_in_a_callback_ends_the_job(self):
+        def ready(layer):
+            raise RuntimeError("mine")
+
+        plan = moec.Plan(self.model, n_ranks=2)
+        with self.assertRaisesRegex(RuntimeError, "mine"):
+            loading.load(plan, 0, ready=ready)
 
 
 class Kernels(unittest.TestCase):

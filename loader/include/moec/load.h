@@ -73,6 +73,8 @@ typedef struct moec_slot_dst {
     uint64_t slot_stride; /* from slot to slot */
     uint64_t row_stride;  /* from row to row of the slot's matrix: padding */
     uint64_t half_stride; /* from the first half of w13 to the second */
+    uint64_t n_slots;     /* the first rows alone, of a server without room for
+                             shared slots, which stand last; 0: all */
 } moec_slot_dst;
 
 /* Where a source tensor goes that is no routed expert's: as a matrix of
