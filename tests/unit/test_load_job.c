@@ -1,0 +1,692 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What a job promises beside the bytes: order, readiness, caps, cancel, what
+ * it says of damage, sources by callback, one expert, a re-placement, several
+ * processes, forks, and memory that is refused at every allocation. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "base/base.h"
+#include "load_case.h"
+#include "plan_fixture.h"
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* Threads of this process with our names. */
+static int n_our_threads(void)
+{
+    DIR *d = opendir("/proc/self/task");
+    int n = 0;
+
+    assert_non_null(d);
+    for (const struct dirent *e = readdir(d); e != NULL; e = readdir(d)) {
+        char path[300], name[32] = {0};
+        FILE *f;
+
+        snprintf(path, sizeof(path), "/proc/self/task/%s/comm", e->d_name);
+        f = fopen(path, "r");
+        if (f == NULL)
+            continue;
+        n += fgets(name, sizeof(name), f) != NULL &&
+             strncmp(name, "moec/", 5) == 0;
+        fclose(f);
+    }
+    closedir(d);
+    return n;
+}
+
+/* A thread that was joined may be seen for a moment. */
+static void assert_no_thread_left(void)
+{
+    for (int i = 0; i < 200 && n_our_threads() != 0; i++)
+        usleep(1000);
+    assert_int_equal(n_our_threads(), 0);
+}
+
+/* -------------------------------------------------------------- watching */
+
+typedef struct watch {
+    load_arena arena;
+    const load_case *c;
+    moec_job *job;
+    uint32_t rank;
+    uint32_t seen[32];
+    size_t n;
+    uint32_t fail_at; /* 1: the first ready */
+    uint64_t last_done;
+    int stop;
+} watch;
+
+static moec_status watch_memory(void *ctx, const moec_memory_request *want,
+                                void **out, moec_error *err)
+{
+    return load_memory(&((watch *)ctx)->arena, want, out, err);
+}
+
+/* The layer must be complete when it is said to be. */
+static moec_status watch_ready(void *ctx, uint32_t layer, uint64_t ticket,
+                               moec_error *err)
+{
+    watch *w = ctx;
+
+    (void)ticket;
+    assert_true(w->n < 32);
+    w->seen[w->n++] = layer;
+    if (w->n == w->fail_at)
+        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE, "the caller fails");
+    if (layer != MOEC_NO_LAYER)
+        load_compare_layer(w->c, w->job, w->rank, layer);
+    else
+        load_compare_common(w->c, w->job);
+    return MOEC_OK;
+}
+
+static int watch_progress(void *ctx, uint64_t done, uint64_t total)
+{
+    watch *w = ctx;
+
+    assert_true(done >= w->last_done && done <= total);
+    w->last_done = done;
+    return w->stop;
+}
+
+static moec_job_opts watch_opts(watch *w)
+{
+    moec_job_opts o = load_opts();
+
+    o.memory = watch_memory;
+    o.ready = watch_ready;
+    o.progress = watch_progress;
+    o.ctx = w;
+    return o;
+}
+
+static moec_status watch_run(watch *w, const moec_job_opts *o, moec_error *err)
+{
+    moec_status st =
+        moec_job_create(&w->job, w->c->plan, w->c->conversion, w->rank, o, err);
+
+    if (st == MOEC_OK)
+        st = moec_job_start(w->job, err);
+    if (st == MOEC_OK)
+        st = moec_job_wait(w->job, err);
+    return st;
+}
+
+static void watch_end(watch *w)
+{
+    moec_job_destroy(w->job);
+    load_arena_free(&w->arena);
+}
+
+/* One fixture with its conversion, for all tests. */
+static struct {
+    plan_fixture x;
+    tmpdir dir;
+    load_case hf, conv;
+} t;
+
+static int set_up(void **state)
+{
+    moec_plan_opts o = plan_fixture_opts();
+
+    (void)state;
+    t.x = plan_fixture_open("deepseek_v3_fp8", &o);
+    t.dir = tmpdir_make();
+    t.hf.plan = t.x.plan;
+    load_convert(&t.conv, t.x.layout, &t.dir);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    moec_conversion_close(t.conv.conversion);
+    tmpdir_remove(&t.dir);
+    plan_fixture_close(&t.x);
+    return 0;
+}
+
+/* ----------------------------------------------------------------- order */
+
+static void layers_become_ready_in_the_order_asked(void **state)
+{
+    const load_case *both[] = {&t.hf, &t.conv};
+    uint32_t n = (uint32_t)moec_plan_n_layers(t.x.plan);
+
+    (void)state;
+    assert_true(n >= 2);
+    for (int k = 0; k < 4; k++) {
+        uint32_t order[2] = {n - 1, 0};
+        watch w = {.c = both[k % 2], .rank = 1};
+        moec_job_opts o = watch_opts(&w);
+        moec_error err = MOEC_ERROR_INIT;
+
+        o.layers = order;
+        o.n_layers = 2;
+        o.common_arena = 1;
+        o.common_last = k >= 2;
+        o.layer_arenas = k == 3;
+        load_ok(watch_run(&w, &o, &err), &err);
+        assert_int_equal(w.n, 3);
+        assert_int_equal(w.seen[k < 2 ? 0 : 2], MOEC_NO_LAYER);
+        assert_int_equal(w.seen[k < 2 ? 1 : 0], n - 1);
+        assert_int_equal(w.seen[k < 2 ? 2 : 1], 0);
+        assert_int_equal(w.arena.n, k == 3 ? 3 : 1);
+        for (uint32_t i = 1; i + 1 < n; i++)
+            assert_null(moec_job_slots_data(w.job, i, 0));
+        assert_no_thread_left();
+        watch_end(&w);
+    }
+}
+
+static void loads_nothing_twice_and_no_more_than_asked(void **state)
+{
+    watch w = {.c = &t.conv};
+    moec_job_opts o = watch_opts(&w);
+    moec_error err = MOEC_ERROR_INIT;
+    uint32_t bad[2] = {1, 1};
+    moec_slot_tensor s;
+    moec_job *job = NULL;
+
+    (void)state;
+    o.layers = bad;
+    o.n_layers = 2;
+    assert_int_equal(
+        moec_job_create(&job, t.conv.plan, t.conv.conversion, 0, &o, &err),
+        MOEC_E_ARG);
+    bad[1] = 1000;
+    assert_int_equal(
+        moec_job_create(&job, t.conv.plan, t.conv.conversion, 0, &o, NULL),
+        MOEC_E_ARG);
+    assert_int_equal(
+        moec_job_create(&job, NULL, t.conv.conversion, 2, NULL, NULL),
+        MOEC_E_ARG);
+    assert_int_equal(moec_job_create(&job, NULL, NULL, 0, NULL, NULL),
+                     MOEC_E_ARG);
+    assert_null(job);
+    o.layers = NULL;
+    load_ok(moec_job_create(&job, NULL, t.conv.conversion, 0, &o, &err), &err);
+    w.job = job;
+    assert_int_equal(moec_job_slot_tensor(job, 0, 99, &s, NULL), MOEC_E_ARG);
+    assert_int_equal(moec_job_wait(job, NULL), MOEC_E_ARG);
+    load_ok(moec_job_start(job, &err), &err);
+    assert_int_equal(moec_job_start(job, NULL), MOEC_E_ARG);
+    assert_int_equal(
+        moec_job_place_slots(job, 0, 0, &(moec_slot_dst){.data = NULL}, NULL),
+        MOEC_E_ARG);
+    load_ok(moec_job_wait(job, &err), &err);
+    load_ok(moec_job_wait(job, &err), &err); /* again, the same */
+    watch_end(&w);
+}
+
+static void a_slot_tensor_may_be_left_out(void **state)
+{
+    moec_slot_dst none = {.data = NULL};
+    moec_error err = MOEC_ERROR_INIT;
+    moec_job_opts o = load_opts();
+    load_arena arena = {0};
+    moec_job *job = NULL;
+    uint64_t all;
+
+    (void)state;
+    o.memory = load_memory;
+    o.ctx = &arena;
+    load_ok(moec_job_create(&job, NULL, t.conv.conversion, 0, &o, &err), &err);
+    all = moec_job_arena_bytes(job);
+    load_ok(moec_job_place_slots(job, 0, 1, &none, &err), &err);
+    assert_true(moec_job_arena_bytes(job) < all);
+    load_ok(moec_job_start(job, &err), &err);
+    load_ok(moec_job_wait(job, &err), &err);
+    assert_null(moec_job_slots_data(job, 0, 1));
+    load_compare_slots(&t.conv, 0, 0, 0, moec_job_slots_data(job, 0, 0));
+    load_compare_layer(&t.conv, job, 0, 1);
+    moec_job_destroy(job);
+    load_arena_free(&arena);
+}
+
+static void refuses_places_that_overlap(void **state)
+{
+    static unsigned char place[64];
+    moec_error err = MOEC_ERROR_INIT;
+    moec_slot_shape p;
+    moec_job *job = NULL;
+    moec_slot_dst d = {.data = place};
+
+    (void)state;
+    load_ok(moec_job_create(&job, NULL, t.conv.conversion, 0, NULL, &err),
+            &err);
+    load_ok(moec_job_slot_shape(job, 0, 0, &p, &err), &err);
+    assert_int_equal(p.n_halves, 2);
+    d.row_stride = p.row_bytes - 1;
+    assert_int_equal(moec_job_place_slots(job, 0, 0, &d, NULL), MOEC_E_ARG);
+    d.row_stride = 0;
+    d.half_stride = p.n_rows * p.row_bytes - 1;
+    assert_int_equal(moec_job_place_slots(job, 0, 0, &d, NULL), MOEC_E_ARG);
+    d.half_stride = 0;
+    d.slot_stride = 2 * p.n_rows * p.row_bytes - 1;
+    assert_int_equal(moec_job_place_slots(job, 0, 0, &d, NULL), MOEC_E_ARG);
+    d.slot_stride = 0;
+    d.row_stride = UINT64_MAX / 2;
+    assert_int_equal(moec_job_place_slots(job, 0, 0, &d, NULL), MOEC_E_ARG);
+    /* nothing to put the rest into */
+    assert_int_equal(moec_job_start(job, &err), MOEC_E_ARG);
+    moec_job_destroy(job);
+}
+
+/* ------------------------------------------------------------------- cap */
+
+static void a_cap_that_is_too_small_starts_nothing(void **state)
+{
+    watch w = {.c = &t.hf};
+    moec_job_opts o = watch_opts(&w);
+    moec_error err = MOEC_ERROR_INIT;
+    uint64_t takes;
+
+    (void)state;
+    load_ok(moec_job_create(&w.job, t.hf.plan, NULL, 0, &o, &err), &err);
+    takes = moec_job_memory_bytes(w.job);
+    moec_job_destroy(w.job);
+    o.memory_bytes = takes - 1;
+    load_ok(moec_job_create(&w.job, t.hf.plan, NULL, 0, &o, &err), &err);
+    assert_int_equal(moec_job_start(w.job, &err), MOEC_E_NOMEM);
+    assert_non_null(strstr(err.text, "the cap is"));
+    assert_int_equal(w.arena.n, 0);
+    watch_end(&w);
+    o.memory_bytes = takes;
+    memset(&err, 0, sizeof(err));
+    load_ok(watch_run(&w, &o, &err), &err);
+    watch_end(&w);
+}
+
+/* --------------------------------------------------------------- sources */
+
+/* The checkpoint in memory, read by callback: slow, failing or changing. */
+typedef struct store {
+    moec_store pub;
+    moec_store_file files[64];
+    char names[64][256];
+    int fds[64];
+    atomic_uint n_reads;
+    unsigned fail_at, slow_ms;
+    bool changes;
+} store;
+
+static moec_status store_read(void *ctx, size_t file, uint64_t off, void *buf,
+                              size_t n, moec_error *err)
+{
+    store *s = ctx;
+    unsigned i = atomic_fetch_add(&s->n_reads, 1) + 1;
+
+    if (s->slow_ms != 0)
+        usleep(s->slow_ms * 1000);
+    if (i == s->fail_at)
+        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE, "no such object");
+    return moec_pread_full(s->fds[file], s->files[file].name, buf, n, off, err);
+}
+
+static moec_status store_stat(void *ctx, size_t file, moec_store_file *out,
+                              moec_error *err)
+{
+    store *s = ctx;
+
+    (void)err;
+    *out = s->files[file];
+    if (s->changes)
+        out->etag = "another";
+    return MOEC_OK;
+}
+
+static void store_open(store *s, const char *fixture)
+{
+    moec_store init = MOEC_STORE_INIT;
+    char path[512];
+    DIR *d;
+
+    memset(s, 0, sizeof(*s));
+    plan_fixture_path(path, sizeof(path), fixture);
+    d = opendir(path);
+    assert_non_null(d);
+    for (const struct dirent *e = readdir(d); e != NULL; e = readdir(d)) {
+        size_t i = s->pub.n_files;
+        if (e->d_name[0] == '.')
+            continue;
+        snprintf(s->names[i], sizeof(s->names[i]), "%s", e->d_name);
+        s->fds[i] = openat(dirfd(d), e->d_name, O_RDONLY | O_CLOEXEC);
+        assert_true(s->fds[i] >= 0);
+        s->files[i] = (moec_store_file){
+            s->names[i], (uint64_t)lseek(s->fds[i], 0, SEEK_END), "tag"};
+        s->pub.n_files++;
+        init.n_files = s->pub.n_files;
+    }
+    closedir(d);
+    init.name = "store://fixture";
+    init.files = s->files;
+    init.read_at = store_read;
+    init.stat = store_stat;
+    init.ctx = s;
+    s->pub = init;
+}
+
+static void store_close(store *s)
+{
+    for (size_t i = 0; i < s->pub.n_files; i++)
+        close(s->fds[i]);
+}
+
+/* From the source down to a plan of two ranks. */
+static plan_fixture store_plan(store *s)
+{
+    moec_plan_opts o = plan_fixture_opts();
+    moec_error err = MOEC_ERROR_INIT;
+    moec_families *families = NULL;
+    plan_fixture x = {0};
+
+    load_ok(moec_families_create(&families, &err), &err);
+    load_ok(moec_ckpt_open_source(&x.ckpt, &s->pub, NULL, &err), &err);
+    load_ok(moec_model_open(&x.model, x.ckpt, families, &err), &err);
+    load_ok(moec_plan_create(&x.plan, x.model, &o, &err), &err);
+    moec_families_destroy(families);
+    return x;
+}
+
+static void loads_from_a_callers_source(void **state)
+{
+    static const char *const names[] = {"deepseek_v3_fp8", "gpt_oss",
+                                        "qwen3_moe"};
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        moec_plan_opts o = plan_fixture_opts();
+        plan_fixture real = plan_fixture_open(names[i], &o), x;
+        load_case c = {.truth = real.ckpt};
+        watch w = {.c = &c, .rank = 1};
+        moec_job_opts jo = watch_opts(&w);
+        moec_error err = MOEC_ERROR_INIT;
+        store s;
+
+        store_open(&s, names[i]);
+        x = store_plan(&s);
+        c.plan = x.plan;
+        assert_int_equal(moec_ckpt_n_tensors(x.ckpt),
+                         moec_ckpt_n_tensors(real.ckpt));
+        assert_string_equal(moec_ckpt_file(x.ckpt, 0)->etag, "tag");
+        jo.common_arena = 1;
+        load_ok(watch_run(&w, &jo, &err), &err);
+        watch_end(&w);
+        plan_fixture_close(&x);
+        plan_fixture_close(&real);
+        store_close(&s);
+    }
+}
+
+static void says_what_a_failing_source_said(void **state)
+{
+    load_case c = {0};
+    watch w = {.c = &c};
+    moec_job_opts o = watch_opts(&w);
+    moec_error err = MOEC_ERROR_INIT;
+    plan_fixture x;
+    store s;
+
+    (void)state;
+    o.ready = NULL;
+    store_open(&s, "deepseek_v3_fp8");
+    x = store_plan(&s);
+    c.plan = x.plan;
+    s.fail_at = atomic_load(&s.n_reads) + 5;
+    assert_int_equal(watch_run(&w, &o, &err), MOEC_E_IO);
+    assert_non_null(strstr(err.text, "no such object"));
+    assert_non_null(strstr(err.text, ".safetensors"));
+    watch_end(&w);
+    memset(&err, 0, sizeof(err));
+    s.changes = true;
+    assert_int_equal(watch_run(&w, &o, &err), MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_I13);
+    watch_end(&w);
+    plan_fixture_close(&x);
+    store_close(&s);
+}
+
+static void cancel_ends_a_slow_load_soon(void **state)
+{
+    load_case c = {0};
+    watch w = {.c = &c};
+    moec_job_opts o = watch_opts(&w);
+    moec_error err = MOEC_ERROR_INIT;
+    moec_job_stats st;
+    plan_fixture x;
+    double begin;
+    store s;
+
+    (void)state;
+    store_open(&s, "deepseek_v3_fp8");
+    x = store_plan(&s);
+    c.plan = x.plan;
+    s.slow_ms = 15;
+    o.ready = NULL;
+    load_ok(moec_job_create(&w.job, c.plan, NULL, 0, &o, &err), &err);
+    load_ok(moec_job_start(w.job, &err), &err);
+    usleep(20000);
+    begin = now();
+    moec_job_cancel(w.job);
+    assert_int_equal(moec_job_wait(w.job, &err), MOEC_E_CANCELLED);
+    assert_true(now() - begin < 0.25); /* 0.1, and a busy machine */
+    moec_job_poll(w.job, &st);
+    assert_int_equal(st.state, MOEC_JOB_FAILED);
+    assert_true(st.n_layers_ready < st.n_layers);
+    assert_no_thread_left();
+    watch_end(&w);
+    /* the same by the progress callback; and destroy alone */
+    w.stop = 1;
+    w.last_done = 0;
+    assert_int_equal(watch_run(&w, &o, NULL), MOEC_E_CANCELLED);
+    watch_end(&w);
+    load_ok(moec_job_create(&w.job, c.plan, NULL, 0, &o, &err), &err);
+    load_ok(moec_job_start(w.job, &err), &err);
+    watch_end(&w);
+    assert_no_thread_left();
+    plan_fixture_close(&x);
+    store_close(&s);
+}
+
+/* ---------------------------------------------------------------- damage */
+
+/* Change byte `off` of the file; `by` 0 gives it back as it was. */
+static void bend(const char *path, uint64_t off, unsigned char by)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    unsigned char b;
+
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, &b, 1, (off_t)off), 1);
+    b ^= by;
+    assert_int_equal(pwrite(fd, &b, 1, (off_t)off), 1);
+    close(fd);
+}
+
+static void damage_is_named_and_its_layer_not_ready(void **state)
+{
+    const moec_layout *l = moec_conversion_layout(t.conv.conversion);
+    size_t layer = moec_plan_n_layers(t.conv.plan) - 1, file;
+    const moec_slot_tensor *s = moec_plan_slot_tensor(t.conv.plan, layer, 0);
+    char path[1024], slot[64];
+    uint64_t off;
+
+    (void)state;
+    moec_layout_find_slots(l, 1, layer, 0, &file, &off);
+    snprintf(path, sizeof(path), "%s/%s", tmpdir_path(&t.dir, "out"),
+             moec_layout_file(l, file)->name);
+    off += 3 * s->slot_bytes + 17;
+    bend(path, off, 4);
+    for (int k = 0; k < 2; k++) {
+        watch w = {.c = &t.conv, .rank = 1};
+        moec_job_opts o = watch_opts(&w);
+        moec_error err = MOEC_ERROR_INIT;
+
+        o.verify = k ? MOEC_LOAD_VERIFY_SHA256 : MOEC_LOAD_VERIFY_XXH3;
+        assert_int_equal(watch_run(&w, &o, &err), MOEC_E_INTEGRITY);
+        assert_int_equal(err.rule, MOEC_RULE_T3);
+        snprintf(slot, sizeof(slot), "slot 3 (expert %u)",
+                 moec_plan_unit(t.conv.plan, layer, 1, (moec_local_row){3}));
+        assert_non_null(strstr(err.text, moec_layout_file(l, file)->name));
+        assert_non_null(strstr(err.text, s->name));
+        assert_non_null(strstr(err.text, slot));
+        assert_non_null(strstr(err.text, "leaf 0"));
+        for (size_t i = 0; i < w.n; i++)
+            assert_true(w.seen[i] != layer);
+        assert_no_thread_left();
+        watch_end(&w);
+        /* the other rank is none the worse; nor is one who does not look */
+        w = (watch){.c = &t.conv, .rank = 0};
+        load_ok(watch_run(&w, &o, &err), &err);
+        watch_end(&w);
+    }
+    /* in a part of a slot, block by block */
+    {
+        watch w = {.c = &t.conv, .rank = 1};
+        moec_job_opts o = load_opts();
+        moec_error err = MOEC_ERROR_INIT;
+
+        o.memory = watch_memory;
+        o.ctx = &w;
+        o.tp_size = 2;
+        if (watch_run(&w, &o, &err) != MOEC_E_UNSUPPORTED)
+            assert_int_equal(err.status, MOEC_E_INTEGRITY);
+        watch_end(&w);
+    }
+    bend(path, off, 4);
+}
+
+static void damaged_common_tensors_are_named(void **state)
+{
+    const moec_layout *l = moec_conversion_layout(t.conv.conversion);
+    size_t i = moec_ckpt_find(t.x.ckpt, "model.embed_tokens.weight"), file;
+    watch w = {.c = &t.conv};
+    moec_job_opts o = watch_opts(&w);
+    moec_error err = MOEC_ERROR_INIT;
+    char path[1024];
+    uint64_t off;
+
+    (void)state;
+    assert_true(moec_layout_find_common(l, i, &file, &off));
+    snprintf(path, sizeof(path), "%s/%s", tmpdir_path(&t.dir, "out"),
+             moec_layout_file(l, file)->name);
+    bend(path, off + 99, 1);
+    o.common_arena = 1;
+    assert_int_equal(watch_run(&w, &o, &err), MOEC_E_INTEGRITY);
+    assert_non_null(strstr(err.text, "model.embed_tokens.weight"));
+    assert_int_equal(w.n, 0);
+    watch_end(&w);
+    bend(path, off + 99, 1);
+}
+
+/* A copy of the fixture that may be changed. */
+static void copy_fixture(const tmpdir *dir, const char *name)
+{
+    char from[512], cmd[1400];
+
+    plan_fixture_path(from, sizeof(from), name);
+    snprintf(cmd, sizeof(cmd), "cp -r '%s' '%s' && chmod -R u+w '%s'", from,
+             tmpdir_path(dir, "src"), tmpdir_path(dir, "src"));
+    assert_int_equal(system(cmd), 0); /* NOLINT(cert-env33-c): a test */
+}
+
+static void a_file_that_changed_is_refused(void **state)
+{
+    moec_plan_opts po = plan_fixture_opts();
+
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        tmpdir dir = tmpdir_make();
+        moec_error err = MOEC_ERROR_INIT;
+        moec_families *families = NULL;
+        load_case c = {0};
+        watch w = {.c = &c};
+        moec_job_opts o = watch_opts(&w);
+        plan_fixture x = {0};
+        char path[2048];
+
+        o.ready = NULL;
+        copy_fixture(&dir, "olmoe");
+        load_ok(moec_families_create(&families, &err), &err);
+        load_ok(moec_ckpt_open(&x.ckpt, tmpdir_path(&dir, "src"), NULL, &err),
+                &err);
+        load_ok(moec_model_open(&x.model, x.ckpt, families, &err), &err);
+        load_ok(moec_plan_create(&x.plan, x.model, &po, &err), &err);
+        c.plan = x.plan;
+        snprintf(path, sizeof(path), "%s/%s", tmpdir_path(&dir, "src"),
+                 moec_ckpt_file(x.ckpt, 0)->name);
+        if (k == 0)
+            assert_int_equal(truncate(path, 5000), 0);
+        else
+            bend(path, 5000, 0); /* written to */
+        assert_int_equal(watch_run(&w, &o, &err), MOEC_E_FORMAT);
+        assert_int_equal(err.rule, MOEC_RULE_I13);
+        watch_end(&w);
+        moec_families_destroy(families);
+        plan_fixture_close(&x);
+        tmpdir_remove(&dir);
+    }
+}
+
+static void failing_callbacks_end_the_load(void **state)
+{
+    (void)state;
+    for (uint32_t k = 1; k <= 3; k++) {
+        watch w = {.c = &t.conv, .rank = 1, .fail_at = k};
+        moec_job_opts o = watch_opts(&w);
+        moec_error err = MOEC_ERROR_INIT;
+
+        o.common_arena = 1;
+        assert_int_equal(watch_run(&w, &o, &err), MOEC_E_IO);
+        assert_non_null(strstr(err.text, "the caller fails"));
+        assert_int_equal(w.n, k);
+        watch_end(&w);
+        assert_no_thread_left();
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(layers_become_ready_in_the_order_asked),
+        cmocka_unit_test(loads_nothing_twice_and_no_more_than_asked),
+        cmocka_unit_test(a_slot_tensor_may_be_left_out),
+        cmocka_unit_test(refuses_places_that_overlap),
+        cmocka_unit_test(a_cap_that_is_too_small_starts_nothing),
+        cmocka_unit_test(loads_from_a_callers_source),
+        cmocka_unit_test(says_what_a_failing_source_said),
+        cmocka_unit_test(cancel_ends_a_slow_load_soon),
+        cmocka_unit_test(damage_is_named_and_its_layer_not_ready),
+        cmocka_unit_test(damaged_common_tensors_are_named),
+        cmocka_unit_test(a_file_that_changed_is_refused),
+        cmocka_unit_test(failing_callbacks_end_the_load),
+    };
+
+    load_scratch();
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
