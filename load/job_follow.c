@@ -195,6 +195,23 @@ static moec_status move_tensor(moec_job *j, const moec_diff_move *m, size_t t,
     return MOEC_OK;
 }
 
+static moec_status hand_over(moec_job *j, const moec_diff_move *m,
+                             moec_error *err)
+{
+    size_t n = j->layers[m->layer].n;
+    void **rows = moec_calloc(n + 1, sizeof(*rows));
+    moec_status st;
+
+    if (rows == NULL)
+        return moec_fail_nomem(err, "places of a row");
+    for (size_t t = 0; t < n; t++)
+        if (concerns(j, m, t))
+            rows[t] = row_at(j, m->layer, t, m->dst_row);
+    st = j->hooks.peer(j->hooks.ctx, m, rows, err);
+    moec_free(rows);
+    return st;
+}
+
 static moec_status make_bounce(moec_job *j, moec_error *err)
 {
     uint64_t most = 0;
@@ -229,7 +246,7 @@ moec_status moec_job_make_moves(moec_job *j, moec_error *err)
             if (j->hooks.round != NULL)
                 MOEC_TRY(j->hooks.round(j->hooks.ctx, layer, round + 1, err));
         if (m->source == MOEC_DIFF_PEER)
-            MOEC_TRY(j->hooks.peer(j->hooks.ctx, m, err));
+            MOEC_TRY(hand_over(j, m, err));
         else if (m->source != MOEC_DIFF_DISK)
             for (size_t t = 0; t < j->layers[layer].n; t++)
                 if (concerns(j, m, t))

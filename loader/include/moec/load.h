@@ -296,8 +296,11 @@ typedef struct moec_diff_hooks {
     uint32_t struct_bytes; /* sizeof(moec_diff_hooks) */
     uint32_t reserved;
     void *ctx;
-    /* PEER: bring the other rank's row into ours (moec_job_slots_data). */
-    moec_status (*peer)(void *ctx, const moec_diff_move *move, moec_error *err);
+    /* PEER: bring the other rank's row into ours: rows[t] is where it goes in
+     * slot tensor `t` of the layer, with the strides that it was placed with;
+     * NULL where the move is not about `t`. */
+    moec_status (*peer)(void *ctx, const moec_diff_move *move,
+                        void *const *rows, moec_error *err);
     /* HOST: where `unit` stands in host memory for slot tensor `t`, dense, of
      * moec_job_slot_tensor's slot_bytes. */
     moec_status (*host)(void *ctx, size_t layer, size_t t, uint32_t unit,
