@@ -14,6 +14,8 @@ install(DIRECTORY loader/include/moec
   FILES_MATCHING PATTERN "*.h" PATTERN "*.def")
 install(FILES LICENSE README.md CHANGELOG.md
   DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+install(FILES loader/examples/serve.c
+  DESTINATION "${CMAKE_INSTALL_DOCDIR}/examples")
 install(FILES convert/cli/policy-1.schema.json mapping/families/schema.json
   DESTINATION "${CMAKE_INSTALL_DATADIR}/moec/schemas")
 if(TARGET moec_cuda)

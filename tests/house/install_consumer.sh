@@ -37,6 +37,13 @@ step "$CC" -std=c11 -Wall -Wextra -Werror "$here/consumer.c" \
     -o "$dir/consumer" $(pkg-config --cflags --libs moec)
 step "$dir/consumer"
 
+# The example is installed, and builds as its head says.
+example=$(find "$prefix" -name serve.c)
+# shellcheck disable=SC2046 # lists of flags
+step "$CC" -std=c11 -Wall -Wextra -Werror "$example" -o "$dir/serve" \
+    $(pkg-config --cflags --libs moec)
+step "$dir/serve" "$here/../../../fixtures/checkpoints/qwen3_moe" 1 2
+
 step cmake -S "$here" -B "$dir/build" "-DCMAKE_PREFIX_PATH=$prefix" \
     "-DCMAKE_C_COMPILER=$CC" "-DCMAKE_CXX_COMPILER=$CXX" >"$dir/log" || {
     cat "$dir/log"
@@ -72,7 +79,7 @@ for name in $(readelf -d "$prefix/bin/moe-convert" |
         exit 1
     fi
 done
-if find "$prefix" -name '*.c' | grep .; then
+if find "$prefix" -name '*.c' ! -path '*/examples/*' | grep .; then
     echo "installed a source file"
     exit 1
 fi
