@@ -29,6 +29,7 @@ function level(path) {
     if (path ~ /^loader\/include\/moec\/load\.h$/)      return 4
     if (path ~ /^loader\/include\/moec\/moec\.h$/)      return 6
     if (path ~ /^loader\/include\/moec\//)              return -1
+    if (path ~ /^loader\/examples\//) return 7
     if (path ~ /^loader\/base\//) return 0
     if (path ~ /^loader\//)       return 1
     if (path ~ /^mapping\//)      return 2
