@@ -14,7 +14,7 @@ install(DIRECTORY loader/include/moec
   FILES_MATCHING PATTERN "*.h" PATTERN "*.def")
 install(FILES LICENSE README.md CHANGELOG.md
   DESTINATION "${CMAKE_INSTALL_DOCDIR}")
-install(FILES loader/examples/serve.c
+install(FILES loader/examples/example_server.c
   DESTINATION "${CMAKE_INSTALL_DOCDIR}/examples")
 install(FILES convert/cli/policy-1.schema.json mapping/families/schema.json
   DESTINATION "${CMAKE_INSTALL_DATADIR}/moec/schemas")

@@ -38,7 +38,7 @@ step "$CC" -std=c11 -Wall -Wextra -Werror "$here/consumer.c" \
 step "$dir/consumer"
 
 # The example is installed, and builds as its head says.
-example=$(find "$prefix" -name serve.c)
+example=$(find "$prefix" -name example_server.c)
 # shellcheck disable=SC2046 # lists of flags
 step "$CC" -std=c11 -Wall -Wextra -Werror "$example" -o "$dir/serve" \
     $(pkg-config --cflags --libs moec)

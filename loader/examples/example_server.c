@@ -6,7 +6,7 @@
  *   serve CHECKPOINT|CONVERSION RANK EP
  *
  * Build it against an installed libmoec:
- *   cc serve.c $(pkg-config --cflags --libs moec)
+ *   cc example_server.c $(pkg-config --cflags --libs moec)
  */
 #include <stdio.h>
 #include <stdlib.h>
