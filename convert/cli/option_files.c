@@ -128,6 +128,23 @@ static moec_status publish(const char *temporary, const char *path, bool force,
     return MOEC_OK;
 }
 
+moec_status moec_cli_read_placement_file(const char **path, char **out,
+                                         size_t *bytes_out, moec_error *err)
+{
+    const char *text = *path;
+    if ((text[0] != '{' && text[0] != '[') || access(text, F_OK) == 0)
+        return moec_cli_read_file(text, MOEC_RULE_P01, MOEC_JSON_BYTES_MAX, out,
+                                  bytes_out, err);
+    char *copy = strdup(text);
+    if (copy == NULL)
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for a placement");
+    *path = "inline JSON";
+    *out = copy;
+    *bytes_out = strlen(copy);
+    return MOEC_OK;
+}
+
 moec_status moec_cli_write_file(const char *path, const void *data, size_t n,
                                 bool force, moec_error *err)
 {

@@ -21,6 +21,11 @@
 moec_status moec_cli_read_file(const char *path, moec_rule rule, uint64_t max,
                                char **out, size_t *bytes_out, moec_error *err);
 
+/* The same of a placement: `*path` may be JSON itself, as SGLang takes it; it
+ * is then replaced with what messages call it. */
+moec_status moec_cli_read_placement_file(const char **path, char **out,
+                                         size_t *bytes_out, moec_error *err);
+
 /* Write `n` bytes as `path`; one that exists is replaced with `force` only. */
 moec_status moec_cli_write_file(const char *path, const void *data, size_t n,
                                 bool force, moec_error *err);

@@ -210,8 +210,7 @@ moec_status moec_cli_placed_open(moec_cli_placed *x, const moec_cli *cli,
         return open_conversion(x, cli, path, err);
     moec_status st = open_target(x, cli, &target, err);
     if (st == MOEC_OK)
-        st = moec_cli_read_file(path, MOEC_RULE_P01, MOEC_JSON_BYTES_MAX, &text,
-                                &bytes, err);
+        st = moec_cli_read_placement_file(&path, &text, &bytes, err);
     if (st == MOEC_OK)
         st =
             moec_placement_file_read(&x->file, &target, path, text, bytes, err);

@@ -161,8 +161,8 @@ static uint32_t ranks_of_job(const moec_cli_session *s, const moec_cli *cli)
 }
 
 static moec_status parse_placement(moec_cli_session *s, const moec_cli *cli,
-                                   const char *text, size_t bytes,
-                                   moec_error *err)
+                                   const char *name, const char *text,
+                                   size_t bytes, moec_error *err)
 {
     moec_placement_target target = MOEC_PLACEMENT_TARGET_INIT;
     moec_placement_file *file = NULL;
@@ -171,8 +171,7 @@ static moec_status parse_placement(moec_cli_session *s, const moec_cli *cli,
     target.n_ranks = ranks_of_job(s, cli);
     target.allow_empty = cli->args.allow_empty;
     if (st == MOEC_OK)
-        st = moec_placement_file_read(&file, &target, cli->args.placement, text,
-                                      bytes, err);
+        st = moec_placement_file_read(&file, &target, name, text, bytes, err);
     if (st == MOEC_OK)
         s->placement = moec_placement_file_take(file);
     moec_placement_file_close(file);
@@ -186,11 +185,10 @@ moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
     const char *path = cli->args.placement;
     char *text = NULL;
     size_t bytes = 0;
-    moec_status st = moec_cli_read_file(
-        path, MOEC_RULE_P01, MOEC_JSON_BYTES_MAX, &text, &bytes, err);
+    moec_status st = moec_cli_read_placement_file(&path, &text, &bytes, err);
     if (st != MOEC_OK)
         return st;
-    st = parse_placement(s, cli, text, bytes, err);
+    st = parse_placement(s, cli, path, text, bytes, err);
     free(text);
     if (st != MOEC_OK ||
         !moec_cli_given(&cli->args, cli->cmd->groups, "redundant"))
