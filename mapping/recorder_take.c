@@ -103,14 +103,34 @@ static void on_token(walk *w, uint32_t position, const uint8_t *marks)
             memset(ids + l * r->row_ids_bytes, 0xff, (size_t)r->row_ids_bytes);
 }
 
-static void on_gap(walk *w, uint32_t position)
+static void on_gap(walk *w, uint32_t position, uint32_t end)
 {
     if (!w->in_gap && w->to)
         w->to->gaps[w->gap].first = position;
     w->gap += !w->in_gap;
     w->in_gap = true;
     if (w->to)
-        w->to->gaps[w->gap - 1].end = position + 1;
+        w->to->gaps[w->gap - 1].end = end;
+}
+
+/* Positions from p on, up to `end`, that are as p: one where it has a chunk,
+ * else all to the end of the chunk that is not there or to the border of gap
+ * `g`. Cached prefixes are long. */
+static uint32_t run_of(const request *q, const uint8_t *marks, uint32_t p,
+                       uint32_t end, size_t g)
+{
+    uint32_t stop = (p | (CHUNK - 1)) + 1;
+
+    if (marks)
+        return p + 1;
+    stop = stop < end ? stop : end;
+    if (g < q->n_gaps) {
+        uint32_t border =
+            q->gaps[g].first <= p ? q->gaps[g].end : q->gaps[g].first;
+
+        stop = stop < border ? stop : border;
+    }
+    return stop;
 }
 
 static void walk_request(walk *w)
@@ -121,19 +141,23 @@ static void walk_request(walk *w)
     size_t g = 0;
 
     w->in_gap = false;
-    for (uint32_t p = 0; p < end; p++) {
+    for (uint32_t p = 0, next; p < end; p = next) {
         const uint8_t *marks = marks_of(r, q, p);
         int state = state_of(r, marks, &layer);
 
         while (g < q->n_gaps && q->gaps[g].end <= p)
             g++;
+        next = run_of(q, marks, p, end, g);
         if (state == 1) {
             on_token(w, p, marks);
         } else if (state == 0 && g < q->n_gaps && q->gaps[g].first <= p) {
-            on_gap(w, p);
-        } else if (w->n_bad++ == 0) {
-            w->bad_position = p;
-            w->bad_layer = layer;
+            on_gap(w, p, next);
+        } else {
+            if (w->n_bad == 0) {
+                w->bad_position = p;
+                w->bad_layer = layer;
+            }
+            w->n_bad += next - p;
         }
     }
 }

@@ -357,6 +357,10 @@ static int run(moec_cli *cli)
         return moec_cli_usage(cli, "%s", why);
     moec_status st = work(&x, &err);
     int code = st == MOEC_OK ? MOEC_EXIT_OK : moec_cli_fail(cli, st, &err);
+    if (st == MOEC_OK && cli->args.waterfill && x.in.n_shared == 0 &&
+        !cli->args.quiet)
+        moec_cli_line(stderr, "no shared slots: waterfill has nothing to move "
+                              "(--shared S)");
     if (st == MOEC_OK && cli->args.json)
         print_json(&x);
     else if (st == MOEC_OK)

@@ -271,6 +271,39 @@ static void cached_prefixes_are_gaps(void **state)
     moec_recorder_destroy(r);
 }
 
+/* Borders of gaps at and beside those of chunks of 64. */
+static void gaps_end_where_they_say(void **state)
+{
+    const uint32_t borders[] = {1, 63, 64, 65, 127, 128, 129, 1000};
+
+    (void)state;
+    for (int i = 0; i < 8; i++) {
+        moec_recorder *r = rr_start(E, K, 3);
+        uint64_t a = rr_request(r, "a", 0);
+        moec_error err = MOEC_ERROR_INIT;
+        moec_routes *out = NULL;
+        moec_routes_request q;
+        uint32_t b = borders[i];
+
+        assert_int_equal(moec_recorder_gap(r, a, 0, b, NULL), MOEC_OK);
+        rr_fill(r, a, 1, b + 200, b + 201, E, K);
+        assert_int_equal(moec_recorder_stop(r, &out, &err), MOEC_E_INTEGRITY);
+        assert_non_null(strstr(err.text, "200 positions lack rows"));
+        assert_int_equal(moec_recorder_gap(r, a, b + 1, b + 200, NULL),
+                         MOEC_OK);
+        rr_fill(r, a, 1, b, b + 1, E, K);
+        assert_int_equal(moec_recorder_stop(r, &out, NULL), MOEC_OK);
+        q = moec_routes_get_request(out, 0);
+        assert_int_equal(q.n_tokens, 2);
+        assert_int_equal(q.n_gaps, 2);
+        assert_int_equal(q.gaps[0].end, b);
+        assert_int_equal(q.gaps[1].first, b + 1);
+        assert_int_equal(q.gaps[1].end, b + 200);
+        moec_routes_destroy(out);
+        moec_recorder_destroy(r);
+    }
+}
+
 static void rows_after_a_retraction_replace_those_before(void **state)
 {
     moec_recorder *r = rr_start(E, K, 3);
@@ -496,6 +529,7 @@ int main(void)
         cmocka_unit_test(handles_end_with_take),
         cmocka_unit_test(refuses_ids_that_are_no_text),
         cmocka_unit_test(cached_prefixes_are_gaps),
+        cmocka_unit_test(gaps_end_where_they_say),
         cmocka_unit_test(rows_after_a_retraction_replace_those_before),
         cmocka_unit_test(retraction_takes_gaps_back),
         cmocka_unit_test(mtp_layers_may_lack_rows),
