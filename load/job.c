@@ -341,6 +341,7 @@ static moec_status prepare(moec_job *j, moec_error *err)
                           .ready = on_ready,
                           .describe = moec_job_describe,
                           .ctx = j};
+    moec_engine *engine = NULL;
 
     MOEC_TRY(moec_job_place_all(j, err));
     if (j->diff != NULL)
@@ -352,31 +353,54 @@ static moec_status prepare(moec_job *j, moec_error *err)
         e.sink = moec_job_sink(j, &e.ring_bytes);
     e.read_at = moec_job_read_at;
     e.read_ctx = j;
-    MOEC_TRY(moec_engine_create(&j->engine, j->file, j->n_files,
-                                j->lists.pieces.v, j->lists.pieces.n,
-                                j->n_groups, &e, err));
+    MOEC_TRY(moec_engine_create(&engine, j->file, j->n_files, j->lists.pieces.v,
+                                j->lists.pieces.n, j->n_groups, &e, err));
     moec_piece_list_fini(&j->lists.pieces); /* the engine has its own */
+    (void)pthread_mutex_lock(&j->lock);
+    j->engine = engine;
+    if (atomic_load(&j->cancelled)) /* already */
+        moec_engine_cancel(engine);
+    (void)pthread_mutex_unlock(&j->lock);
     return MOEC_OK;
+}
+
+moec_job_state moec_job_state_of(moec_job *j)
+{
+    moec_job_state s;
+
+    (void)pthread_mutex_lock(&j->lock);
+    s = j->state;
+    (void)pthread_mutex_unlock(&j->lock);
+    return s;
+}
+
+/* From here on poll looks at the engine. */
+static void set_running(moec_job *j, double t_begin)
+{
+    (void)pthread_mutex_lock(&j->lock);
+    j->t_begin = t_begin;
+    j->t_planned = moec_job_now();
+    j->state = MOEC_JOB_RUNNING;
+    (void)pthread_mutex_unlock(&j->lock);
 }
 
 moec_status moec_job_start(moec_job *j, moec_error *err)
 {
+    double t_begin = moec_job_now();
     moec_status st;
 
     MOEC_TRY(moec_job_check_process(j, err));
-    if (j->state != MOEC_JOB_CREATED || j->planned || j->expert != NULL)
+    if (j->planned || j->expert != NULL)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "the job was started before");
     MOEC_TRY(moec_job_choose_ring(j, err));
     j->planned = true;
-    j->t_begin = moec_job_now();
     if (j->files == NULL)
         MOEC_TRY(moec_ckpt_check_unchanged(j->ckpt, err));
     MOEC_TRY(prepare(j, err));
-    j->t_planned = moec_job_now();
     if (j->diff == NULL)
         MOEC_TRY(moec_engine_start(j->engine, err));
-    j->state = MOEC_JOB_RUNNING;
+    set_running(j, t_begin);
     st = moec_job_spawn(&j->thread, run, j, err);
     if (st != MOEC_OK) {
         moec_error ignored = MOEC_ERROR_INIT;
@@ -428,7 +452,7 @@ static void tell_progress(moec_job *j)
 moec_status moec_job_wait(moec_job *j, moec_error *err)
 {
     MOEC_TRY(moec_job_check_process(j, err));
-    if (j->state == MOEC_JOB_CREATED)
+    if (moec_job_state_of(j) == MOEC_JOB_CREATED)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "the job was not started");
     do
@@ -448,8 +472,10 @@ void moec_job_cancel(moec_job *j)
     if (j->pid != getpid())
         return;
     atomic_store(&j->cancelled, true);
+    (void)pthread_mutex_lock(&j->lock);
     if (j->engine != NULL)
         moec_engine_cancel(j->engine);
+    (void)pthread_mutex_unlock(&j->lock);
     moec_job_expert_cancel(j);
 }
 

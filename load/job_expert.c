@@ -179,7 +179,7 @@ static moec_status begin(moec_job *j, moec_error *err)
     struct moec_job_experts *x;
     moec_status st;
 
-    if (j->state == MOEC_JOB_CREATED) { /* no load came before */
+    if (!j->planned) { /* no load came before */
         MOEC_TRY(moec_job_choose_ring(j, err));
         MOEC_TRY(moec_job_place_all(j, err));
         MOEC_TRY(moec_job_open_files(j, err));
@@ -228,10 +228,7 @@ moec_status moec_job_read_expert(moec_job *j, size_t layer, uint32_t expert,
 
     MOEC_TRY(moec_job_check_process(j, err));
     MOEC_TRY(check(j, layer, expert, row, err));
-    (void)pthread_mutex_lock(&j->lock);
-    idle = j->state == MOEC_JOB_DONE ||
-           (j->state == MOEC_JOB_CREATED && !j->planned);
-    (void)pthread_mutex_unlock(&j->lock);
+    idle = moec_job_state_of(j) == MOEC_JOB_DONE || !j->planned;
     if (!idle || atomic_load(&j->cancelled))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "the job is loading, or it failed or was cancelled");

@@ -136,6 +136,7 @@ struct moec_job {
 /* ------------------------------------------------------------------ job.c */
 
 double moec_job_now(void);
+moec_job_state moec_job_state_of(moec_job *j);
 /* ARG in a child of the process that made the job. */
 moec_status moec_job_check_process(const moec_job *j, moec_error *err);
 moec_status moec_job_spawn(pthread_t *out, void *(*fn)(void *), void *arg,
