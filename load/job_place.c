@@ -348,7 +348,8 @@ static uint64_t list_bytes(const moec_job *j)
 {
     uint64_t threads = j->o.n_threads != 0 ? j->o.n_threads : moec_cpu_count();
 
-    return count_pieces(j) * (MOEC_JOB_PIECE_BYTES + sizeof(moec_piece) +
+    return (j->diff != NULL ? moec_diff_sums(j->diff).bounce_bytes : 0) +
+           count_pieces(j) * (MOEC_JOB_PIECE_BYTES + sizeof(moec_piece) +
                               sizeof(moec_job_tag)) +
            threads * (MOEC_SLOW_BYTES + moec_requant_memory(j->requant));
 }

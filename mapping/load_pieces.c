@@ -555,6 +555,7 @@ moec_status moec_loading_tensor_piece(const moec_loading *ld, size_t tensor,
                     .src_col = 1,
                     .dst_row = w->row_stride,
                     .dst_col = 1,
+                    .leaf_rule = MOEC_RULE_M07,
                     .tag = tag};
     settle(&p);
     *slow_out = !take_leaves(&k, &p);

@@ -598,6 +598,7 @@ static void damaged_common_tensors_are_named(void **state)
     bend(path, off + 99, 1);
     o.common_arena = 1;
     assert_int_equal(watch_run(&w, &o, &err), MOEC_E_INTEGRITY);
+    assert_int_equal(err.rule, MOEC_RULE_M07);
     assert_non_null(strstr(err.text, "model.embed_tokens.weight"));
     assert_int_equal(w.n, 0);
     watch_end(&w);
@@ -653,6 +654,39 @@ static void a_file_that_changed_is_refused(void **state)
     }
 }
 
+static void a_rank_file_cut_short_is_refused(void **state)
+{
+    const moec_layout *l = moec_conversion_layout(t.conv.conversion);
+    watch w = {.c = &t.conv, .rank = 1};
+    moec_job_opts o = watch_opts(&w);
+    moec_error err = MOEC_ERROR_INIT;
+    char path[1024], away[1100];
+    size_t file;
+    uint64_t off;
+
+    (void)state;
+    moec_layout_find_slots(l, 1, 0, 0, &file, &off);
+    snprintf(path, sizeof(path), "%s/%s", tmpdir_path(&t.dir, "out"),
+             moec_layout_file(l, file)->name);
+    snprintf(away, sizeof(away), "%s.away", path);
+    assert_int_equal(rename(path, away), 0);
+    assert_int_equal(watch_run(&w, &o, &err), MOEC_E_IO); /* not there */
+    watch_end(&w);
+    assert_int_equal(link(away, path), 0);
+    assert_int_equal(
+        truncate(path, (off_t)moec_layout_file(l, file)->bytes + 4096), 0);
+    memset(&err, 0, sizeof(err));
+    assert_int_equal(watch_run(&w, &o, &err), MOEC_E_INTEGRITY);
+    assert_int_equal(err.rule, MOEC_RULE_M05);
+    watch_end(&w);
+    assert_int_equal(truncate(path, (off_t)moec_layout_file(l, file)->bytes),
+                     0);
+    assert_int_equal(unlink(away), 0);
+    memset(&err, 0, sizeof(err));
+    load_ok(watch_run(&w, &o, &err), &err);
+    watch_end(&w);
+}
+
 static void failing_callbacks_end_the_load(void **state)
 {
     (void)state;
@@ -684,6 +718,7 @@ int main(void)
         cmocka_unit_test(damage_is_named_and_its_layer_not_ready),
         cmocka_unit_test(damaged_common_tensors_are_named),
         cmocka_unit_test(a_file_that_changed_is_refused),
+        cmocka_unit_test(a_rank_file_cut_short_is_refused),
         cmocka_unit_test(failing_callbacks_end_the_load),
     };
 
