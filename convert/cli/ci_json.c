@@ -51,9 +51,11 @@ static void combination(moec_cli_json *j, const moec_ci_report *r, size_t i)
         n += r->found[k].run == i;
     moec_cli_json_object_row(j, NULL);
     moec_cli_json_str(j, "name", run->name);
-    moec_cli_json_u64(j, "ep", run->ep);
-    moec_cli_json_u64(j, "redundant", run->redundant);
-    moec_cli_json_str(j, "shared_slots", run->shared);
+    if (run->shared != NULL) { /* a combination, no mutation */
+        moec_cli_json_u64(j, "ep", run->ep);
+        moec_cli_json_u64(j, "redundant", run->redundant);
+        moec_cli_json_str(j, "shared_slots", run->shared);
+    }
     moec_cli_json_bool(j, "ok", run->ok);
     if (run->has_topology) {
         moec_cli_json_u64(j, "slots_per_rank", run->topology.n_local);

@@ -150,7 +150,8 @@ static const char *nearest_file(const moec_ci_report *r,
     return "config.json";
 }
 
-/* The file that an error's text begins with: "[rule] FILE: ...". */
+/* The file that an error's text begins with: "[rule] FILE: ...", or
+ * "[rule] DIR: FILE: ..." where DIR is what is checked. */
 static const char *file_of_error(moec_ci_report *r, const char *text)
 {
     const char *at = text, *end;
@@ -159,7 +160,9 @@ static const char *file_of_error(moec_ci_report *r, const char *text)
     for (end = strstr(at, ": "); end != NULL; end = strstr(end + 1, ": ")) {
         const char *name = moec_ci_text(r, "%.*s", (int)(end - at), at);
         const char *below = moec_ci_text(r, "%s/%s", r->path, name);
-        if (access(name, F_OK) == 0 || access(below, F_OK) == 0)
+        if (strcmp(name, r->path) == 0)
+            at = end + 2;
+        else if (access(name, F_OK) == 0 || access(below, F_OK) == 0)
             return name;
     }
     return r->path;
@@ -422,7 +425,10 @@ char *moec_ci_path(const moec_ci_report *r, const moec_ci_found *x)
         r->path[strlen(r->path) - (*r->path != '\0')] == '/' ? "" : "/";
     if (asprintf(&path, "%s%s%s", r->path, slash, x->file) < 0)
         return NULL;
-    if (strcmp(x->file, r->path) != 0 && access(path, F_OK) == 0)
+    /* What a finding names itself and is not there is missing below. */
+    bool named = (x->f.has & MOEC_HAS_FILE) != 0 && x->file[0] != '/';
+    if (strcmp(x->file, r->path) != 0 &&
+        (access(path, F_OK) == 0 || (named && access(x->file, F_OK) != 0)))
         return path;
     free(path);
     return strdup(x->file);

@@ -88,7 +88,9 @@ static void print_commands(FILE *f)
                 f);
     print_rows(f, commands);
     (void)fputs("\nmoe-convert COMMAND --help has its options and examples.\n"
-                "moe-convert --version prints the version.\n",
+                "moe-convert --version prints the version.\n"
+                "moe-convert --completion bash|zsh|fish prints what the shell "
+                "needs to complete.\n",
                 f);
 }
 

@@ -68,6 +68,15 @@ static bool is_alike(const moec_ci_found *a, const moec_ci_found *b)
            strcmp(a->file, b->file) == 0;
 }
 
+/* The message, which may name the file itself, without the file's name. */
+static const char *without_file(const char *message, const moec_ci_found *x)
+{
+    size_t n = strlen(x->file);
+    bool named =
+        strncmp(message, x->file, n) == 0 && strncmp(message + n, ": ", 2) == 0;
+    return named ? message + n + 2 : message;
+}
+
 static void annotate(FILE *f, const moec_ci_report *r, const moec_ci_found *x,
                      size_t n_alike, const char *log)
 {
@@ -79,7 +88,8 @@ static void annotate(FILE *f, const moec_ci_report *r, const moec_ci_found *x,
                   moec_ci_rule_id(x->f.rule), moec_ci_rule_name(x->f.rule));
     put_escaped(f, file, false);
     (void)fputs(": ", f);
-    put_escaped(f, message != NULL ? message : x->f.message, false);
+    put_escaped(f, without_file(message != NULL ? message : x->f.message, x),
+                false);
     if (n_alike > 1)
         (void)fprintf(f, "; and %zu more of this rule or byte in this file",
                       n_alike - 1);
