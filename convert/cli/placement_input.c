@@ -269,10 +269,12 @@ static bool find_same_rank(const moec_cli_placed *x, uint32_t layer, char *text,
             first = k;
         }
     }
-    (void)snprintf(text, bytes,
-                   "%" PRIu32 " slot%s an expert of their own rank, the first "
-                   "in physical slots %" PRIu32 " and %" PRIu32,
-                   n, n == 1 ? " repeats" : "s repeat", first, f->slot);
+    (void)snprintf(
+        text, bytes,
+        "%" PRIu32 " slot%s own rank, the first in physical slots "
+        "%" PRIu32 " and %" PRIu32,
+        n, n == 1 ? " repeats an expert of its" : "s repeat an expert of their",
+        first, f->slot);
     return n > 0;
 }
 
