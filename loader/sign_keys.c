@@ -147,8 +147,8 @@ static moec_status make_hint(moec_sign_key *k, const char *path,
     long n;
 
     if (!bio || !PEM_write_bio_PUBKEY(bio, k->pkey)) {
-        st = crypto_failed(err, MOEC_E_FORMAT, MOEC_RULE_S02, path,
-                           "its public key cannot be written");
+        ERR_clear_error();
+        st = moec_fail_nomem(err, path);
     } else {
         n = BIO_get_mem_data(bio, &text);
         st = moec_sha256_of(text, n > 0 ? (size_t)n : 0, &sha, err);
@@ -234,6 +234,19 @@ const char *moec_sign_key_hint(const moec_sign_key *k)
     return k->hint;
 }
 
+/* With a key that was accepted, what fails in libcrypto is its memory, whatever
+ * reason it gives; only a source of randomness that is gone is another. */
+static moec_status no_crypto_memory(moec_error *err)
+{
+    bool random = ERR_GET_LIB(ERR_peek_last_error()) == ERR_LIB_RAND;
+
+    ERR_clear_error();
+    if (random)
+        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
+                         "libcrypto has no random numbers");
+    return moec_fail_nomem(err, "a signature");
+}
+
 moec_status moec_sign_key_sign(const moec_sign_key *k, const moec_buf *text,
                                moec_buf *sig, moec_error *err)
 {
@@ -249,32 +262,74 @@ moec_status moec_sign_key_sign(const moec_sign_key *k, const moec_buf *text,
                               text->len) == 1;
     EVP_MD_CTX_free(ctx);
     if (!ok)
-        return sig->oom ? moec_fail_nomem(err, "a signature")
-                        : crypto_failed(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
-                                        "signing", "libcrypto refused");
+        return no_crypto_memory(err);
     sig->len += n;
     return MOEC_OK;
+}
+
+/* One DER INTEGER at *at; steps behind it. */
+static bool skip_integer(const unsigned char *p, size_t end, size_t *at)
+{
+    size_t n;
+
+    if (end - *at < 3 || p[*at] != 2)
+        return false;
+    n = p[*at + 1]; /* below 128: 66 bytes hold any of ours */
+    if (n == 0 || n > 127 || n > end - *at - 2)
+        return false;
+    /* Not negative, and as short as it can be. */
+    if (p[*at + 2] >= 0x80 || (n > 1 && p[*at + 2] == 0 && p[*at + 3] < 0x80))
+        return false;
+    *at += 2 + n;
+    return true;
+}
+
+/* SEQUENCE { INTEGER, INTEGER } and nothing behind: then libcrypto's "no" is
+ * about the numbers, or about its memory, and not about the form. */
+static bool is_ecdsa_der(const moec_buf *sig)
+{
+    const unsigned char *p = (const unsigned char *)sig->data;
+    size_t at = 2;
+
+    if (sig->len < 8 || p[0] != 0x30)
+        return false;
+    if (p[1] == 0x81)
+        at = 3;
+    if (at == 3 && p[2] < 0x80)
+        return false;
+    return (at == 3 ? p[2] : p[1]) == sig->len - at &&
+           skip_integer(p, sig->len, &at) && skip_integer(p, sig->len, &at) &&
+           at == sig->len;
 }
 
 moec_status moec_sign_key_verify(const moec_sign_key *k, const moec_buf *text,
                                  const moec_buf *sig, bool sha256, bool *ok_out,
                                  moec_error *err)
 {
-    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
-    unsigned long e;
-    bool nomem = !ctx;
-    int r = 0;
+    EVP_MD_CTX *ctx;
+    bool began, is_no;
+    int r = -1;
 
-    if (ctx && EVP_DigestVerifyInit_ex(ctx, NULL, sha256 ? "SHA256" : k->digest,
-                                       NULL, NULL, k->pkey, NULL) == 1)
+    *ok_out = false;
+    if (!is_ecdsa_der(sig))
+        return MOEC_OK;
+    ERR_clear_error();
+    ctx = EVP_MD_CTX_new();
+    began =
+        ctx && EVP_DigestVerifyInit_ex(ctx, NULL, sha256 ? "SHA256" : k->digest,
+                                       NULL, NULL, k->pkey, NULL) == 1;
+    if (began)
         r = EVP_DigestVerify(ctx, (const unsigned char *)sig->data, sig->len,
                              (const unsigned char *)text->data, text->len);
     EVP_MD_CTX_free(ctx);
-    /* A signature that is no DER is one that does not match. */
-    while ((e = ERR_get_error()) != 0)
-        nomem = nomem || ERR_GET_REASON(e) == ERR_R_MALLOC_FAILURE;
-    if (r != 1 && nomem)
-        return moec_fail_nomem(err, "a signature");
+    /* A plain no leaves no error behind; numbers out of range leave this. */
+    is_no =
+        began && (ERR_peek_error() == 0
+                      ? r == 0
+                      : ERR_GET_REASON(ERR_peek_error()) == EC_R_BAD_SIGNATURE);
+    if (r != 1 && !is_no)
+        return no_crypto_memory(err);
+    ERR_clear_error();
     *ok_out = r == 1;
     return MOEC_OK;
 }

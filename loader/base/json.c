@@ -27,6 +27,9 @@ static moec_status parse_failed(const refusal *r, moec_error *err)
     const char *name = r->name;
     moec_rule rule = r->rule;
 
+    /* Without memory for its first buffer jansson says nothing at all. */
+    if (e->line < 0 && e->text[0] == '\0')
+        return moec_fail_nomem(err, name);
     switch (json_error_code(e)) {
     case json_error_out_of_memory:
         return moec_fail_nomem(err, name);

@@ -635,6 +635,56 @@ static void orders_paths_part_by_part(void **state)
     assert_false(moec_sign_path_ok("a/./b"));
 }
 
+/* A damaged signature is a wrong one, never a lack of memory or a mistake. */
+static void says_no_to_every_changed_byte_of_a_signature(void **state)
+{
+    static const char *const curves[] = {"P-256", "P-521"};
+
+    (void)state;
+    for (size_t c = 0; c < 2; c++) {
+        moec_buf text = {0}, sig = {0}, longer = {0};
+        moec_error err = MOEC_ERROR_INIT;
+        moec_sign_key *k = NULL;
+        bool ok = false;
+        world w;
+
+        make_world(&w, curves[c]);
+        moec_buf_puts(&text, "text");
+        assert_int_equal(moec_sign_key_read(&k, w.key, true, &err), MOEC_OK);
+        assert_int_equal(moec_sign_key_sign(k, &text, &sig, &err), MOEC_OK);
+        assert_int_equal(moec_sign_key_verify(k, &text, &sig, false, &ok, &err),
+                         MOEC_OK);
+        assert_true(ok);
+        for (size_t i = 0; i < 8 * sig.len; i += c ? 5 : 1) {
+            sig.data[i / 8] = (char)(sig.data[i / 8] ^ (1 << i % 8));
+            if (moec_sign_key_verify(k, &text, &sig, false, &ok, &err) !=
+                MOEC_OK)
+                fail_msg("bit %zu: %s", i, err.text);
+            assert_false(ok);
+            sig.data[i / 8] = (char)(sig.data[i / 8] ^ (1 << i % 8));
+        }
+        for (size_t n = 0; n < sig.len; n++) {
+            size_t whole = sig.len;
+            sig.len = n;
+            assert_int_equal(
+                moec_sign_key_verify(k, &text, &sig, false, &ok, &err),
+                MOEC_OK);
+            assert_false(ok);
+            sig.len = whole;
+        }
+        moec_buf_append(&longer, sig.data, sig.len);
+        moec_buf_append(&longer, "", 1);
+        assert_int_equal(
+            moec_sign_key_verify(k, &text, &longer, false, &ok, &err), MOEC_OK);
+        assert_false(ok);
+        moec_buf_fini(&longer);
+        moec_buf_fini(&sig);
+        moec_buf_fini(&text);
+        moec_sign_key_free(k);
+        tmpdir_remove(&w.d);
+    }
+}
+
 static int stop_at_once(void *ctx, uint64_t done, uint64_t total)
 {
     (void)ctx;
@@ -705,6 +755,7 @@ int main(void)
         cmocka_unit_test(refuses_bundles_it_does_not_understand),
         cmocka_unit_test(spells_bytes_as_python_does),
         cmocka_unit_test(orders_paths_part_by_part),
+        cmocka_unit_test(says_no_to_every_changed_byte_of_a_signature),
         cmocka_unit_test(stops_when_asked),
         cmocka_unit_test(survives_every_failed_allocation),
     };
