@@ -59,6 +59,9 @@ fresh
 add loader/index.c '#  include <jansson.h>'
 expect check_includes.sh '^loader/index.c:2: <jansson.h>'
 fresh
+add mapping/plan.c '#include <yaml.h>'
+expect check_includes.sh '^mapping/plan.c:2: <yaml.h>'
+fresh
 add tests/test_plan.c '#include "plan.c"'
 expect check_includes.sh '^tests/test_plan.c:2: includes a .c'
 fresh
