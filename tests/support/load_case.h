@@ -14,8 +14,12 @@
 
 #include <moec/moec.h>
 
+#include <sys/stat.h>
+
+#include "base/base.h"
 #include "convert.h"
 #include "execute.h"
+#include "plan_fixture.h"
 #include "tmpdir.h"
 
 typedef struct load_case {
@@ -181,6 +185,100 @@ static inline void load_convert(load_case *c, const moec_layout *layout,
             &err);
     c->truth = moec_model_ckpt(moec_plan_model(moec_layout_plan(layout)));
     c->plan = moec_layout_plan(moec_conversion_layout(c->conversion));
+}
+
+/* ------------------------------------------------------------ long slots */
+
+#define LOAD_LONG_E 4
+#define LOAD_LONG_H 1024
+#define LOAD_LONG_I 600
+
+/* Append a BF16 tensor of r x c to the header. */
+static inline void load_long_entry(moec_buf *b, const char *name, uint64_t r,
+                                   uint64_t c, uint64_t *at)
+{
+    moec_buf_printf(b,
+                    "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[%llu,%llu],"
+                    "\"data_offsets\":[%llu,%llu]}",
+                    *at == 0 ? "" : ",", name, (unsigned long long)r,
+                    (unsigned long long)c, (unsigned long long)*at,
+                    (unsigned long long)(*at + 2 * r * c));
+    *at += 2 * r * c;
+}
+
+/* A checkpoint in dir/src whose slots and one common tensor have several
+ * leaves, begin at odd places of the file, and repeat no bytes. */
+static inline void load_long_tree(const tmpdir *dir)
+{
+    static const char config[] =
+        "{\"model_type\":\"qwen3_moe\",\"num_experts\":4,"
+        "\"num_experts_per_tok\":2,\"hidden_size\":1024,"
+        "\"moe_intermediate_size\":600,\"num_hidden_layers\":1,"
+        "\"decoder_sparse_step\":1,\"mlp_only_layers\":[],"
+        "\"norm_topk_prob\":true,\"hidden_act\":\"silu\"}";
+    static const char *const part[] = {"gate", "up", "down"};
+    moec_buf b = {0}, path = {0};
+    uint64_t at = 0, x = 88172645463325252u, n;
+    unsigned char *data;
+    FILE *f;
+
+    moec_buf_puts(&b, "{");
+    load_long_entry(&b, "model.embed_tokens.weight", 1301, LOAD_LONG_H, &at);
+    load_long_entry(&b, "model.layers.0.mlp.gate.weight", LOAD_LONG_E,
+                    LOAD_LONG_H, &at);
+    for (int e = 0; e < LOAD_LONG_E; e++)
+        for (int k = 0; k < 3; k++) {
+            char name[128];
+            snprintf(name, sizeof(name),
+                     "model.layers.0.mlp.experts.%d.%s_proj.weight", e,
+                     part[k]);
+            load_long_entry(&b, name, k < 2 ? LOAD_LONG_I : LOAD_LONG_H,
+                            k < 2 ? LOAD_LONG_H : LOAD_LONG_I, &at);
+        }
+    moec_buf_puts(&b, "}");
+    assert_int_equal(mkdir(tmpdir_path(dir, "src"), 0777), 0);
+    moec_buf_printf(&path, "%s/model.safetensors", tmpdir_path(dir, "src"));
+    f = fopen(path.data, "wb");
+    assert_non_null(f);
+    n = b.len;
+    fwrite(&n, 8, 1, f);
+    fwrite(b.data, 1, b.len, f);
+    data = malloc((size_t)at);
+    assert_non_null(data);
+    for (uint64_t i = 0; i < at; i++) {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        data[i] = (unsigned char)x;
+    }
+    fwrite(data, 1, (size_t)at, f);
+    assert_int_equal(fclose(f), 0);
+    free(data);
+    path.len = 0;
+    moec_buf_printf(&path, "%s/config.json", tmpdir_path(dir, "src"));
+    f = fopen(path.data, "wb");
+    assert_non_null(f);
+    fputs(config, f);
+    assert_int_equal(fclose(f), 0);
+    moec_buf_fini(&path);
+    moec_buf_fini(&b);
+}
+
+/* Open it down to its layout. */
+static inline plan_fixture load_long_open(const tmpdir *dir)
+{
+    moec_plan_opts o = plan_fixture_opts();
+    moec_error err = MOEC_ERROR_INIT;
+    moec_families *families = NULL;
+    plan_fixture x = {0};
+
+    load_ok(moec_families_create(&families, &err), &err);
+    load_ok(moec_ckpt_open(&x.ckpt, tmpdir_path(dir, "src"), NULL, &err), &err);
+    load_ok(moec_model_open(&x.model, x.ckpt, families, &err), &err);
+    load_ok(moec_plan_create(&x.plan, x.model, &o, &err), &err);
+    load_ok(moec_layout_create(&x.layout, x.plan, 0, &err), &err);
+    moec_families_destroy(families);
+    return x;
 }
 
 #endif

@@ -346,6 +346,32 @@ static void parts_of_a_slot_make_the_whole(void **state)
     assert_true(n_cut > PLAN_FIXTURES);
 }
 
+/* Slots of several leaves: whole, with gaps, in parts, through small rings. */
+static void loads_slots_of_many_leaves(void **state)
+{
+    tmpdir dir = tmpdir_make();
+    load_case c = {0};
+    plan_fixture x;
+
+    (void)state;
+    load_long_tree(&dir);
+    x = load_long_open(&dir);
+    c.plan = x.plan;
+    for (int k = 0; k < 2; k++) {
+        load_all(&c, 0, MOEC_LOAD_VERIFY_DEFAULT);
+        load_all(&c, 1, MOEC_LOAD_VERIFY_NONE);
+        load_strided(&c, 1);
+        assert_true(parts_are_the_whole(&c, 0, 2));
+        assert_true(parts_are_the_whole(&c, 1, 4));
+        if (k == 0)
+            load_convert(&c, x.layout, &dir);
+    }
+    load_all(&c, 0, MOEC_LOAD_VERIFY_SHA256);
+    moec_conversion_close(c.conversion);
+    plan_fixture_close(&x);
+    tmpdir_remove(&dir);
+}
+
 /* ----------------------------------------------------- source tensors */
 
 /* Tensors of shared experts, though they are fused into slots, and a view of
@@ -686,6 +712,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(gathers_other_worlds_from_a_store),
         cmocka_unit_test(fills_tensors_with_gaps),
         cmocka_unit_test(parts_of_a_slot_make_the_whole),
+        cmocka_unit_test(loads_slots_of_many_leaves),
         cmocka_unit_test(shared_parts_are_addressable_apart),
         cmocka_unit_test(shared_rows_are_filled_from_a_common_store),
         cmocka_unit_test(loads_through_a_sink),

@@ -490,6 +490,27 @@ static void processes_read_common_tensors_once(void **state)
     run_processes(3, UINT32_MAX, 0);
 }
 
+/* A tensor of several leaves is cut between processes. */
+static void processes_share_one_large_tensor(void **state)
+{
+    plan_fixture small_x = t.x;
+    load_case small_conv = t.conv;
+    tmpdir dir = tmpdir_make();
+
+    (void)state;
+    load_long_tree(&dir);
+    t.x = load_long_open(&dir);
+    t.conv = (load_case){.plan = t.x.plan};
+    load_convert(&t.conv, t.x.layout, &dir);
+    run_processes(2, UINT32_MAX, 0);
+    run_processes(3, UINT32_MAX, 0);
+    moec_conversion_close(t.conv.conversion);
+    plan_fixture_close(&t.x);
+    tmpdir_remove(&dir);
+    t.x = small_x;
+    t.conv = small_conv;
+}
+
 static void a_peer_that_died_is_noticed(void **state)
 {
     int fd = memfd_create("common", MFD_CLOEXEC), status;
@@ -686,6 +707,7 @@ int main(void)
         cmocka_unit_test(a_replacement_equals_a_fresh_load),
         cmocka_unit_test(a_diff_needs_its_rows_in_memory),
         cmocka_unit_test(processes_read_common_tensors_once),
+        cmocka_unit_test(processes_share_one_large_tensor),
         cmocka_unit_test(a_peer_that_died_is_noticed),
         cmocka_unit_test(a_fork_is_detected),
         cmocka_unit_test(a_wrong_world_is_a_sentence),
