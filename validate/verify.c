@@ -220,9 +220,11 @@ static moec_status make_workers(moec_verifier *v, moec_error *err)
 {
     uint32_t n = v->opts->n_threads;
 
-    /* they block in reads: enough of them to keep disk and CPUs busy */
+    /* They block in reads, and a disk ends the reads of all of them at once:
+     * enough of them to keep it busy while two digest. 8.8 GB on 2 cores, cold,
+     * disk 3.2 s: 4.2 s with 8 workers, 3.8 with 24, 3.7 with 32. */
     if (n == 0)
-        n = (uint32_t)moec_max_u64(8, 2 * (uint64_t)moec_cpu_count());
+        n = (uint32_t)moec_max_u64(24, 2 * (uint64_t)moec_cpu_count());
     v->n_workers = (uint32_t)moec_min_u64(n, WORKERS_MAX);
     v->workers = moec_calloc(v->n_workers, sizeof(*v->workers));
     if (v->workers == NULL)
