@@ -511,15 +511,16 @@ static void drain(moec_engine_worker *w)
 }
 
 /* Room for the request, or NULL: something must be finished first. New reads go
- * out before what has come is copied, so only half the room is for reads that
- * are under way. Devices that serve all reads alike end them all at once: with
- * all the room being read into, the disk would rest while we copy. */
+ * out before what has come is copied, so some of the room is kept from reads
+ * that are under way: devices that serve all reads alike end them all at once,
+ * and with all the room being read into the disk would rest while we copy. */
 static moec_engine_op *room_for(moec_engine_worker *w, const moec_request *r)
 {
     const moec_engine *e = w->e;
 
     if (!r->in_place)
-        return w->n_reading_slots < (e->n_slots + 1) / 2 ? free_slot(w) : NULL;
+        return w->n_reading_slots < (3 * e->n_slots + 3) / 4 ? free_slot(w)
+                                                             : NULL;
     return w->n_reading - w->n_reading_slots < (e->n_places + 1) / 2
                ? free_place(w)
                : NULL;
