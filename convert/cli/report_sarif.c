@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * SARIF 2.1.0: one run of one tool. Files are named relative to where the
- * command ran, percent-encoded; a weight file has no lines, so that a region
- * is a byte. Known findings are there with baselineState "unchanged".
+ * command ran, percent-encoded; in a weight file it is the byte of a region that
+ * counts. Known findings are there with baselineState "unchanged".
  */
 #include "ci_report.h"
 
@@ -96,13 +96,14 @@ static void location(moec_cli_json *j, const moec_ci_report *r,
     moec_cli_json_object_row(j, "artifactLocation");
     uri(j, "uri", path != NULL ? path : x->file);
     moec_cli_json_end(j);
-    /* SARIF counts bytes in 31 bits at most here; the number in full is among
-     * the properties. */
-    if ((x->f.has & MOEC_HAS_OFFSET) != 0 && x->f.offset <= INT32_MAX) {
-        moec_cli_json_object_row(j, "region");
+    /* GitHub's code scanning shows nothing without a line: a weight file is
+     * one. Bytes are counted in 31 bits at most here; the number in full is
+     * among the properties. */
+    moec_cli_json_object_row(j, "region");
+    moec_cli_json_u64(j, "startLine", 1);
+    if ((x->f.has & MOEC_HAS_OFFSET) != 0 && x->f.offset <= INT32_MAX)
         moec_cli_json_u64(j, "byteOffset", x->f.offset);
-        moec_cli_json_end(j);
-    }
+    moec_cli_json_end(j);
     moec_cli_json_end(j);
     if ((x->f.has & MOEC_HAS_TENSOR) != 0) {
         moec_cli_json_array(j, "logicalLocations");
