@@ -115,13 +115,24 @@ static moec_status read_meta(reader *f, moec_jsonscan *js)
     return moec_js_skip(js);
 }
 
+/* moec_js_enter, behind whitespace. */
+static moec_status enter_object(moec_jsonscan *js)
+{
+    int c = 0;
+
+    MOEC_TRY(moec_js_peek(js, &c));
+    if (c != '{')
+        return moec_js_fail(js, MOEC_RULE_R01, "no object");
+    return moec_js_enter(js);
+}
+
 /* The header was checked: only __metadata__ is looked for. */
 static moec_status read_metadata(reader *f, moec_error *err)
 {
     size_t n = (size_t)f->header.header_bytes - PREFIX;
     moec_jsonscan js = scanner(f->name, f->data + PREFIX, n, err);
     bool more = true;
-    moec_status st = moec_js_enter(&js);
+    moec_status st = enter_object(&js);
 
     for (bool first = true; st == MOEC_OK; first = false) {
         char key[64];
@@ -139,7 +150,7 @@ static moec_status read_metadata(reader *f, moec_error *err)
             st = moec_js_skip(&js);
             continue;
         }
-        st = moec_js_enter(&js);
+        st = enter_object(&js);
         for (bool one = true; st == MOEC_OK; one = false) {
             st = moec_js_member(&js, '}', one, &more);
             if (st != MOEC_OK || !more)

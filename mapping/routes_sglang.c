@@ -403,9 +403,10 @@ moec_status moec_routes_import_sglang(moec_recorder *r,
         at++;
     if (at == n || (js.p[at] != '{' && js.p[at] != '['))
         return import_bare(r, opts, name, (const char *)text + at, n - at, err);
+    js.p += at;
     st = moec_strmap_init(&samples, 16, err);
     if (st == MOEC_OK)
-        st = import_json(&js, r, opts, js.p[at], &samples, &ids);
+        st = import_json(&js, r, opts, *js.p, &samples, &ids);
     moec_js_fini(&js);
     moec_strmap_fini(&samples);
     moec_arena_fini(&ids);

@@ -85,7 +85,7 @@ static void reads_bare_base64(void **state)
 static void reads_responses_and_counts_their_samples(void **state)
 {
     static const char text[] =
-        "[{\"text\": \"hi\", \"meta_info\": {\"id\": \"r\\u00e9q\", "
+        "\n [ {\"text\": \"hi\", \"meta_info\" : {\"id\": \"r\\u00e9q\", "
         "\"prompt_tokens\": 10, \"completion_tokens\": 2, \"x\": [{}], "
         "\"routed_experts\": \"" TWO_ROWS "\"}},\n"
         "{\"meta_info\": {\"routed_experts\": \"" TWO_ROWS "\", \"id\": "
@@ -104,6 +104,24 @@ static void reads_responses_and_counts_their_samples(void **state)
     assert_int_equal(moec_routes_get_request(out, 1).sample, 1);
     assert_string_equal(moec_routes_get_request(out, 1).id, "r\xc3\xa9q");
     assert_int_equal(moec_routes_get_request(out, 2).n_tokens, 0);
+    moec_routes_destroy(out);
+}
+
+static void reads_a_response_behind_spaces(void **state)
+{
+    moec_recorder *r = rr_start(256, K, 3);
+    moec_routes_import_opts o = opts_init();
+    moec_routes *out;
+
+    (void)state;
+    assert_int_equal(sglang(r,
+                            " \t{ \"meta_info\" : { \"routed_experts\" : "
+                            "\"" TWO_ROWS "\" , \"id\" : \"x\" } }\n",
+                            &o, NULL),
+                     MOEC_OK);
+    out = stop(r);
+    expect_two_rows(out, 0, 0);
+    assert_string_equal(moec_routes_get_request(out, 0).id, "x");
     moec_routes_destroy(out);
 }
 
@@ -292,6 +310,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reads_bare_base64),
         cmocka_unit_test(reads_responses_and_counts_their_samples),
+        cmocka_unit_test(reads_a_response_behind_spaces),
         cmocka_unit_test(refuses_texts_that_are_wrong),
         cmocka_unit_test(refuses_ids_of_another_model),
         cmocka_unit_test(gives_sglang_its_own_text_back),
