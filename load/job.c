@@ -59,10 +59,12 @@ static moec_status check_opts(const moec_job_opts *opts, moec_job_opts *out,
            opts->struct_bytes < sizeof(*out) ? opts->struct_bytes
                                              : sizeof(*out));
     if (out->sink != NULL &&
-        (out->ring_bytes == 0 || out->sink->ring == NULL ||
+        (out->sink->struct_bytes < sizeof(moec_load_sink) ||
+         out->ring_bytes == 0 || out->sink->ring == NULL ||
          out->sink->copy == NULL || out->sink->poll == NULL))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                         "a sink has a ring of ring_bytes, copy and poll");
+                         "a sink has a ring of ring_bytes, copy and poll: use "
+                         "MOEC_LOAD_SINK_INIT");
     if (out->local_size > MOEC_LOCAL_SIZE_MAX)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "%" PRIu32 " processes of a node, at most %u",

@@ -114,7 +114,8 @@ moec_status moec_layout_check(const moec_plan *plan,
 
     if (want->struct_bytes < sizeof(*want))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                         "moec_layout_want.struct_bytes is %u",
+                         "moec_layout_want.struct_bytes is %u: use "
+                         "MOEC_LAYOUT_WANT_INIT",
                          want->struct_bytes);
     if (want->family != NULL && strcmp(want->family, f->family) != 0 &&
         strcmp(want->family, f->model_type) != 0)

@@ -328,6 +328,11 @@ static int load_command(moec_cli *cli)
         print_json(&l);
     else
         print_text(&l);
+    if (st == MOEC_OK && l.s.plan != NULL) {
+        moec_cli_print_problems(cli, l.s.ckpt, l.s.plan);
+        if (cli->args.strict && moec_cli_n_warnings(l.s.ckpt, l.s.plan) != 0)
+            code = MOEC_EXIT_FOUND;
+    }
     moec_job_destroy(l.job);
     if (l.memory != NULL)
         (void)munmap(l.memory, (size_t)l.memory_bytes);

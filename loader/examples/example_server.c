@@ -71,7 +71,7 @@ static int show_progress(void *ctx, uint64_t done, uint64_t total)
 static moec_status open_source(server *s, const char *path, uint32_t n_ranks,
                                moec_error *err)
 {
-    moec_layout_want want = {.struct_bytes = sizeof(want), .n_ranks = n_ranks};
+    moec_layout_want want = MOEC_LAYOUT_WANT_INIT;
     moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
     moec_families *families = NULL;
     moec_error not_converted = MOEC_ERROR_INIT;
@@ -79,6 +79,7 @@ static moec_status open_source(server *s, const char *path, uint32_t n_ranks,
 
     if (moec_conversion_open(&s->conversion, path, NULL, &not_converted) ==
         MOEC_OK) {
+        want.n_ranks = n_ranks;
         s->plan = moec_layout_plan(moec_conversion_layout(s->conversion));
         return moec_layout_check(s->plan, &want, err);
     }
@@ -111,10 +112,8 @@ static moec_status load(server *s, uint32_t rank, moec_job_stats *stats,
         st = moec_job_start(job, err);
     if (st == MOEC_OK)
         st = moec_job_wait(job, err);
-    if (st == MOEC_OK) {
+    if (st == MOEC_OK) /* moec_job_slots_data(): row 0 of each slot tensor */
         moec_job_poll(job, stats);
-        /* moec_job_slots_data(job, layer, t) is row 0 of each slot tensor */
-    }
     fputc('\n', stderr);
     moec_job_destroy(job); /* the tensors stay: they are ours */
     return st;

@@ -96,7 +96,7 @@ typedef struct moec_load_sink {
     void *ctx;
     void *ring; /* 4096-aligned, ring_bytes of the options */
     /* Enqueue a 2-D copy out of the ring: `rows` of `row_bytes`. *ticket_out
-     * grows from call to call. One thread at a time. */
+     * is not 0 and grows from call to call. One thread at a time. */
     moec_status (*copy)(void *ctx, void *dst, uint64_t dst_row, const void *src,
                         uint64_t src_row, uint64_t row_bytes, uint64_t rows,
                         uint64_t *ticket_out, moec_error *err);
@@ -104,6 +104,10 @@ typedef struct moec_load_sink {
     moec_status (*poll)(void *ctx, uint64_t ticket, int block, int *done_out,
                         moec_error *err);
 } moec_load_sink;
+#define MOEC_LOAD_SINK_INIT                                                    \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_load_sink)                                     \
+  }
 
 /* ------------------------------------------------------------ options */
 
@@ -346,6 +350,10 @@ typedef struct moec_layout_want {
     size_t n_components;
     const moec_placement *placement;
 } moec_layout_want;
+#define MOEC_LAYOUT_WANT_INIT                                                  \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_layout_want)                                   \
+  }
 
 /* Compare, and refuse with the first difference as a sentence. MAPPING. */
 MOEC_API moec_status moec_layout_check(const moec_plan *plan,
