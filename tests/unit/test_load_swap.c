@@ -378,6 +378,49 @@ static void a_replacement_equals_a_fresh_load(void **state)
     }
 }
 
+/* Long slots, and ranks that cannot see each other. */
+static void a_replacement_reads_what_changes(void **state)
+{
+    plan_fixture small_x = t.x;
+    load_case small_conv = t.conv;
+    tmpdir dir = tmpdir_make();
+    moec_diff_opts o = MOEC_DIFF_OPTS_INIT;
+    moec_plan *old, *now;
+    uint64_t changed = 0, read = 0;
+    image all[2];
+
+    (void)state;
+    load_long_tree(&dir);
+    t.x = load_long_open(&dir);
+    t.conv = (load_case){.plan = t.x.plan};
+    load_convert(&t.conv, t.x.layout, &dir);
+    o.no_peers = 1;
+    old = any_plan(2, 8);
+    now = any_plan(2, 8);
+    for (uint32_t r = 0; r < 2; r++) {
+        moec_diff *diff = NULL;
+        moec_error err = MOEC_ERROR_INIT;
+        image_alloc(&all[r], old, r, 64);
+        image_load(&all[r]);
+        load_ok(moec_plan_diff(&diff, old, now, r, &o, &err), &err);
+        changed += moec_diff_sums(diff).bytes_disk;
+        moec_diff_destroy(diff);
+        read += follow(old, now, r, all, &o).bytes_read;
+        image_free(&all[r]);
+    }
+    assert_true(changed > 0);
+    if (read * 100 > changed * 105)
+        fail_msg("%lu bytes read, %lu changed", (unsigned long)read,
+                 (unsigned long)changed);
+    moec_plan_destroy(old);
+    moec_plan_destroy(now);
+    moec_conversion_close(t.conv.conversion);
+    plan_fixture_close(&t.x);
+    tmpdir_remove(&dir);
+    t.x = small_x;
+    t.conv = small_conv;
+}
+
 static void a_diff_needs_its_rows_in_memory(void **state)
 {
     moec_plan *old = any_plan(2, n_experts()), *now = any_plan(2, n_experts());
@@ -705,6 +748,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(experts_are_read_one_by_one),
         cmocka_unit_test(a_replacement_equals_a_fresh_load),
+        cmocka_unit_test(a_replacement_reads_what_changes),
         cmocka_unit_test(a_diff_needs_its_rows_in_memory),
         cmocka_unit_test(processes_read_common_tensors_once),
         cmocka_unit_test(processes_share_one_large_tensor),
