@@ -8,10 +8,36 @@
 #include "base/json.h"
 
 #include <math.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Defined here, and wrapped by the header. */
 #undef moec_json_fail
+
+/* jansson drops a byte of a long string where it finds no memory to grow by,
+ * and goes on: a digest of 63 digits, and no error. So its allocator is one
+ * that remembers, on this thread, that it failed; all else stays as it was, and
+ * whoever has set another one keeps it. */
+static _Thread_local bool starved;
+
+static void *watched_alloc(size_t n)
+{
+    void *p = moec_alloc(n);
+
+    starved |= p == NULL;
+    return p;
+}
+
+static void watch(void)
+{
+    json_malloc_t alloc;
+    json_free_t release;
+
+    json_get_alloc_funcs(&alloc, &release);
+    if (alloc == malloc && release == free)
+        json_set_alloc_funcs(watched_alloc, free);
+}
 
 /* Why a text was refused, and what to say where. */
 typedef struct refusal {
@@ -56,6 +82,7 @@ moec_status moec_json_parse(const char *text, size_t n, const char *name,
                             moec_rule rule, moec_rule duplicate_rule,
                             json_t **out, moec_error *err)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     json_error_t e;
     json_t *value;
 
@@ -68,7 +95,13 @@ moec_status moec_json_parse(const char *text, size_t n, const char *name,
     if (n >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0)
         return moec_fail_at(err, MOEC_E_FORMAT, rule, 0,
                             "%s: begins with a byte order mark", name);
+    pthread_once(&once, watch);
+    starved = false;
     value = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+    if (starved) {
+        json_decref(value);
+        return moec_fail_nomem(err, name);
+    }
     if (!value)
         return parse_failed(&(refusal){.e = &e,
                                        .text = text,

@@ -4,6 +4,7 @@ in the end. A scene is a command, the directory that it begins in, and the
 commands that finish what it began."""
 
 import filecmp
+import functools
 import json
 import os
 import shutil
@@ -33,12 +34,14 @@ class Scene:
         self.want = None
 
 
-SANDBOXED = {"inspect", "plan", "convert", "verify", "unconvert", "finalize",
-             "sign", "verify-signature"}
-
-
 class Failure(Exception):
     pass
+
+
+@functools.lru_cache(maxsize=None)
+def is_sandboxed(command):
+    done = subprocess.run([PROGRAM, command, "--help"], capture_output=True)
+    return b"--no-sandbox" in done.stdout
 
 
 def run(argv, cwd, shim=None, timeout=60):
@@ -46,7 +49,7 @@ def run(argv, cwd, shim=None, timeout=60):
     if shim is not None:
         env.update(shim, LD_PRELOAD=SHIM, MOEC_FAULT_NOSYNC="1")
         # The shim writes its reports where the sandbox lets nobody write.
-        if argv[0] in SANDBOXED:
+        if is_sandboxed(argv[0]):
             argv = [*argv, "--no-sandbox"]
     return subprocess.run([PROGRAM, *argv], cwd=cwd, env=env, timeout=timeout,
                           stdin=subprocess.DEVNULL, capture_output=True)

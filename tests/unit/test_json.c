@@ -266,21 +266,44 @@ static const char rich[] =
 static void lack_of_memory_is_no_syntax_error(void **state)
 {
     moec_status st = MOEC_E_NOMEM;
-    json_t *value = NULL;
+    json_t *value = NULL, *plenty = must_parse(rich);
+    uint64_t n = 1;
 
     (void)state;
-    json_set_alloc_funcs(scarce, free);
-    for (fail_at = 1; st != MOEC_OK && fail_at < 1000; fail_at++) {
+    for (; st != MOEC_OK && n < 1000; n++) {
         moec_error err = MOEC_ERROR_INIT;
-        n_allocs = 0;
+        moec_alloc_fail_at(n);
         st = parse(rich, sizeof(rich) - 1, &value, &err);
+        moec_alloc_fail_at(0);
         if (st != MOEC_OK)
             assert_int_equal(st, MOEC_E_NOMEM);
     }
-    json_set_alloc_funcs(malloc, free);
     assert_int_equal(st, MOEC_OK);
-    assert_in_range(fail_at, 10, 999);
+    assert_in_range(n, 10, 999);
+    assert_true(json_equal(value, plenty));
     json_decref(value);
+    json_decref(plenty);
+}
+
+/* Where another allocator is set, nobody tells. */
+static void a_foreign_allocator_is_believed(void **state)
+{
+    json_malloc_t alloc;
+    json_free_t release;
+    json_t *value = NULL;
+
+    (void)state;
+    json_decref(must_parse("[]"));
+    json_get_alloc_funcs(&alloc, &release);
+    json_set_alloc_funcs(scarce, free);
+    for (fail_at = 1; fail_at < 8; fail_at++) {
+        n_allocs = 0;
+        if (parse(rich, sizeof(rich) - 1, &value, NULL) == MOEC_OK)
+            json_decref(value);
+        else
+            assert_int_equal(parse("[\"a", 3, &value, NULL), MOEC_E_FORMAT);
+    }
+    json_set_alloc_funcs(alloc, release);
 }
 
 /* jansson, less what well_formed does not look at. */
@@ -351,6 +374,7 @@ int main(void)
         cmocka_unit_test(texts_name_the_way),
         cmocka_unit_test(refuses_unknown_keys),
         cmocka_unit_test(lack_of_memory_is_no_syntax_error),
+        cmocka_unit_test(a_foreign_allocator_is_believed),
         cmocka_unit_test(well_formed_agrees_with_jansson),
     };
 
