@@ -443,6 +443,55 @@ static void loads_from_a_callers_source(void **state)
     }
 }
 
+static void opening_a_source_may_lack_memory(void **state)
+{
+    moec_ckpt_opts o = MOEC_CKPT_OPTS_INIT;
+    moec_ckpt *ckpt = NULL;
+    moec_status st = MOEC_E_NOMEM;
+    store s;
+
+    (void)state;
+    o.n_threads = 1;
+    store_open(&s, "qwen3_moe");
+    for (uint64_t i = 1; st == MOEC_E_NOMEM; i++) {
+        (void)moec_alloc_fail_at(i);
+        st = moec_ckpt_open_source(&ckpt, &s.pub, &o, NULL);
+        (void)moec_alloc_fail_at(0);
+        assert_true((st == MOEC_OK) == (ckpt != NULL));
+        assert_true(i < 100000);
+    }
+    assert_int_equal(st, MOEC_OK);
+    moec_ckpt_close(ckpt);
+    store_close(&s);
+}
+
+static void refuses_a_source_that_is_none(void **state)
+{
+    moec_store_file twice[] = {{"a", 1, NULL}, {"a", 1, NULL}};
+    moec_store_file path = {"a/b", 1, NULL};
+    moec_store bad = MOEC_STORE_INIT;
+    moec_ckpt *ckpt = NULL;
+
+    (void)state;
+    assert_int_equal(moec_ckpt_open_source(&ckpt, NULL, NULL, NULL),
+                     MOEC_E_ARG);
+    assert_int_equal(moec_ckpt_open_source(&ckpt, &bad, NULL, NULL),
+                     MOEC_E_ARG);
+    bad.name = "memory";
+    bad.read_at = store_read;
+    assert_int_equal(moec_ckpt_open_source(&ckpt, &bad, NULL, NULL),
+                     MOEC_E_FORMAT); /* nothing in it */
+    bad.files = twice;
+    bad.n_files = 2;
+    assert_int_equal(moec_ckpt_open_source(&ckpt, &bad, NULL, NULL),
+                     MOEC_E_ARG);
+    bad.files = &path;
+    bad.n_files = 1;
+    assert_int_equal(moec_ckpt_open_source(&ckpt, &bad, NULL, NULL),
+                     MOEC_E_ARG);
+    assert_null(ckpt);
+}
+
 static void says_what_a_failing_source_said(void **state)
 {
     load_case c = {0};
@@ -713,6 +762,8 @@ int main(void)
         cmocka_unit_test(refuses_places_that_overlap),
         cmocka_unit_test(a_cap_that_is_too_small_starts_nothing),
         cmocka_unit_test(loads_from_a_callers_source),
+        cmocka_unit_test(opening_a_source_may_lack_memory),
+        cmocka_unit_test(refuses_a_source_that_is_none),
         cmocka_unit_test(says_what_a_failing_source_said),
         cmocka_unit_test(cancel_ends_a_slow_load_soon),
         cmocka_unit_test(damage_is_named_and_its_layer_not_ready),
