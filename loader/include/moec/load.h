@@ -6,9 +6,10 @@
  * What this is: what a server calls at start-up: one rank of a plan goes from
  *   a checkpoint (Hugging Face form, a conversion, a caller's source) into the
  *   caller's tensors, layer by layer, checked, in bounded memory.
- * Lifetime: a job borrows plan and conversion until destroy, and memory that
- *   it was given until the end of what uses it. It owns no destination: what
- *   the memory callback gave is the caller's to free, after destroy.
+ * Lifetime: a job borrows plan, conversion and sink until destroy, and memory
+ *   that it was given until the end of what uses it; a signature is looked at
+ *   in create only. It owns no destination: what the memory callback gave is
+ *   the caller's to free, after destroy.
  * Threads: create, place, start, wait and destroy one thread at a time; poll
  *   and cancel from any thread while the job lives; callbacks come from the
  *   job's threads, one at a time, but for `progress`. No thread before start
