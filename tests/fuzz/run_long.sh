@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# All fuzz targets for a while, and a table of what came of it:
+# All fuzz targets for a while, and a table of what came of it (results.md has
+# what was run):
 #
 #   SECONDS_EACH=300 sh tests/fuzz/run_long.sh DIR NAME=SEEDS[:SEEDS] ...
 #
