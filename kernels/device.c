@@ -166,6 +166,57 @@ moec_status moec_device_wait(moec_device *d, void *stream, moec_error *err)
     return d->b->wait(d->ordinal, stream, err);
 }
 
+moec_status moec_device_alloc_host(moec_device *d, void **out, uint64_t bytes,
+                                   moec_error *err)
+{
+    return d->b->alloc_host(d->ordinal, out, bytes, err);
+}
+
+void moec_device_free_host(moec_device *d, void *p)
+{
+    if (p)
+        d->b->free_host(d->ordinal, p);
+}
+
+moec_status moec_device_copy_rows(moec_device *d, void *to, uint64_t to_stride,
+                                  const void *from, uint64_t from_stride,
+                                  uint64_t row_bytes, uint64_t rows,
+                                  void *stream, moec_error *err)
+{
+    return d->b->copy_rows(d->ordinal, to, to_stride, from, from_stride,
+                           row_bytes, rows, stream, err);
+}
+
+moec_status moec_device_event_create(moec_device *d, void **out,
+                                     moec_error *err)
+{
+    return d->b->event_create(d->ordinal, out, err);
+}
+
+void moec_device_event_destroy(moec_device *d, void *event)
+{
+    if (event)
+        d->b->event_destroy(d->ordinal, event);
+}
+
+moec_status moec_device_event_record(moec_device *d, void *event, void *stream,
+                                     moec_error *err)
+{
+    return d->b->event_record(d->ordinal, event, stream, err);
+}
+
+moec_status moec_device_event_done(moec_device *d, void *event, int block,
+                                   int *done_out, moec_error *err)
+{
+    return d->b->event_done(d->ordinal, event, block, done_out, err);
+}
+
+moec_status moec_device_stream_wait(moec_device *d, void *stream, void *event,
+                                    moec_error *err)
+{
+    return d->b->stream_wait(d->ordinal, stream, event, err);
+}
+
 /* ------------------------------------------------------------ the calls */
 
 uint64_t moec_device_route_workspace_bytes(const moec_device *d,

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define MOEC_PLUGIN_ABI    1u
+#define MOEC_PLUGIN_ABI    2u
 #define MOEC_PLUGIN_SYMBOL "moec_backend_query"
 
 typedef struct moec_backend {
@@ -37,6 +37,21 @@ typedef struct moec_backend {
     moec_status (*download)(uint32_t ordinal, void *to, const void *from,
                             uint64_t bytes, void *stream, moec_error *err);
     moec_status (*wait)(uint32_t ordinal, void *stream, moec_error *err);
+    moec_status (*alloc_host)(uint32_t ordinal, void **out, uint64_t bytes,
+                              moec_error *err);
+    void (*free_host)(uint32_t ordinal, void *p);
+    moec_status (*copy_rows)(uint32_t ordinal, void *to, uint64_t to_stride,
+                             const void *from, uint64_t from_stride,
+                             uint64_t row_bytes, uint64_t rows, void *stream,
+                             moec_error *err);
+    moec_status (*event_create)(uint32_t ordinal, void **out, moec_error *err);
+    void (*event_destroy)(uint32_t ordinal, void *event);
+    moec_status (*event_record)(uint32_t ordinal, void *event, void *stream,
+                                moec_error *err);
+    moec_status (*event_done)(uint32_t ordinal, void *event, int block,
+                              int *done_out, moec_error *err);
+    moec_status (*stream_wait)(uint32_t ordinal, void *stream, void *event,
+                               moec_error *err);
 
     uint64_t (*route_workspace)(const moec_route_config *c,
                                 const moec_dispatch_map *map, uint32_t n);

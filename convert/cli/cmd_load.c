@@ -37,6 +37,11 @@ static const moec_cli_opt own_opts[] = {
      NULL, NULL, 0},
     {"signature", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, signature), "FILE",
      "the signature", NULL, "model.sig in OUT", 0},
+    {"device", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, device), "cpu|cuda",
+     "whose memory it goes into", "cpu", NULL, 0},
+    {"plugin", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, plugin), "PATH",
+     "the plug-in of --device cuda", NULL,
+     "beside the library, then where it is installed", 0},
     {"no-direct", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, no_direct), NULL,
      "never go around the page cache", NULL, NULL, 0},
 };
@@ -52,6 +57,8 @@ typedef struct loading {
     const moec_plan *plan;
     moec_signature *signature;
     uint32_t *layers;
+    moec_device *device; /* NULL: the host */
+    moec_device_sink *sink;
     void *memory; /* the arena */
     uint64_t memory_bytes;
     moec_cli_progress progress;
@@ -165,6 +172,13 @@ static moec_status get_memory(void *ctx, const moec_memory_request *want,
                               void **out, moec_error *err)
 {
     loading *l = ctx;
+    if (l->device != NULL) {
+        moec_status st =
+            moec_device_alloc(l->device, &l->memory, want->bytes, err);
+        *out = l->memory;
+        l->memory_bytes = want->bytes;
+        return st;
+    }
     void *p = mmap(NULL, (size_t)want->bytes, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
@@ -183,6 +197,35 @@ static int on_progress(void *ctx, uint64_t done, uint64_t total)
 {
     loading *l = ctx;
     return moec_cli_progress_step(&l->progress, done, total);
+}
+
+/* Copies of their own stream's order: the default one. */
+static moec_status open_sink(loading *l, moec_job_opts *o, moec_error *err)
+{
+    moec_device_opts opts = MOEC_DEVICE_OPTS_INIT;
+    moec_status st = MOEC_OK;
+    if (l->cli->args.device != MOEC_CHOICE_DEVICE_CUDA)
+        return MOEC_OK;
+    opts.plugin = l->cli->args.plugin;
+    st = moec_device_open(&l->device, &opts, err);
+    if (st == MOEC_OK)
+        st = moec_device_sink_create(&l->sink, l->device, NULL, err);
+    if (st != MOEC_OK)
+        return st;
+    o->sink = moec_device_sink_load(l->sink);
+    o->ring_bytes = moec_device_sink_ring_bytes(l->sink);
+    o->memory_kind = MOEC_MEMORY_DEVICE;
+    return MOEC_OK;
+}
+
+static void free_memory(loading *l)
+{
+    if (l->device != NULL)
+        moec_device_free(l->device, l->memory);
+    else if (l->memory != NULL)
+        (void)munmap(l->memory, (size_t)l->memory_bytes);
+    moec_device_sink_destroy(l->sink);
+    moec_device_close(l->device);
 }
 
 static moec_status load(loading *l, moec_error *err)
@@ -208,6 +251,8 @@ static moec_status load(loading *l, moec_error *err)
         st = choose_layers(l, &o.n_layers, err);
     o.layers = l->layers;
     if (st == MOEC_OK)
+        st = open_sink(l, &o, err);
+    if (st == MOEC_OK)
         st = moec_job_create(&l->job, l->plan, l->s.conversion, a->rank, &o,
                              err);
     if (st == MOEC_OK)
@@ -216,6 +261,8 @@ static moec_status load(loading *l, moec_error *err)
         return st;
     moec_cli_progress_begin(&l->progress, l->cli);
     st = moec_job_wait(l->job, err);
+    if (st == MOEC_OK && l->device != NULL)
+        st = moec_device_wait(l->device, NULL, err);
     moec_cli_progress_end(&l->progress);
     moec_job_poll(l->job, &l->stats);
     return st;
@@ -334,8 +381,7 @@ static int load_command(moec_cli *cli)
             code = MOEC_EXIT_FOUND;
     }
     moec_job_destroy(l.job);
-    if (l.memory != NULL)
-        (void)munmap(l.memory, (size_t)l.memory_bytes);
+    free_memory(&l);
     free(l.layers);
     moec_signature_close(l.signature);
     moec_cli_session_close(&l.s);

@@ -7,6 +7,8 @@
 
 #include "emulate.h"
 
+#include <deque>
+#include <mutex>
 #include <sys/mman.h>
 
 namespace emu {
@@ -161,6 +163,7 @@ void launch(dim3 grid, dim3 threads, size_t shared,
     unsigned n = threads.x * threads.y * threads.z;
     block b = {};
 
+    emu_copies_finish(); // one stream does the work of all
     if (n == 0 || n > threads_max || grid.x == 0 || grid.y == 0 || grid.z == 0)
         fail("a launch of no threads, or of too many");
     char *stacks = (char *)mmap(nullptr, n * stack_bytes,
@@ -194,3 +197,83 @@ void launch(dim3 grid, dim3 threads, size_t shared,
 }
 
 } // namespace emu
+
+// ------------------------------------------------------------ copy engine
+
+namespace {
+
+struct late_copy {
+    unsigned char *to;
+    const unsigned char *from;
+    size_t to_stride, from_stride, row_bytes, rows;
+};
+
+// Copies by number, from `n_done` on; an event stands behind a number.
+std::mutex copies_lock;
+std::deque<late_copy> copies;
+unsigned long long n_queued, n_done;
+
+void do_one()
+{
+    const late_copy &c = copies.front();
+
+    for (size_t r = 0; r < c.rows; r++)
+        memcpy(c.to + r * c.to_stride, c.from + r * c.from_stride, c.row_bytes);
+    copies.pop_front();
+    n_done++;
+}
+
+} // namespace
+
+struct emu_event {
+    unsigned long long after;
+};
+
+void emu_copy_later(void *to, size_t to_stride, const void *from,
+                    size_t from_stride, size_t row_bytes, size_t rows)
+{
+    std::lock_guard<std::mutex> guard(copies_lock);
+
+    copies.push_back({static_cast<unsigned char *>(to),
+                      static_cast<const unsigned char *>(from), to_stride,
+                      from_stride, row_bytes, rows});
+    n_queued++;
+}
+
+void emu_copies_finish(void)
+{
+    std::lock_guard<std::mutex> guard(copies_lock);
+
+    while (!copies.empty())
+        do_one();
+}
+
+cudaError_t emu_event_create(cudaEvent_t *e)
+{
+    *e = new emu_event();
+    return cudaSuccess;
+}
+
+void emu_event_destroy(cudaEvent_t e)
+{
+    delete e;
+}
+
+void emu_event_record(cudaEvent_t e)
+{
+    std::lock_guard<std::mutex> guard(copies_lock);
+
+    e->after = n_queued;
+}
+
+bool emu_event_done(cudaEvent_t e, bool block)
+{
+    std::lock_guard<std::mutex> guard(copies_lock);
+
+    while (n_done < e->after) {
+        do_one();
+        if (!block)
+            break;
+    }
+    return n_done >= e->after;
+}

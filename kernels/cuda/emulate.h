@@ -381,7 +381,12 @@ struct alignas(8) float2 {
 
 typedef int cudaError_t;
 typedef struct emu_stream *cudaStream_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
+enum {
+    cudaSuccess = 0,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorNotReady = 600
+};
+enum { cudaEventDisableTiming = 2 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount,
@@ -442,10 +447,75 @@ static inline cudaError_t cudaFree(void *p)
     free(p);
     return cudaSuccess;
 }
+// The copy engine is late on purpose: copies wait in a queue, and a look at an
+// event lets one of them happen. Who reads or overwrites too early sees it.
+// emulate.cc has the queue.
+typedef struct emu_event *cudaEvent_t;
+void emu_copy_later(void *to, size_t to_stride, const void *from,
+                    size_t from_stride, size_t row_bytes, size_t rows);
+void emu_copies_finish(void);
+cudaError_t emu_event_create(cudaEvent_t *e);
+void emu_event_destroy(cudaEvent_t e);
+void emu_event_record(cudaEvent_t e);
+bool emu_event_done(cudaEvent_t e, bool block);
+
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n,
-                                          cudaMemcpyKind, cudaStream_t)
+                                          cudaMemcpyKind kind, cudaStream_t)
 {
+    if (kind == cudaMemcpyHostToDevice) {
+        emu_copy_later(to, n, from, n, n, 1);
+        return cudaSuccess;
+    }
+    emu_copies_finish();
     memcpy(to, from, n);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemcpy2DAsync(void *to, size_t to_stride,
+                                            const void *from,
+                                            size_t from_stride,
+                                            size_t row_bytes, size_t rows,
+                                            cudaMemcpyKind, cudaStream_t)
+{
+    emu_copy_later(to, to_stride, from, from_stride, row_bytes, rows);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMallocHost(void **p, size_t n)
+{
+    *p = aligned_alloc(4096, n / 4096 * 4096 + 4096);
+    return *p == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+static inline cudaError_t cudaFreeHost(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
+{
+    return emu_event_create(e);
+}
+static inline cudaError_t cudaEventDestroy(cudaEvent_t e)
+{
+    emu_event_destroy(e);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t)
+{
+    emu_event_record(e);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaEventQuery(cudaEvent_t e)
+{
+    return emu_event_done(e, false) ? cudaSuccess : cudaErrorNotReady;
+}
+static inline cudaError_t cudaEventSynchronize(cudaEvent_t e)
+{
+    (void)emu_event_done(e, true);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t e,
+                                              unsigned)
+{
+    (void)emu_event_done(e, true); // one stream does the work of all
     return cudaSuccess;
 }
 static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n,
@@ -456,6 +526,7 @@ static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n,
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t)
 {
+    emu_copies_finish();
     return cudaSuccess;
 }
 static inline cudaError_t cudaGetLastError()

@@ -127,6 +127,90 @@ static moec_status wait(uint32_t ordinal, void *stream, moec_error *err)
                  "stream", err);
 }
 
+static moec_status alloc_host(uint32_t ordinal, void **out, uint64_t bytes,
+                              moec_error *err)
+{
+    moec_on_device on(ordinal);
+
+    return check(cudaMallocHost(out, bytes), "pinned memory", err);
+}
+
+static void release_host(uint32_t ordinal, void *p)
+{
+    moec_on_device on(ordinal);
+
+    (void)cudaFreeHost(p);
+}
+
+static moec_status copy_rows(uint32_t ordinal, void *to, uint64_t to_stride,
+                             const void *from, uint64_t from_stride,
+                             uint64_t row_bytes, uint64_t rows, void *stream,
+                             moec_error *err)
+{
+    moec_on_device on(ordinal);
+    cudaStream_t s = static_cast<cudaStream_t>(stream);
+
+    if (rows == 0 || row_bytes == 0)
+        return MOEC_OK;
+    if (rows == 1 || (to_stride == row_bytes && from_stride == row_bytes))
+        return check(cudaMemcpyAsync(to, from, rows * row_bytes,
+                                     cudaMemcpyHostToDevice, s),
+                     "copy", err);
+    return check(cudaMemcpy2DAsync(to, to_stride, from, from_stride, row_bytes,
+                                   rows, cudaMemcpyHostToDevice, s),
+                 "copy of rows", err);
+}
+
+static moec_status event_create(uint32_t ordinal, void **out, moec_error *err)
+{
+    moec_on_device on(ordinal);
+    cudaEvent_t e = nullptr;
+    moec_status st = check(
+        cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "event", err);
+
+    if (st == MOEC_OK)
+        *out = e;
+    return st;
+}
+
+static void event_destroy(uint32_t ordinal, void *event)
+{
+    moec_on_device on(ordinal);
+
+    (void)cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
+
+static moec_status event_record(uint32_t ordinal, void *event, void *stream,
+                                moec_error *err)
+{
+    moec_on_device on(ordinal);
+
+    return check(cudaEventRecord(static_cast<cudaEvent_t>(event),
+                                 static_cast<cudaStream_t>(stream)),
+                 "event", err);
+}
+
+static moec_status event_done(uint32_t ordinal, void *event, int block,
+                              int *done_out, moec_error *err)
+{
+    moec_on_device on(ordinal);
+    cudaEvent_t e = static_cast<cudaEvent_t>(event);
+    cudaError_t got = block ? cudaEventSynchronize(e) : cudaEventQuery(e);
+
+    *done_out = got == cudaSuccess;
+    return got == cudaErrorNotReady ? MOEC_OK : check(got, "event", err);
+}
+
+static moec_status stream_wait(uint32_t ordinal, void *stream, void *event,
+                               moec_error *err)
+{
+    moec_on_device on(ordinal);
+
+    return check(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream),
+                                     static_cast<cudaEvent_t>(event), 0),
+                 "stream", err);
+}
+
 static const moec_backend table = {
     MOEC_PLUGIN_ABI,
     sizeof(moec_backend),
@@ -137,6 +221,14 @@ static const moec_backend table = {
     upload,
     download,
     wait,
+    alloc_host,
+    release_host,
+    copy_rows,
+    event_create,
+    event_destroy,
+    event_record,
+    event_done,
+    stream_wait,
     moec_cuda_route_workspace,
     moec_cuda_route,
     moec_cuda_dispatch_workspace,

@@ -341,7 +341,7 @@ def is_converted(directory) -> bool:
     try:
         with open(os.path.join(os.fspath(directory), "manifest.json"),
                   "rb") as f:
-            return f.read(27) == b'{\n  "schema": "moec.manifest'
+            return f.read(64).startswith(b'{\n  "schema": "moec.manifest/')
     except OSError:
         return False
 

@@ -35,6 +35,7 @@ export MOEC_GPU_TESTS='test_device test_device_permute test_device_none'
 run 0 --emulated --build "$build" --out "$dir/table.md"
 says 'emulated.*no timing' "$dir/table.md"
 says 'test_device: [1-9][0-9]* tests passed' "$dir/table.md"
+says 'load, cached file to device' "$dir/table.md"
 says 'test_device_none: left out' "$dir/table.md"
 says 'compute-sanitizer: left out' "$dir/table.md"
 says 'peers: left out' "$dir/table.md"

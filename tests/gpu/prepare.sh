@@ -32,7 +32,8 @@ ln -s libcmocka.so.0 "$carry/lib/libcmocka.so"
 {
     printf '#include <%s>\n' setjmp.h stdarg.h stddef.h stdint.h
     grep -rhE '^# *include <(openssl/|jansson|xxhash|yaml|cmocka)' \
-        loader kernels mapping validate tests/unit tests/support | sort -u
+        loader kernels mapping validate load tests/unit tests/support |
+        sort -u
 } | ${CC:-gcc} -M -xc - | tr -s ' ' '\n' |
     grep -E '/(openssl/.*|jansson.*|xxhash|yaml|cmocka.*)\.h$' |
     while read -r path; do
@@ -48,14 +49,16 @@ ln -s libcmocka.so.0 "$carry/lib/libcmocka.so"
 for tool in "${MOEC_CONVERT:-}" build/release/moe-convert build/dev/moe-convert
 do
     [ -x "$tool" ] || continue
-    if [ -n "$(find loader kernels mapping validate convert -name '*.[ch]' \
+    if [ -n "$(find loader kernels mapping validate load store convert -name '*.[ch]' \
         -newer "$tool" | head -1)" ]; then
         echo "$tool is older than the tree: not taken"
         continue
     fi
     cp "$tool" "$carry/bin/moe-convert"
     strip "$carry/bin/moe-convert"
-    ldd "$tool" | sed -n 's/.*lib\(jansson\|crypto\|xxhash\|yaml\).* => \([^ ]*\) .*/\2/p' |
+    # All that it needs but what every machine has: libcurl brings many.
+    ldd "$tool" | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p' |
+        grep -v -E '/(libc|libm|libdl|libpthread|librt|libresolv)\.so' |
         while read -r path; do
             cp -L "$path" "$carry/lib/"
         done

@@ -221,6 +221,32 @@ run_tests() {
 }
 
 # What users run: every vector, and level 3 of three checkpoints.
+# A rank from cached files to the device, the second time; the first one reads
+# the files in and checks that it works at all.
+run_load() {
+    mib=1024
+    [ -z "$emulated" ] || mib=16
+    [ -n "$python" ] &&
+        "$python" tests/cli/make_slice.py "$work/slice" $mib || {
+        note "load: left out, no python3 here"
+        return
+    }
+    for _ in 1 2; do
+        st=0
+        within 60 "$tool" load "$work/slice" --ep 1 --device cuda \
+            --plugin "$plugin" --json >"$work/log/load.json" \
+            2>"$work/log/load.log" || st=$?
+        [ $st = 0 ] || {
+            fail "load: status $st, $(tail -1 "$work/log/load.log")"
+            return
+        }
+    done
+    rm -rf "$work/slice"
+    rate=$(sed -n 's/.*"gb_per_s": \([0-9.]*\).*/\1/p' "$work/log/load.json")
+    echo "{\"who\": \"moec\", \"kernel\": \"load, cached file to device\"," \
+        "\"shape\": \"$mib MiB\", \"gbps\": $rate}" >>"$figures"
+}
+
 run_tool() {
     tool=$build/moe-convert
     [ -n "$build" ] || tool=$work/cmake/moe-convert
@@ -242,6 +268,7 @@ run_tool() {
     else
         fail "selftest: status $st, $(tail -1 "$work/log/selftest.log")"
     fi
+    run_load
     [ -z "$emulated" ] || return 0
     if within 60 sh tests/gpu/check_validate.sh "$tool" "$plugin" \
         >"$work/log/validate.log" 2>&1; then

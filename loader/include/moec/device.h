@@ -82,6 +82,32 @@ MOEC_API moec_status moec_device_download(moec_device *d, void *to,
 MOEC_API moec_status moec_device_wait(moec_device *d, void *stream,
                                       moec_error *err);
 
+/* Pinned host memory: what copies run from at the speed of the link. */
+MOEC_API moec_status moec_device_alloc_host(moec_device *d, void **out,
+                                            uint64_t bytes, moec_error *err);
+MOEC_API void moec_device_free_host(moec_device *d, void *p);
+/* Enqueue `rows` of `row_bytes` from pinned memory to the device and return;
+ * strides in bytes. What is copied must stay until it is done. */
+MOEC_API moec_status moec_device_copy_rows(moec_device *d, void *to,
+                                           uint64_t to_stride, const void *from,
+                                           uint64_t from_stride,
+                                           uint64_t row_bytes, uint64_t rows,
+                                           void *stream, moec_error *err);
+/* Events without timing: cudaEvent_t. */
+MOEC_API moec_status moec_device_event_create(moec_device *d, void **out,
+                                              moec_error *err);
+MOEC_API void moec_device_event_destroy(moec_device *d, void *event);
+MOEC_API moec_status moec_device_event_record(moec_device *d, void *event,
+                                              void *stream, moec_error *err);
+/* Is all done that stood before the event when it was recorded? With `block`,
+ * wait for that. */
+MOEC_API moec_status moec_device_event_done(moec_device *d, void *event,
+                                            int block, int *done_out,
+                                            moec_error *err);
+/* Let work that `stream` gets from now on wait for the event. */
+MOEC_API moec_status moec_device_stream_wait(moec_device *d, void *stream,
+                                             void *event, moec_error *err);
+
 /* Workspace of the next two for T tokens. `map` may be NULL for a plain
  * choice. */
 MOEC_API uint64_t moec_device_route_workspace_bytes(

@@ -8,6 +8,7 @@
  */
 
 #include <moec/device.h>
+#include <moec/device_load.h>
 #include <moec/error.h>
 #include <moec/kernels.h>
 #include <moec/load.h>
