@@ -3,9 +3,10 @@
 /*
  * EPLB and planner: the time for 61 layers of 256 experts with 32 redundant
  * slots on 32 ranks, and how much better the planner balances random skewed
- * layers than EPLB. eplb.py times DeepSeek's torch code on the same loads.
+ * layers than EPLB. eplb.sh times DeepSeek's torch code on the same loads.
  *
- *   bench_eplb [LAYERS] [LOADS_FILE]   writes the loads as float32
+ *   bench_eplb [LAYERS [LOADS SLOTS]]   writes the loads as float32 and EPLB's
+ *                                       slots, DeepSeek's sums, as int32
  */
 
 #include <inttypes.h>
@@ -138,6 +139,35 @@ static moec_status run(const float *loads, uint32_t n, moec_error *err)
     return st;
 }
 
+static moec_status write_file(const char *path, const void *data, size_t size,
+                              size_t n)
+{
+    FILE *f = fopen(path, "wb");
+    int ok = f != NULL && fwrite(data, size, n, f) == n;
+
+    return f != NULL && fclose(f) == 0 && ok ? MOEC_OK : MOEC_E_IO;
+}
+
+static moec_status write_files(const float *loads, uint32_t n, char **argv,
+                               moec_error *err)
+{
+    moec_eplb_opts o = MOEC_EPLB_OPTS_INIT;
+    moec_placement *p = NULL;
+    moec_status st =
+        write_file(argv[2], loads, sizeof(*loads), (size_t)n * EXPERTS);
+
+    o.n_redundant = REDUNDANT;
+    o.n_ranks = RANKS;
+    o.accum = MOEC_EPLB_F32;
+    if (st == MOEC_OK)
+        st = moec_eplb(&p, NULL, &o, loads, n, EXPERTS, err);
+    if (st == MOEC_OK)
+        st = write_file(argv[3], moec_placement_row(p, 0), sizeof(int32_t),
+                        (size_t)n * (EXPERTS + REDUNDANT));
+    moec_placement_destroy(p);
+    return st;
+}
+
 int main(int argc, char **argv)
 {
     uint32_t n = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : 61;
@@ -147,15 +177,9 @@ int main(int argc, char **argv)
 
     if (loads != NULL) {
         draw(loads, n);
-        if (argc > 2) {
-            FILE *f = fopen(argv[2], "wb");
-
-            if (f == NULL ||
-                fwrite(loads, sizeof(*loads), (size_t)n * EXPERTS, f) == 0 ||
-                fclose(f) != 0)
-                return 1;
-        }
-        st = run(loads, n, &err);
+        st = argc > 3 ? write_files(loads, n, argv, &err) : MOEC_OK;
+        if (st == MOEC_OK)
+            st = run(loads, n, &err);
     }
     if (st != MOEC_OK)
         (void)fprintf(stderr, "bench_eplb: %s\n", err.text);
