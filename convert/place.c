@@ -29,6 +29,11 @@
 /* Bytes of one cell: a second or less on any disk. */
 #define PLACE_RANGE_BYTES (UINT64_C(64) << 20)
 
+/* Threads where nobody says: copies in the kernel wait for each other's locks
+ * (ext4, 2 GB: 4.0 s with 1, 4.2 s with 2, 5.1 s with 8; cp 3.9 s), and sharing
+ * blocks takes no time. */
+#define COPIERS 1u
+
 typedef struct range {
     uint32_t to_file, from_file;
     uint64_t to, from, bytes;
@@ -475,6 +480,8 @@ static moec_status prepare(place *x, moec_error *err)
     MOEC_TRY(make_ranges(x, err));
     MOEC_TRY(moec_share_each(&x->p.share, carry_leaves, x, err));
     MOEC_TRY(moec_crew_choose(&x->crew, MOEC_COPY_RANGE_BYTES, x->opts, err));
+    if (x->opts->n_threads == 0)
+        x->crew.n = COPIERS;
     x->job.files = x->p.files;
     x->job.n_files = x->p.n_files;
     x->job.identity = &x->identity;
