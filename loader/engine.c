@@ -9,6 +9,7 @@
 
 #define THREADS_MAX   64u
 #define THREADS_USUAL 8u
+#define BLOCKING      8u /* reads under way without io_uring, at least */
 #define RING_BYTES    (UINT64_C(64) << 20)
 /* Reads into their place, half of them under way, half of them being digested:
  * of 4 MiB each what disks like to have queued. */
@@ -50,7 +51,7 @@ static uint32_t choose_threads(const moec_engine_opts *o)
         if (uring)
             moec_uring_close(&probe);
         else
-            n = (uint32_t)moec_max_u64(2 * n, 4);
+            n = (uint32_t)moec_max_u64(2 * n, BLOCKING);
     }
     return (uint32_t)moec_min_u64(n, THREADS_MAX);
 }

@@ -17,8 +17,8 @@
  *   any, the destination is undefined.
  *
  * How: pieces are sorted by (group, file, offset) and equal stretches are read
- * once; neighbours with small gaps are joined, and requests cut to at most
- * 8 MiB. A request whose pages are cached is read through the cache straight
+ * once; neighbours with small gaps are joined, and requests cut to 2 MiB (4
+ * where leaves are checked; less where the ring is small). A request whose pages are cached is read through the cache straight
  * into the destination (preadv with one iovec a piece); any other by O_DIRECT,
  * straight into the destination where file offset, length and memory are
  * aligned, else into the ring, from where each piece is copied to its place
@@ -84,7 +84,7 @@ typedef struct moec_engine_sink {
 
 typedef struct moec_engine_opts {
     uint32_t n_threads;  /* 0: one a CPU of the cpuset, at most 8; without
-                            io_uring twice as many, as they block */
+                            io_uring twice as many, at least 8: they block */
     uint64_t ring_bytes; /* 0: 64 MiB; what the engine may allocate beside its
                             lists (64 bytes a piece and request). Touched as far
                             as it is used, by its own threads: on their node,

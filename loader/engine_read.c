@@ -411,6 +411,8 @@ static void reap(moec_engine_worker *w)
 
     if (e != 0 && !stopped(w->e))
         fail(w, moec_fail_os(&w->err, e, "io_uring"));
+    if (e != 0) /* the reads may still write: wait for them, at leisure */
+        (void)usleep(1000);
     while (moec_uring_next(&w->uring, &tag, &res)) {
         moec_engine_op *op = &w->ops[tag / 4];
         moec_status st = MOEC_OK;
