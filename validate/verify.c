@@ -216,6 +216,20 @@ moec_status moec_verify_unit_pieces(const moec_verifier *v,
 
 /* ---------------------------------------------------------------- set-up */
 
+/* Memory ended with worker `i`, of a number that nobody asked for: half of
+ * those before it do, and leave the rest room for stacks and all else. */
+static void let_go(moec_verifier *v, uint32_t i)
+{
+    uint32_t kept = i / 2;
+
+    for (uint32_t k = kept; k <= i; k++) {
+        moec_free_aligned(v->workers[k].a);
+        moec_free_aligned(v->workers[k].b);
+        v->workers[k].a = v->workers[k].b = NULL;
+    }
+    v->n_workers = kept;
+}
+
 static moec_status make_workers(moec_verifier *v, moec_error *err)
 {
     uint32_t n = v->opts->n_threads;
@@ -234,8 +248,12 @@ static moec_status make_workers(moec_verifier *v, moec_error *err)
             moec_alloc_aligned(MOEC_VERIFY_RANGE_BYTES, MOEC_ALIGN);
         v->workers[i].b =
             moec_alloc_aligned(MOEC_VERIFY_RANGE_BYTES, MOEC_ALIGN);
-        if (v->workers[i].a == NULL || v->workers[i].b == NULL)
+        if (v->workers[i].a != NULL && v->workers[i].b != NULL)
+            continue;
+        if (v->opts->n_threads != 0 || i < 2)
             return moec_fail_nomem(err, "buffers of the workers");
+        let_go(v, i);
+        break;
     }
     return MOEC_OK;
 }
