@@ -194,6 +194,25 @@ static moec_status ask_all_common(moec_job *j, moec_error *err)
     return MOEC_OK;
 }
 
+/* The conversion's own plan; where its shared experts are in a file of their
+ * own, the same with rows for them, which are filled from there. */
+static moec_status choose_plan(moec_job *j, moec_error *err)
+{
+    const moec_plan *old = moec_layout_plan(j->ld.old);
+    moec_plan_opts o = *moec_plan_options(old);
+
+    j->plan = old;
+    if (o.by_expert || !o.shared_store_common ||
+        moec_plan_topology(old).n_shared_slots == 0)
+        return MOEC_OK;
+    o.shared_store_common = 0;
+    o.placement = moec_plan_placement(old); /* with its empty slots */
+    o.n_redundant = 0;
+    MOEC_TRY(moec_plan_create(&j->own_plan, moec_plan_model(old), &o, err));
+    j->plan = j->own_plan;
+    return MOEC_OK;
+}
+
 static moec_status set_up(moec_job *j, const moec_conversion *conversion,
                           uint32_t rank, moec_error *err)
 {
@@ -202,7 +221,7 @@ static moec_status set_up(moec_job *j, const moec_conversion *conversion,
         j->ld.old = moec_conversion_layout(conversion);
         j->ld.slots = &j->files->slots;
         if (j->plan == NULL)
-            j->plan = moec_layout_plan(j->ld.old);
+            MOEC_TRY(choose_plan(j, err));
     }
     if (j->plan == NULL)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
@@ -553,6 +572,7 @@ void moec_job_destroy(moec_job *j)
     moec_free(j->order);
     moec_free(j->tensors);
     moec_requant_destroy(j->requant);
+    moec_plan_destroy(j->own_plan);
     moec_free(j->bounce);
     moec_free(j);
 }

@@ -88,6 +88,7 @@ struct moec_job {
     pid_t pid; /* that made it */
     moec_job_opts o;
     const moec_plan *plan;
+    moec_plan *own_plan; /* choose_plan */
     const moec_ckpt *ckpt;
     const moec_converted *files; /* NULL: bytes come from the checkpoint */
     moec_loading ld;

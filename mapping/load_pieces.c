@@ -161,24 +161,38 @@ static bool old_layer(const moec_loading *ld, size_t layer, size_t *out)
     return false;
 }
 
+/* Does the same row of the same rank hold the unit in the conversion? Then the
+ * rank stays with its own file, whatever replicas there are. */
+static bool same_row(const moec_loading *ld, size_t was, size_t t, uint32_t row,
+                     uint32_t unit)
+{
+    const moec_plan *old = moec_layout_plan(ld->old);
+
+    return ld->rank < moec_plan_topology(old).n_ranks &&
+           row < moec_plan_slot_tensor(old, was, t)->shape[0] &&
+           moec_plan_row_unit(old, was, t, ld->rank, row) == unit;
+}
+
 bool moec_loading_slot(const moec_loading *ld, size_t layer, size_t t,
                        uint32_t row, uint32_t unit, moec_stretch *out)
 {
-    const moec_plan *old = moec_layout_plan(ld->old);
     const moec_slot_tensor *s = moec_plan_slot_tensor(ld->plan, layer, t);
     moec_inverse_from from;
     size_t was;
 
-    if (old == ld->plan && /* its own rows: one stretch of its own file */
-        moec_plan_row_unit(old, layer, t, ld->rank, row) == unit) {
-        moec_layout_find_slots(ld->old, ld->rank, layer, t, &from.file,
+    if (!old_layer(ld, layer, &was))
+        return false;
+    if (same_row(ld, was, t, row, unit)) {
+        moec_layout_find_slots(ld->old, ld->rank, was, t, &from.file,
                                &from.off);
-        from.off += row * s->slot_bytes;
-    } else if (!old_layer(ld, layer, &was) ||
-               !moec_inverse_slot(ld->old, was, t, unit, &from) ||
-               from.bytes != s->slot_bytes) {
+        from.bytes = moec_plan_slot_tensor(moec_layout_plan(ld->old), was, t)
+                         ->slot_bytes;
+        from.off += row * from.bytes;
+    } else if (!moec_inverse_slot(ld->old, was, t, unit, &from)) {
         return false;
     }
+    if (from.bytes != s->slot_bytes)
+        return false;
     out->file = (uint32_t)from.file;
     out->off = from.off;
     out->bytes = s->slot_bytes;

@@ -253,10 +253,12 @@ static moec_status load(loading *l, moec_error *err)
     if (st == MOEC_OK)
         st = open_sink(l, &o, err);
     if (st == MOEC_OK)
-        st = moec_job_create(&l->job, l->plan, l->s.conversion, a->rank, &o,
+        st = moec_job_create(&l->job, l->s.plan, l->s.conversion, a->rank, &o,
                              err);
-    if (st == MOEC_OK)
+    if (st == MOEC_OK) {
+        l->plan = moec_job_plan(l->job);
         st = moec_job_start(l->job, err);
+    }
     if (st != MOEC_OK)
         return st;
     moec_cli_progress_begin(&l->progress, l->cli);

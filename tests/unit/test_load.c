@@ -489,6 +489,26 @@ static void shared_parts_are_addressable_apart(void **state)
     }
 }
 
+/* Without a plan the rows are there, too, and no other rank's file is read. */
+static void fills_shared_rows_unasked(const load_case *c)
+{
+    moec_job_opts o = load_opts();
+    moec_error err = MOEC_ERROR_INIT;
+    load_arena arena = {0};
+    moec_job *job = NULL;
+
+    o.memory = load_memory;
+    o.ctx = &arena;
+    load_ok(moec_job_create(&job, NULL, c->conversion, 1, &o, &err), &err);
+    assert_int_equal(moec_plan_shared_rows(moec_job_plan(job)),
+                     moec_plan_shared_rows(c->plan));
+    load_ok(moec_job_start(job, &err), &err);
+    load_ok(moec_job_wait(job, &err), &err);
+    load_compare_layer(c, job, 1, 0);
+    moec_job_destroy(job);
+    load_arena_free(&arena);
+}
+
 /* Shared experts that the conversion has in a file of their own go into rows
  * where the plan wants them there. */
 static void shared_rows_are_filled_from_a_common_store(void **state)
@@ -512,6 +532,7 @@ static void shared_rows_are_filled_from_a_common_store(void **state)
         assert_true(moec_plan_shared_rows(plan) > 0);
         c.plan = plan;
         load_all(&c, 1, MOEC_LOAD_VERIFY_DEFAULT);
+        fills_shared_rows_unasked(&c);
         moec_plan_destroy(plan);
         moec_conversion_close(c.conversion);
         tmpdir_remove(&dir);

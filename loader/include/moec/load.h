@@ -180,10 +180,11 @@ typedef struct moec_job_opts {
 
 /* Make a job that loads rank `rank` of `plan`. Bytes come from the plan's
  * checkpoint, or with `conversion` from that directory's files: `plan` is then
- * NULL (the conversion's own), or any other plan over the conversion's model
- * with the same w13 order and no other treatment of shared experts: another
- * world out of an expert store. The plan is proved (T1, T2, T4, T5): MAPPING
- * where it is not. */
+ * NULL (the conversion's own, with rows for shared experts that it keeps in a
+ * file of their own: moec_job_plan), or any other plan over the conversion's
+ * model with the same w13 order and no other treatment of shared experts:
+ * another world out of an expert store. The plan is proved (T1, T2, T4, T5):
+ * MAPPING where it is not. */
 MOEC_API moec_status moec_job_create(moec_job **out, const moec_plan *plan,
                                      const moec_conversion *conversion,
                                      uint32_t rank, const moec_job_opts *opts,
