@@ -1,22 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Loading the plug-in, and the calls that go through to it. The plug-in is
- * looked for where the caller says, beside the library (in moec/), and where
- * it was installed; never along LD_LIBRARY_PATH, and the environment is not
- * read. */
+ * Loading the plug-in, and the calls that go through to it. */
 
 #include <dlfcn.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "matrix.h"
 #include "plugin.h"
 
 #define PLUGIN_NAME "libmoec_cuda.so"
-#ifndef MOEC_PLUGIN_DIR
-#  define MOEC_PLUGIN_DIR "/usr/local/lib/moec"
-#endif
-#define PATH_BYTES 4096u
 
 struct moec_device {
     void *handle;
@@ -24,58 +16,6 @@ struct moec_device {
     uint32_t ordinal;
     char name[160];
 };
-
-/* "DIR/moec/libmoec_cuda.so" and "DIR/libmoec_cuda.so" where DIR is the
- * library's own; the second serves a build tree. */
-static bool beside(char *out, const char *sub)
-{
-    static const char here = 0; /* an address in the file we are in */
-    Dl_info self;
-    const char *slash;
-    int n;
-
-    if (dladdr(&here, &self) == 0 || !self.dli_fname)
-        return false;
-    slash = strrchr(self.dli_fname, '/');
-    if (!slash)
-        return false;
-    n = snprintf(out, PATH_BYTES, "%.*s/%s" PLUGIN_NAME,
-                 (int)(slash - self.dli_fname), self.dli_fname, sub);
-    return n > 0 && (unsigned)n < PATH_BYTES;
-}
-
-static void *load(const char *path, moec_error *err)
-{
-    void *h = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-
-    if (!h) {
-        const char *why = dlerror();
-
-        (void)moec_fail(err, MOEC_E_NO_DEVICE, MOEC_RULE_NONE,
-                        "no accelerator: the plug-in cannot be loaded: %s",
-                        why ? why : path);
-    }
-    return h;
-}
-
-/* The first place that has the plug-in decides. */
-static void *find(const moec_device_opts *o, moec_error *err)
-{
-    static const char *const subs[] = {"moec/", ""};
-    char path[PATH_BYTES];
-
-    if (o->plugin)
-        return load(o->plugin, err);
-    for (size_t i = 0; i < sizeof(subs) / sizeof(*subs); i++) {
-        FILE *f;
-
-        if (!beside(path, subs[i]) || !(f = fopen(path, "rbe")))
-            continue;
-        (void)fclose(f);
-        return load(path, err);
-    }
-    return load(MOEC_PLUGIN_DIR "/" PLUGIN_NAME, err);
-}
 
 static const moec_backend *query(void *handle, moec_error *err)
 {
@@ -108,7 +48,7 @@ moec_status moec_device_open(moec_device **out, const moec_device_opts *opts,
     if (!d)
         return moec_fail_nomem(err, "a device");
     d->ordinal = o.ordinal;
-    d->handle = find(&o, err);
+    d->handle = moec_plugin_load("accelerator", PLUGIN_NAME, o.plugin, err);
     if (d->handle)
         d->b = query(d->handle, err);
     if (d->b)

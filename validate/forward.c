@@ -95,7 +95,7 @@ static void add_rows(moec_l3_layer *l)
 
         for (size_t i = 0; !chosen && i < (size_t)l->tokens * a->cols; i++)
             chosen = a->ids[i] == (int32_t)e;
-        if (chosen)
+        if (chosen || (l->elsewhere != NULL && l->elsewhere[e] != 0))
             continue;
         for (int side = 0; side < 2; side++) {
             moec_l3_side *s = &l->side[side];

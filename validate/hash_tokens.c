@@ -72,6 +72,8 @@ moec_status moec_l3_make_tokens(moec_l3_layer *l, const moec_l3_side *s,
 {
     uint64_t state = l->v->act.seed;
 
+    for (uint32_t t = 0; t < l->first; t++) /* other processes' */
+        (void)moec_next_random(&state);
     for (uint32_t t = 0; t < l->tokens; t++)
         l->token_ids[t] = (int32_t)(moec_next_random(&state) % s->vocab);
     for (size_t i = 0; i < l->batch.n_parts; i++) {

@@ -641,6 +641,7 @@ static void measure(moec_l3_layer *l)
         most = fmax(most, fabs((double)a->whole[i]));
         err = fmax(err, fabs((double)a->whole[i] - (double)b->whole[i]));
     }
+    l->largest = most;
     l->result->max_abs_err = err;
     l->result->max_rel_err = most > 0.0 ? err / most : err;
 }

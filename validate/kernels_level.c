@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "ckpt.h"
+#include "exchange_calls.h"
 #include "level3.h"
 
 #define TOKENS_DEFAULT 64u
@@ -24,6 +25,8 @@ struct moec_validation {
     char **why_not; /* [n_layers], owned copies */
     size_t n_limits;
     char *limits[LIMITS_MAX];
+    uint32_t n_ranks;           /* of `traffic`; 0: one process */
+    moec_rank_traffic *traffic; /* [n_layers][n_ranks] */
 };
 
 /* ---------------------------------------------------------------- limits */
@@ -79,6 +82,7 @@ static void layer_fini(moec_l3_layer *l)
     moec_free(l->token_ids);
     moec_free(l->slots);
     moec_free(l->home);
+    moec_free(l->elsewhere);
     moec_free(l->slot);
     moec_free(l->run);
     moec_free(l->run_first);
@@ -141,18 +145,41 @@ static uint32_t number_of(const moec_l3_layer *l)
     return behind ? number : n + number;
 }
 
+/* This process's stretch of the batch's rows. */
+static moec_status take_share(moec_l3_layer *l, moec_error *err)
+{
+    moec_exchange *x = l->v->opts->exchange;
+    uint64_t n = l->batch.n_rows;
+
+    l->all_tokens = l->tokens = l->rows = l->batch.n_rows;
+    if (x == NULL)
+        return MOEC_OK;
+    if (n < moec_exchange_size(x))
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "%" PRIu64 " tokens cannot be dealt out to %" PRIu32
+                         " processes: each needs one",
+                         n, moec_exchange_size(x));
+    l->first = (uint32_t)(n * moec_exchange_rank(x) / moec_exchange_size(x));
+    l->tokens = (uint32_t)(n * (moec_exchange_rank(x) + UINT64_C(1)) /
+                           moec_exchange_size(x)) -
+                l->first;
+    l->rows = l->tokens;
+    return MOEC_OK;
+}
+
 static moec_status make_rows(moec_l3_layer *l, moec_error *err)
 {
     MOEC_TRY(moec_batch_make(&l->batch, &l->v->act, l->result->layer,
                              number_of(l), l->width, err));
-    l->tokens = l->rows = l->batch.n_rows;
+    MOEC_TRY(take_share(l, err));
     l->rows_max = l->tokens + l->experts / l->top_k + 2;
     l->x = moec_calloc((size_t)l->rows_max, l->width * sizeof(*l->x));
     l->token_ids = moec_calloc((size_t)l->rows_max, sizeof(*l->token_ids));
     if (l->x == NULL || l->token_ids == NULL)
         return moec_fail_nomem(err, "hidden states");
-    memcpy(l->x, l->batch.x, (size_t)l->tokens * l->width * sizeof(*l->x));
-    l->result->tokens = l->tokens;
+    memcpy(l->x, l->batch.x + (size_t)l->first * l->width,
+           (size_t)l->tokens * l->width * sizeof(*l->x));
+    l->result->tokens = l->all_tokens;
     switch (l->batch.kind) {
     case MOEC_BATCH_SEEDED:
         l->result->inputs = MOEC_INPUTS_SEEDED;
@@ -178,6 +205,7 @@ static moec_status count_loads(moec_l3_layer *l, moec_error *err)
 
     if (experts == NULL || slots == NULL || ranks == NULL)
         st = moec_fail_nomem(err, "loads of a layer");
+    st = moec_l3_agree(l->v, st, err);
     for (size_t p = 0; st == MOEC_OK && p < (size_t)l->tokens * s->cols; p++) {
         uint32_t rank, row;
 
@@ -191,6 +219,12 @@ static moec_status count_loads(moec_l3_layer *l, moec_error *err)
         slots[(size_t)rank * l->n_rows + row]++;
         ranks[rank]++;
     }
+    if (st == MOEC_OK)
+        st = moec_l3_count_all(l, experts, l->experts, err);
+    if (st == MOEC_OK)
+        st = moec_l3_count_all(l, slots, n_slots, err);
+    if (st == MOEC_OK)
+        st = moec_l3_count_all(l, ranks, l->topo.n_ranks, err);
     if (st == MOEC_OK) {
         l->result->expert_load = moec_load_stats_of(experts, l->experts);
         l->result->slot_load = moec_load_stats_of(slots, n_slots);
@@ -202,19 +236,39 @@ static moec_status count_loads(moec_l3_layer *l, moec_error *err)
     return st;
 }
 
-static moec_status prove(moec_l3_layer *l, moec_error *err)
+/* Hidden states to ids and weights, on both sides. */
+static moec_status choose(moec_l3_layer *l, moec_error *err)
 {
     MOEC_TRY(make_rows(l, err));
     MOEC_TRY(moec_l3_route(l, MOEC_LEVEL3_SOURCE, err));
     MOEC_TRY(moec_l3_route(l, MOEC_LEVEL3_SERVED, err));
-    MOEC_TRY(moec_l3_compare_routing(l, err));
-    MOEC_TRY(moec_l3_forward(l, err));
-    MOEC_TRY(moec_l3_serve(l, err));
+    return moec_l3_compare_routing(l, err);
+}
+
+static moec_status compare(moec_l3_layer *l, moec_error *err)
+{
     MOEC_TRY(moec_l3_compare(l, err));
-    MOEC_TRY(moec_l3_compare_reference(l, err));
+    return moec_l3_compare_reference(l, err);
+}
+
+/* All of a layer. Between several processes each step is followed by an
+ * agreement, or ends with one: see exchange.c. */
+static moec_status prove(moec_l3_layer *l, moec_error *err)
+{
+    moec_level3 *v = l->v;
+
+    MOEC_TRY(moec_l3_agree(v, choose(l, err), err));
+    MOEC_TRY(moec_l3_share_chosen(l, err));
+    MOEC_TRY(moec_l3_agree(v, moec_l3_forward(l, err), err));
+    MOEC_TRY(moec_l3_serve(l, err));
+    MOEC_TRY(moec_l3_agree(v, compare(l, err), err));
+    MOEC_TRY(moec_l3_share_slots(l, err));
     MOEC_TRY(count_loads(l, err));
-    MOEC_TRY(moec_l3_choices(l, err));
-    MOEC_TRY(moec_l3_expert_choice(l, err));
+    MOEC_TRY(moec_l3_agree(v, moec_l3_choices(l, err), err));
+    MOEC_TRY(moec_l3_share_reached(l, err));
+    moec_l3_check_reached(l);
+    if (v->opts->exchange == NULL) /* the choice depends on the whole batch */
+        MOEC_TRY(moec_l3_expert_choice(l, err));
     l->result->validated = 1;
     for (uint32_t t = l->tokens; t < l->rows; t++)
         for (uint32_t c = 0; c < l->top_k; c++)
@@ -222,7 +276,9 @@ static moec_status prove(moec_l3_layer *l, moec_error *err)
                 l->side[0].ids[(size_t)t * l->side[0].cols + c] >= 0;
     for (size_t i = 0; i < (size_t)l->topo.n_ranks * l->n_rows; i++)
         l->result->slots += l->slot[i].read;
-    return MOEC_OK;
+    return moec_l3_share_result(
+        l, v->traffic == NULL ? NULL : v->traffic + l->layer * l->topo.n_ranks,
+        err);
 }
 
 /* The layer stays as levels 1 and 2 left it. Told once for equal reasons. An
@@ -264,7 +320,7 @@ static moec_status run_layer(moec_level3 *v, moec_validation *out, size_t i,
                 : moec_model_find_layer(v->model[side], l.result->layer);
         l.slices[side] = moec_model_slices(v->model[side], l.model_layer[side]);
     }
-    st = describe(&l, &e);
+    st = moec_l3_agree(v, describe(&l, &e), &e);
     if (st == MOEC_OK && why_not(&l) != NULL) {
         st = not_validated(&l, out, i, why_not(&l), MOEC_SEVERITY_WARNING, err);
     } else {
@@ -351,9 +407,11 @@ static moec_status name_layers(moec_level3 *v, moec_validation *out,
         out->layers[i].source_number = l->source_number;
         for (size_t t = 0; t < moec_plan_n_slot_tensors(v->plan, i); t++)
             bytes += moec_plan_slot_tensor(v->plan, i, t)->slot_bytes;
-        v->total +=
-            bytes * (moec_model_facts(v->model[0])->n_experts +
-                     (uint64_t)rows * moec_plan_topology(v->plan).n_ranks);
+        v->total += bytes * (moec_model_facts(v->model[0])->n_experts +
+                             (uint64_t)rows *
+                                 (v->opts->exchange != NULL
+                                      ? 1
+                                      : moec_plan_topology(v->plan).n_ranks));
     }
     return MOEC_OK;
 }
@@ -397,7 +455,10 @@ static void say_limits(const moec_level3 *v, moec_validation *out)
     if (v->act.golden == NULL)
         add_limit(out, "no independent reference was compared: the source's "
                        "side is this program's own (--golden)");
-    if (v->n_homes < moec_plan_topology(v->plan).n_ranks)
+    if (v->opts->exchange != NULL)
+        add_limit(out, "Expert Choice was not tried: it depends on the whole "
+                       "batch, of which each process has a share");
+    else if (v->n_homes < moec_plan_topology(v->plan).n_ranks)
         add_limit(out,
                   "%" PRIu32 " of %" PRIu32 " ranks were tried as source "
                   "rank",
@@ -409,11 +470,38 @@ static void say_limits(const moec_level3 *v, moec_validation *out)
                    "activations are float32, not what a server quantises");
 }
 
-static moec_status run_layers(moec_level3 *v, moec_validation *out,
-                              moec_error *err)
+/* One process a rank: as many as the conversion has, and what none of them
+ * can do alone. */
+static moec_status open_exchange(moec_level3 *v, moec_validation *out,
+                                 moec_error *err)
 {
-    bool all_files;
+    moec_exchange *x = v->opts->exchange;
+    uint32_t n = moec_plan_topology(v->plan).n_ranks;
 
+    if (x == NULL)
+        return MOEC_OK;
+    if (moec_exchange_size(x) != n)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "%s has %" PRIu32 " ranks, and there are %" PRIu32
+                         " processes: start %" PRIu32 ", one a rank",
+                         v->dir != NULL ? v->dir : "the layout", n,
+                         moec_exchange_size(x), n);
+    if (v->opts->golden != NULL || v->opts->device != NULL)
+        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                         "a reference and a device are for one process");
+    out->traffic =
+        moec_calloc((size_t)n * out->n_layers + 1, sizeof(*out->traffic));
+    if (out->traffic == NULL)
+        return moec_fail_nomem(err, "figures of all ranks");
+    out->n_ranks = n;
+    v->traffic = out->traffic;
+    return MOEC_OK;
+}
+
+static moec_status open_all(moec_level3 *v, moec_validation *out, bool *go,
+                            moec_error *err)
+{
+    *go = false;
     MOEC_TRY(moec_l3_open_kernels(v, err));
     v->act.k = v->k[MOEC_LEVEL3_SOURCE];
     v->act.seed = v->opts->seed != 0 ? v->opts->seed : SEED_DEFAULT;
@@ -423,17 +511,49 @@ static moec_status run_layers(moec_level3 *v, moec_validation *out,
         moec_activations_open(&v->act, v->opts->inputs, v->opts->golden, err));
     MOEC_TRY(moec_l3_open_models(v, err));
     MOEC_TRY(name_layers(v, out, err));
+    MOEC_TRY(open_exchange(v, out, err));
     if (!same_model(v))
         return MOEC_OK;
-    MOEC_TRY(moec_l3_open_files(v, &all_files, err));
-    if (!all_files)
+    MOEC_TRY(moec_l3_open_files(v, go, err));
+    return *go ? moec_l3_open_workers(v, err) : MOEC_OK;
+}
+
+static moec_status run_layers(moec_level3 *v, moec_validation *out,
+                              moec_error *err)
+{
+    uint64_t stays = 0;
+    bool go;
+
+    MOEC_TRY(moec_l3_agree(v, open_all(v, out, &go, err), err));
+    stays = !go;
+    if (v->opts->exchange != NULL)
+        MOEC_TRY(moec_exchange_reduce(v->opts->exchange, &stays, 1,
+                                      MOEC_REDUCE_MAX, err));
+    if (stays != 0)
         return MOEC_OK;
-    MOEC_TRY(moec_l3_open_workers(v, err));
     for (size_t i = 0; i < out->n_layers; i++)
         MOEC_TRY(run_layer(v, out, i, err));
     check_reference(v, out);
     say_limits(v, out);
-    return moec_l3_progress(v, v->total, err);
+    return moec_l3_agree(v, moec_l3_progress(v, v->total, err), err);
+}
+
+/* Findings are counted anew where they are those of all processes. */
+static void count_errors(moec_validation *v)
+{
+    for (size_t i = 0; i < v->n_layers; i++) {
+        moec_layer_result *l = &v->layers[i];
+
+        l->n_errors = 0;
+        for (size_t k = 0; k < moec_report_n_findings(v->report); k++) {
+            const moec_finding *f = moec_report_finding(v->report, k);
+
+            l->n_errors += f->severity == MOEC_SEVERITY_ERROR &&
+                           (f->has & MOEC_HAS_LAYER) != 0 &&
+                           f->layer.space == l->layer.space &&
+                           f->layer.number == l->layer.number;
+        }
+    }
 }
 
 moec_status moec_validate_patched(moec_validation **out, const char *dir,
@@ -461,11 +581,15 @@ moec_status moec_validate_patched(moec_validation **out, const char *dir,
         return st;
     }
     v.r = x->report;
-    st = moec_l3_open(&v, err);
+    st = moec_l3_agree(&v, moec_l3_open(&v, err), err);
     if (st == MOEC_OK)
         st = run_layers(&v, x, err);
     if (st == MOEC_OK)
-        st = moec_report_finish(x->report, err);
+        st = moec_l3_agree(&v, moec_report_finish(x->report, err), err);
+    if (st == MOEC_OK)
+        st = moec_l3_share_report(&v, &x->report, err);
+    if (st == MOEC_OK && v.opts->exchange != NULL)
+        count_errors(x);
     moec_l3_close(&v);
     if (st != MOEC_OK) {
         moec_validation_destroy(x);
@@ -493,6 +617,7 @@ void moec_validation_destroy(moec_validation *v)
         moec_free(v->why_not[i]);
     moec_free(v->why_not);
     moec_free(v->layers);
+    moec_free(v->traffic);
     for (size_t i = 0; i < v->n_limits; i++)
         moec_free(v->limits[i]);
     moec_free(v);
@@ -512,6 +637,14 @@ const moec_layer_result *moec_validation_layer(const moec_validation *v,
                                                size_t i)
 {
     return i < v->n_layers ? &v->layers[i] : NULL;
+}
+
+const moec_rank_traffic *moec_validation_traffic(const moec_validation *v,
+                                                 size_t i, uint32_t rank)
+{
+    return i < v->n_layers && rank < v->n_ranks
+               ? &v->traffic[i * v->n_ranks + rank]
+               : NULL;
 }
 
 size_t moec_validation_n_limits(const moec_validation *v)

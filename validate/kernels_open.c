@@ -6,6 +6,7 @@
  * tables, and the workers, as many as memory allows.
  */
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -126,12 +127,16 @@ static moec_status open_replicas(moec_level3 *v, moec_error *err)
     uint32_t n = moec_plan_topology(v->plan).n_ranks;
 
     v->n_homes = (uint32_t)moec_min_u64(n, MOEC_L3_HOMES_MAX);
+    if (v->opts->exchange != NULL) /* the others are other processes' */
+        v->n_homes = 1;
     v->replicas = moec_calloc((size_t)v->n_homes + 1, sizeof(moec_replicas *));
     if (v->replicas == NULL)
         return moec_fail_nomem(err, "replicas");
     o.n_ranks = n;
     for (uint32_t h = 0; h < v->n_homes; h++) {
-        o.rank = (uint32_t)((uint64_t)n * h / v->n_homes);
+        o.rank = v->opts->exchange != NULL
+                     ? moec_exchange_rank(v->opts->exchange)
+                     : (uint32_t)((uint64_t)n * h / v->n_homes);
         MOEC_TRY(moec_replicas_create(&v->replicas[h],
                                       moec_plan_placement(v->plan), &o, err));
     }
@@ -151,6 +156,109 @@ static moec_status open_source(moec_level3 *v, moec_error *err)
     return MOEC_OK;
 }
 
+/* In one process every rank's file is read; one of several reads those of its
+ * own rank, and what belongs to none. */
+static bool is_mine(const moec_level3 *v, const moec_out_file *f)
+{
+    return v->opts->exchange == NULL || f->kind != MOEC_FILE_RANK ||
+           f->rank == moec_exchange_rank(v->opts->exchange);
+}
+
+/* The file whose header `found` is, or NULL: two that were swapped. */
+static const char *whose_header(const moec_level3 *v, const void *found,
+                                uint64_t bytes)
+{
+    for (size_t i = 0; i < moec_layout_n_files(v->layout); i++) {
+        void *header = NULL;
+        uint64_t n = 0;
+        bool same =
+            moec_layout_header(v->layout, i, &header, &n, NULL) == MOEC_OK &&
+            n == bytes && memcmp(header, found, (size_t)n) == 0;
+
+        free(header);
+        if (same)
+            return moec_layout_file(v->layout, i)->name;
+    }
+    return NULL;
+}
+
+/* A rank that sees no other rank's file cannot see that two were swapped but
+ * by what they say of themselves: the header is the one that the layout gives
+ * this file. `*right` is false where it is not, with a finding. */
+static moec_status check_header(moec_level3 *v, size_t i, int fd, bool *right,
+                                moec_error *err)
+{
+    const moec_out_file *f = moec_layout_file(v->layout, i);
+    moec_finding x = {.rule = MOEC_RULE_M06,
+                      .severity = MOEC_SEVERITY_ERROR,
+                      .has = MOEC_HAS_FILE | MOEC_HAS_RANK,
+                      .file = f->name,
+                      .rank = f->rank};
+    void *want = NULL, *found = moec_calloc(1, (size_t)f->header_bytes + 1);
+    uint64_t n = 0;
+    const char *whose;
+    moec_status st = found == NULL
+                         ? moec_fail_nomem(err, "header of a data file")
+                         : moec_layout_header(v->layout, i, &want, &n, err);
+
+    if (st == MOEC_OK)
+        st = moec_pread_full(fd, f->name, found, (size_t)n, 0, err);
+    *right = st == MOEC_OK && memcmp(want, found, (size_t)n) == 0;
+    if (st == MOEC_OK && !*right) {
+        whose = whose_header(v, found, n);
+        moec_report_add(v->r, &x,
+                        whose != NULL ? "it is '%s' by its header: another "
+                                        "rank's file has its name"
+                                      : "its header is not the one that the "
+                                        "layout gives%s",
+                        whose != NULL ? whose : "");
+    }
+    free(want);
+    moec_free(found);
+    return st;
+}
+
+/* Is the file there, with its size and, where others are not seen, its header?
+ * Damage is a finding; *fd_out stays -1 then. */
+static moec_status look_at(moec_level3 *v, size_t i, int *fd_out,
+                           moec_error *err)
+{
+    const moec_out_file *f = moec_layout_file(v->layout, i);
+    bool ranked = v->opts->exchange != NULL && f->kind == MOEC_FILE_RANK;
+    moec_finding finding = {.rule = MOEC_RULE_M05,
+                            .severity = MOEC_SEVERITY_ERROR,
+                            .has = MOEC_HAS_FILE |
+                                   (ranked ? (uint32_t)MOEC_HAS_RANK : 0u),
+                            .file = f->name,
+                            .rank = f->rank};
+    uint64_t bytes = 0;
+    bool right = true;
+    int fd = -1;
+    moec_error e = MOEC_ERROR_INIT;
+    moec_status st = moec_open_regular(v->dirfd, f->name, &fd, &bytes, &e);
+
+    if (st != MOEC_OK && !moec_report_is_damage(&e)) {
+        if (err != NULL && err->status == MOEC_OK)
+            *err = e;
+        return st;
+    }
+    if (st == MOEC_OK && ranked && bytes >= f->header_bytes)
+        st = check_header(v, i, fd, &right, err);
+    if (fd >= 0 && st != MOEC_OK) {
+        close(fd);
+        return st;
+    }
+    if (right && (fd < 0 || bytes != f->bytes)) {
+        moec_report_add(v->r, &finding, "%s",
+                        fd < 0 ? "cannot be opened" : "has another size");
+        right = false;
+    }
+    if (!right && fd >= 0)
+        close(fd);
+    *fd_out = right ? fd : -1;
+    return MOEC_OK;
+}
+
 /* Open the files of the conversion; a missing one is a finding. */
 moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
 {
@@ -167,36 +275,22 @@ moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
         v->out_io[i].fd = v->out_io[i].direct_fd = -1;
     for (size_t i = 0; i < n; i++) {
         const moec_out_file *f = moec_layout_file(v->layout, i);
-        moec_finding finding = {.rule = MOEC_RULE_M05,
-                                .severity = MOEC_SEVERITY_ERROR,
-                                .has = MOEC_HAS_FILE,
-                                .file = f->name};
-        moec_error e = MOEC_ERROR_INIT;
-        uint64_t bytes = 0;
         moec_buf path = {0};
         int fd = -1;
 
-        moec_status st = moec_open_regular(v->dirfd, f->name, &fd, &bytes, &e);
-        if (st != MOEC_OK && !moec_report_is_damage(&e)) {
-            if (err != NULL && err->status == MOEC_OK)
-                *err = e;
-            return st;
-        }
-        if (st != MOEC_OK || bytes != f->bytes) {
-            moec_report_add(v->r, &finding, "%s",
-                            fd < 0 ? "cannot be opened" : "has another size");
-            *all_out = false;
-            if (fd >= 0)
-                close(fd);
+        if (!is_mine(v, f))
             continue;
-        }
+        MOEC_TRY(look_at(v, i, &fd, err));
+        *all_out = *all_out && fd >= 0;
+        if (fd < 0)
+            continue;
         moec_buf_printf(&path, "%s/%s", v->dir, f->name);
         if (path.oom) {
             close(fd);
             moec_buf_fini(&path);
             return moec_fail_nomem(err, "path of a data file");
         }
-        moec_io_open(&v->out_io[i], f->name, path.data, fd, bytes, false);
+        moec_io_open(&v->out_io[i], f->name, path.data, fd, f->bytes, false);
         moec_buf_fini(&path);
     }
     return MOEC_OK;

@@ -10,6 +10,8 @@
  *     serve.c          the converted side: slots of all ranks, served
  *     serve_choice.c   every other way to choose slots, without arithmetic
  *     hash_tokens.c    token ids for experts that stand in a table
+ *     serve_exchange.c  the same in W processes, a rank each
+ *     kernels_exchange.c  what those processes tell each other beside it
  *     kernels_compare.c  the two against each other, and against a reference
  *     kernels_level.c  the driver and the public functions
  * Lifetime: a level owns what it opens; a layer lives while it is proved.
@@ -21,6 +23,7 @@
 
 #include <pthread.h>
 
+#include <moec/exchange.h>
 #include <moec/kernels.h>
 #include <moec/validate.h>
 
@@ -66,6 +69,7 @@ typedef struct moec_level3 {
     moec_mutation mutation; /* MOEC_MUTATION_COUNT: none */
     moec_kernels *k[2];
     moec_device *device[2];              /* NULL: that side's kernels */
+    moec_rank_traffic *traffic;          /* [layers][ranks], or NULL */
     char lacking[MOEC_ERROR_TEXT_BYTES]; /* what the device refused; or "" */
     moec_activations act;
     size_t dropped;           /* source tensor that reads as zeros */
@@ -116,8 +120,11 @@ typedef struct moec_l3_layer {
     const moec_layer_slices *slices[2];
     moec_layer_result *result;
     moec_batch batch;
-    uint32_t tokens; /* rows of the batch: routed by the router */
-    uint32_t rows;   /* and rows that are sent to experts nobody chose */
+    uint32_t tokens;     /* rows of the batch: routed by the router */
+    uint32_t rows;       /* and rows that are sent to experts nobody chose */
+    uint32_t first;      /* of the batch, where others have the rest of it */
+    uint32_t all_tokens; /* of all processes */
+    uint8_t *elsewhere;  /* [experts]: 1 where another process runs it; NULL */
     uint32_t rows_max;
     uint32_t experts, zero, top_k, shared;
     uint32_t width, hidden; /* of the model, and of what experts see */
@@ -140,8 +147,10 @@ typedef struct moec_l3_layer {
     bool *shared_bad;  /* [tokens] */
     float *effective;  /* [tokens][K + n_weighed] weights as they count */
     const char *no_ec; /* why there is no Expert Choice, or NULL */
-    bool not_finite;   /* some output of the source is no number */
-    bool shared_apart; /* the shared expert is no slot, but a tensor */
+    double largest;    /* output of the source, absolute */
+    moec_rank_traffic traffic; /* of this process */
+    bool not_finite;           /* some output of the source is no number */
+    bool shared_apart;         /* the shared expert is no slot, but a tensor */
 } moec_l3_layer;
 
 /* Read from the source: a moec_read_fn whose ctx is a worker. */
@@ -211,8 +220,43 @@ moec_status moec_l3_forward(moec_l3_layer *l, moec_error *err);
 /* Rank and local row of dispatch slot `q` of a row at home on `home`. */
 void moec_l3_place(const moec_l3_layer *l, uint32_t q, uint32_t home,
                    uint32_t *rank, uint32_t *row);
+/* Slots that run: rows of x, and the columns of each slot. */
+typedef struct moec_l3_serving {
+    moec_l3_layer *l;
+    moec_ffn_config ffn;
+    const float *x; /* [n_tokens][hidden] */
+    uint32_t n_tokens;
+    const float *weights;      /* [n_tokens][C], on the input */
+    float *y;                  /* [n_tokens * C][hidden] */
+    size_t first_slot;         /* slot i below is first_slot + i of the layer */
+    const uint32_t *run;       /* columns */
+    const uint64_t *run_first; /* [n + 1] */
+} moec_l3_serving;
+moec_status moec_l3_run_slots(moec_l3_serving *g, size_t n, moec_error *err);
 /* Slots, experts and sums of the converted side. serve.c */
 moec_status moec_l3_serve(moec_l3_layer *l, moec_error *err);
+/* The slots of this process's rank on all processes' rows, and what the other
+ * ranks make of ours: l->slots says where to, g->x is sent, y comes back.
+ * serve_exchange.c */
+moec_status moec_l3_serve_far(moec_l3_serving *g, moec_error *err);
+
+/* Between processes; all of it does nothing in one. kernels_exchange.c
+ * _agree: moec_exchange_agree. _share_chosen: which experts others run.
+ * _share_slots: digests of all ranks' slots, and a right slot of each expert.
+ * _share_reached: slots that any process's choice reached. _count_all: counters
+ * of all processes. _share_result: figures, traffic and digests of the outputs.
+ * _share_report: the findings of all processes in the report of each. */
+moec_status moec_l3_agree(moec_level3 *v, moec_status st, moec_error *err);
+moec_status moec_l3_share_chosen(moec_l3_layer *l, moec_error *err);
+moec_status moec_l3_share_slots(moec_l3_layer *l, moec_error *err);
+moec_status moec_l3_share_reached(moec_l3_layer *l, moec_error *err);
+moec_status moec_l3_count_all(moec_l3_layer *l, uint32_t *counts, size_t n,
+                              moec_error *err);
+/* `ranks` [size] is filled where there are several processes. */
+moec_status moec_l3_share_result(moec_l3_layer *l, moec_rank_traffic *ranks,
+                                 moec_error *err);
+moec_status moec_l3_share_report(moec_level3 *v, moec_report **r,
+                                 moec_error *err);
 /* The map of source rank number `home` of v->replicas. */
 void moec_l3_map(const moec_l3_layer *l, moec_replica_rule rule, uint32_t home,
                  uint32_t row0, moec_dispatch_map *out);
@@ -228,8 +272,10 @@ moec_status moec_l3_dispatch(const moec_l3_layer *l,
                              const moec_l3_rows *rows,
                              const moec_dispatch_out *out, moec_error *err);
 
-/* All other choices of slots, against the digests. serve_choice.c */
+/* All other choices of slots, against the digests; then: a slot that none of
+ * them reached serves nobody. serve_choice.c */
 moec_status moec_l3_choices(moec_l3_layer *l, moec_error *err);
+void moec_l3_check_reached(moec_l3_layer *l);
 /* Expert Choice of both sides. serve_choice.c */
 moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err);
 

@@ -96,19 +96,11 @@ static void mutate_matrix(const moec_l3_layer *l, moec_matrix *m)
         m->format = MOEC_WFORMAT_F16;
 }
 
-typedef struct serving {
-    moec_l3_layer *l;
-    const float *x;
-    moec_ffn_config ffn;
-    const float *weights; /* [rows][C], on the input */
-} serving;
-
-static moec_status run_matrices(const serving *g, moec_l3_worker *w,
+static moec_status run_matrices(const moec_l3_serving *g, moec_l3_worker *w,
                                 const void *const *data, const uint32_t *run,
                                 uint64_t n, moec_error *err)
 {
     moec_l3_layer *l = g->l;
-    moec_l3_side *s = &l->side[MOEC_LEVEL3_SERVED];
     const moec_kernels *k = l->v->k[MOEC_LEVEL3_SERVED];
     moec_matrix w13, w2;
     uint64_t first[2] = {0, n}, bytes;
@@ -118,8 +110,8 @@ static moec_status run_matrices(const serving *g, moec_l3_worker *w,
                       .n_rows = 1,
                       .x_dtype = MOEC_DTYPE_F32,
                       .x = g->x,
-                      .n_tokens = l->rows,
-                      .n_cols = s->cols,
+                      .n_tokens = g->n_tokens,
+                      .n_cols = l->side[MOEC_LEVEL3_SERVED].cols,
                       .weights = g->weights,
                       .sorted = run,
                       .slot_first = first};
@@ -131,21 +123,22 @@ static moec_status run_matrices(const serving *g, moec_l3_worker *w,
     mutate_matrix(l, &w13);
     mutate_matrix(l, &w2);
     if (l->v->opts->device != NULL)
-        return moec_on_device_ffn(l->v->opts->device, &g->ffn, &in, n, s->y,
+        return moec_on_device_ffn(l->v->opts->device, &g->ffn, &in, n, g->y,
                                   err);
     bytes = moec_ffn_workspace_bytes(k, &g->ffn, n);
     MOEC_TRY(moec_room_get(&w->work, bytes, err));
-    return moec_ffn(k, &g->ffn, &in, s->y, w->work.data, bytes, err);
+    return moec_ffn(k, &g->ffn, &in, g->y, w->work.data, bytes, err);
 }
 
-static moec_status run_slot(void *ctx, size_t i, uint32_t worker,
+static moec_status run_slot(void *ctx, size_t at, uint32_t worker,
                             moec_error *err)
 {
-    const serving *g = ctx;
+    const moec_l3_serving *g = ctx;
     moec_l3_layer *l = g->l;
     moec_l3_worker *w = &l->v->workers[worker];
+    size_t i = g->first_slot + at;
     uint32_t rank = (uint32_t)(i / l->n_rows), row = (uint32_t)(i % l->n_rows);
-    uint64_t n = l->run_first[i + 1] - l->run_first[i];
+    uint64_t n = g->run_first[at + 1] - g->run_first[at];
     const void *data[MOEC_L3_TENSORS_MAX];
 
     if (moec_plan_unit(l->v->plan, l->layer, rank, (moec_local_row){row}) ==
@@ -153,10 +146,15 @@ static moec_status run_slot(void *ctx, size_t i, uint32_t worker,
         return MOEC_OK;
     MOEC_TRY(read_slot(l, w, rank, row, data, err));
     if (n != 0) {
-        MOEC_TRY(run_matrices(g, w, data, l->run + l->run_first[i], n, err));
+        MOEC_TRY(run_matrices(g, w, data, g->run + g->run_first[at], n, err));
         l->slot[i].served = true;
     }
     return moec_l3_progress(l->v, l->slot_bytes, err);
+}
+
+moec_status moec_l3_run_slots(moec_l3_serving *g, size_t n, moec_error *err)
+{
+    return moec_parallel(g->l->v->n_workers, n, run_slot, g, err);
 }
 
 /* ------------------------------------------------------------- dispatch */
@@ -245,7 +243,7 @@ static moec_status dispatch(moec_l3_layer *l, moec_error *err)
                                  .weights = weights + at,
                                  .identity = s->identity + from};
 
-        moec_l3_map(l, MOEC_REPLICA_ROW_RANK_LAYER, h, from, &map);
+        moec_l3_map(l, MOEC_REPLICA_ROW_RANK_LAYER, h, l->first + from, &map);
         for (uint32_t t = from; t < to; t++)
             l->home[t] = map.rank;
         if (to > from)
@@ -378,15 +376,28 @@ static moec_status sum_up(moec_l3_layer *l, const float *x, moec_error *err)
     return sum_columns(l, x, 0, s->cols, s->whole, err);
 }
 
-moec_status moec_l3_serve(moec_l3_layer *l, moec_error *err)
+/* All ranks' slots in this process. */
+static moec_status run_here(moec_l3_serving *g, moec_error *err)
 {
-    moec_l3_side *s = &l->side[MOEC_LEVEL3_SERVED];
-    serving g = {.l = l, .ffn = s->facts.ffn};
-    float *turned = NULL;
-    moec_status st;
+    moec_l3_layer *l = g->l;
 
-    g.ffn.precision = MOEC_PRECISION_EXACT;
-    g.ffn.up_first =
+    MOEC_TRY(align(l, err));
+    g->run = l->run;
+    g->run_first = l->run_first;
+    g->n_tokens = l->rows;
+    g->weights = l->side[MOEC_LEVEL3_SERVED].weights;
+    g->y = l->side[MOEC_LEVEL3_SERVED].y;
+    return moec_l3_run_slots(g, (size_t)l->topo.n_ranks * l->n_rows, err);
+}
+
+/* What is this process's own to do before any slot runs. */
+static moec_status begin(moec_l3_serving *g, float **turned, moec_error *err)
+{
+    moec_l3_layer *l = g->l;
+
+    g->ffn = l->side[MOEC_LEVEL3_SERVED].facts.ffn;
+    g->ffn.precision = MOEC_PRECISION_EXACT;
+    g->ffn.up_first =
         moec_plan_options(l->v->plan)->w13_order == MOEC_W13_UP_GATE;
     if (moec_plan_n_slot_tensors(l->v->plan, l->layer) > MOEC_L3_TENSORS_MAX)
         return moec_l3_known(moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
@@ -395,14 +406,23 @@ moec_status moec_l3_serve(moec_l3_layer *l, moec_error *err)
                              err);
     MOEC_TRY(moec_l3_room(l, MOEC_LEVEL3_SERVED, err));
     MOEC_TRY(dispatch(l, err));
-    MOEC_TRY(align(l, err));
-    g.weights = s->weights;
-    st = moec_l3_expert_input(l, MOEC_LEVEL3_SERVED, &turned, &g.x, err);
+    return moec_l3_expert_input(l, MOEC_LEVEL3_SERVED, turned, &g->x, err);
+}
+
+moec_status moec_l3_serve(moec_l3_layer *l, moec_error *err)
+{
+    moec_level3 *v = l->v;
+    moec_l3_serving g = {.l = l};
+    const float *x;
+    float *turned = NULL;
+    moec_status st = moec_l3_agree(v, begin(&g, &turned, err), err);
+
+    x = g.x;
     if (st == MOEC_OK)
-        st = moec_parallel(l->v->n_workers, (size_t)l->topo.n_ranks * l->n_rows,
-                           run_slot, &g, err);
+        st = v->opts->exchange != NULL ? moec_l3_serve_far(&g, err)
+                                       : run_here(&g, err);
     if (st == MOEC_OK)
-        st = sum_up(l, g.x, err);
+        st = moec_l3_agree(v, sum_up(l, x, err), err);
     moec_free(turned);
     return st;
 }

@@ -48,6 +48,11 @@ moec_status moec_fail_os(moec_error *err, int os_errno, const char *fmt, ...)
 /* NOMEM with what was wanted. */
 moec_status moec_fail_nomem(moec_error *err, const char *what);
 
+/* dlopen the plug-in at `path`, or with NULL the file `name` beside the library
+ * or where plug-ins are installed. NULL and NO_DEVICE, "no `what`: ...". */
+void *moec_plugin_load(const char *what, const char *name, const char *path,
+                       moec_error *err);
+
 /* A refusal is never MOEC_OK. Compilers and analyzers see one file at a time;
  * without this they follow MOEC_TRY past failures that ended there, and warn
  * of outputs that nobody wrote. */

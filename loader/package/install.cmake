@@ -18,6 +18,9 @@ install(FILES loader/examples/example_server.c
   DESTINATION "${CMAKE_INSTALL_DOCDIR}/examples")
 install(FILES convert/cli/policy-1.schema.json mapping/families/schema.json
   DESTINATION "${CMAKE_INSTALL_DATADIR}/moec/schemas")
+if(TARGET moec_mpi)
+  install(TARGETS moec_mpi LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}/moec")
+endif()
 if(TARGET moec_cuda)
   install(TARGETS moec_cuda LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}/moec")
 endif()

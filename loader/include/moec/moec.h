@@ -10,6 +10,7 @@
 #include <moec/device.h>
 #include <moec/device_load.h>
 #include <moec/error.h>
+#include <moec/exchange.h>
 #include <moec/kernels.h>
 #include <moec/load.h>
 #include <moec/loader.h>

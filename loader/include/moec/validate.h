@@ -15,6 +15,7 @@
 
 #include <moec/device.h>
 #include <moec/error.h>
+#include <moec/exchange.h>
 #include <moec/kernels.h>
 #include <moec/loader.h>
 #include <moec/mapping.h>
@@ -169,6 +170,11 @@ typedef struct moec_validate_opts {
                            fixture.json beside it; or NULL. Layers routed by
                            a table of tokens: `layers.N.T.tokens` [T] too */
     moec_device *device; /* where the converted side runs; NULL: the CPU */
+    /* One process a rank, all of which call with the same options: each routes
+     * its share of the tokens, opens the files of its own rank alone, and gets
+     * the results of all. NULL: one process serves every rank. Not with
+     * `golden` and `device` (UNSUPPORTED). */
+    moec_exchange *exchange;
 } moec_validate_opts;
 #define MOEC_VALIDATE_OPTS_INIT                                                \
   {                                                                            \
@@ -207,7 +213,20 @@ typedef struct moec_layer_result {
     uint32_t ec_modes;
     uint32_t reserved;
     uint64_t ec_fallback[4], ec_dropped[4];
+    /* SHA-256 over the XXH3-128 of each token's whole output, in the order of
+     * the tokens: how many processes made them does not matter. */
+    uint8_t output_sha256[32];
 } moec_layer_result;
+
+/* What a rank's process did for one layer. Bytes are those between different
+ * processes, of the tokens alone (not of rows for experts that no token
+ * chose): hidden states with their columns, and columns' outputs back. */
+typedef struct moec_rank_traffic {
+    uint64_t tokens;   /* its share */
+    uint64_t received; /* hidden states that came to it, its own too */
+    uint64_t columns;  /* that its slots computed */
+    uint64_t bytes_sent, bytes_received;
+} moec_rank_traffic;
 
 typedef struct moec_validation moec_validation;
 
@@ -224,6 +243,10 @@ MOEC_API const moec_report *moec_validation_report(const moec_validation *v);
 MOEC_API size_t moec_validation_n_layers(const moec_validation *v);
 MOEC_API const moec_layer_result *
 moec_validation_layer(const moec_validation *v, size_t i);
+/* What the process of rank `rank` did for layer `i`; NULL where one process
+ * served all. */
+MOEC_API const moec_rank_traffic *
+moec_validation_traffic(const moec_validation *v, size_t i, uint32_t rank);
 /* What was NOT proved, a sentence each. */
 MOEC_API size_t moec_validation_n_limits(const moec_validation *v);
 MOEC_API const char *moec_validation_limit(const moec_validation *v, size_t i);
