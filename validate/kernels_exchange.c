@@ -152,28 +152,6 @@ moec_status moec_l3_share_slots(moec_l3_layer *l, moec_error *err)
     return st;
 }
 
-moec_status moec_l3_share_reached(moec_l3_layer *l, moec_error *err)
-{
-    size_t n = (size_t)l->topo.n_ranks * l->n_rows;
-    uint32_t *reached;
-    moec_status st = MOEC_OK;
-
-    if (l->v->opts->exchange == NULL)
-        return MOEC_OK;
-    reached = moec_calloc(n + 1, sizeof(*reached));
-    if (reached == NULL)
-        st = moec_fail_nomem(err, "slots of all processes");
-    st = moec_l3_agree(l->v, st, err);
-    for (size_t i = 0; st == MOEC_OK && i < n; i++)
-        reached[i] = l->slot[i].reached;
-    if (st == MOEC_OK)
-        st = moec_l3_count_all(l, reached, n, err);
-    for (size_t i = 0; st == MOEC_OK && i < n; i++)
-        l->slot[i].reached = reached[i] != 0;
-    moec_free(reached);
-    return st;
-}
-
 /* ------------------------------------------------------------- figures */
 
 /* Errors are not negative: their bits are in the order of their values, those

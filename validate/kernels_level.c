@@ -265,8 +265,6 @@ static moec_status prove(moec_l3_layer *l, moec_error *err)
     MOEC_TRY(moec_l3_share_slots(l, err));
     MOEC_TRY(count_loads(l, err));
     MOEC_TRY(moec_l3_agree(v, moec_l3_choices(l, err), err));
-    MOEC_TRY(moec_l3_share_reached(l, err));
-    moec_l3_check_reached(l);
     if (v->opts->exchange == NULL) /* the choice depends on the whole batch */
         MOEC_TRY(moec_l3_expert_choice(l, err));
     l->result->validated = 1;

@@ -243,13 +243,12 @@ moec_status moec_l3_serve_far(moec_l3_serving *g, moec_error *err);
 /* Between processes; all of it does nothing in one. kernels_exchange.c
  * _agree: moec_exchange_agree. _share_chosen: which experts others run.
  * _share_slots: digests of all ranks' slots, and a right slot of each expert.
- * _share_reached: slots that any process's choice reached. _count_all: counters
- * of all processes. _share_result: figures, traffic and digests of the outputs.
- * _share_report: the findings of all processes in the report of each. */
+ * _count_all: counters of all processes. _share_result: figures, traffic and
+ * digests of the outputs. _share_report: the findings of all processes in the
+ * report of each (report_exchange.c). */
 moec_status moec_l3_agree(moec_level3 *v, moec_status st, moec_error *err);
 moec_status moec_l3_share_chosen(moec_l3_layer *l, moec_error *err);
 moec_status moec_l3_share_slots(moec_l3_layer *l, moec_error *err);
-moec_status moec_l3_share_reached(moec_l3_layer *l, moec_error *err);
 moec_status moec_l3_count_all(moec_l3_layer *l, uint32_t *counts, size_t n,
                               moec_error *err);
 /* `ranks` [size] is filled where there are several processes. */
@@ -272,10 +271,8 @@ moec_status moec_l3_dispatch(const moec_l3_layer *l,
                              const moec_l3_rows *rows,
                              const moec_dispatch_out *out, moec_error *err);
 
-/* All other choices of slots, against the digests; then: a slot that none of
- * them reached serves nobody. serve_choice.c */
+/* All other choices of slots, against the digests. serve_choice.c */
 moec_status moec_l3_choices(moec_l3_layer *l, moec_error *err);
-void moec_l3_check_reached(moec_l3_layer *l);
 /* Expert Choice of both sides. serve_choice.c */
 moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err);
 

@@ -345,7 +345,8 @@ static moec_status run_fused(bench *b, moec_error *err)
     return st;
 }
 
-void moec_l3_check_reached(moec_l3_layer *l)
+/* After all choices: a slot that none of them reached serves nobody. */
+static void check_reached(moec_l3_layer *l)
 {
     for (uint32_t r = 0; r < l->topo.n_ranks; r++)
         for (uint32_t row = 0; row < l->topo.n_local; row++) {
@@ -378,6 +379,8 @@ moec_status moec_l3_choices(moec_l3_layer *l, moec_error *err)
         }
     if (st == MOEC_OK)
         st = run_fused(&b, err);
+    if (st == MOEC_OK)
+        check_reached(l);
     bench_fini(&b);
     return st;
 }

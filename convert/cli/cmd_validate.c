@@ -3,7 +3,8 @@
  * moe-convert validate: level 3. The same hidden states through the source's
  * experts and through the converted slots; what differs is data (stdout, exit
  * 1). A layer whose router is not implemented is a warning: exit 0, and 1 under
- * --strict.
+ * --strict. With --mpi it is one of as many processes as OUT has ranks: rank 0
+ * prints for all, and all end with the same code.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -35,29 +36,61 @@ static const moec_cli_opt own_opts[] = {
     {"device", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, device), "cpu|cuda",
      "where the converted side runs", "cpu", NULL, 0},
     {"plugin", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, plugin), "PATH",
-     "the plug-in of --device cuda", NULL,
+     "the plug-in of --device cuda, or of --mpi", NULL,
      "beside the library, then where it is installed", 0},
+    {"mpi", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, mpi), NULL,
+     "be one of OUT's ranks, each a process that mpirun or srun started: reads "
+     "its own rank's files alone, tokens go all-to-all",
+     NULL, NULL, 0},
     {"family", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, family), "FILE",
      "a family description beside the built-in ones", NULL, NULL, 0},
 };
-static const moec_cli_group own = {"Validate", own_opts, 9};
+static const moec_cli_group own = {"Validate", own_opts, 10};
 static const moec_cli_group *const groups[] = {&own, &moec_group_report,
                                                &moec_group_common, NULL};
 
-static moec_status run(const moec_cli *cli, moec_cli_session *s,
-                       const moec_ckpt *source, moec_device *device,
+/* What a run needs; any of it may be NULL. */
+typedef struct needs {
+    moec_cli_session s;
+    moec_ckpt *source;
+    moec_device *device;
+    moec_exchange *exchange;
+} needs;
+
+static moec_status open_needs(needs *n, const moec_cli *cli, moec_error *err)
+{
+    moec_device_opts device = MOEC_DEVICE_OPTS_INIT;
+    moec_status st = moec_cli_open_families(&n->s, cli, err);
+    device.plugin = cli->args.plugin;
+    if (st == MOEC_OK && cli->args.device == MOEC_CHOICE_DEVICE_CUDA)
+        st = moec_device_open(&n->device, &device, err);
+    if (st == MOEC_OK)
+        st = moec_cli_open_source(&n->source, cli, cli->args.source, err);
+    return st;
+}
+
+static void close_needs(needs *n)
+{
+    moec_device_close(n->device);
+    moec_ckpt_close(n->source);
+    moec_cli_session_close(&n->s);
+    moec_exchange_close(n->exchange);
+}
+
+static moec_status run(const moec_cli *cli, const needs *n,
                        moec_validation **out, moec_error *err)
 {
     moec_validate_opts opts = moec_cli_validate_opts(cli);
     moec_cli_progress progress;
     moec_status st;
-    opts.source = source;
-    opts.device = device;
-    opts.families = s->families;
+    opts.source = n->source;
+    opts.device = n->device;
+    opts.exchange = n->exchange;
+    opts.families = n->s.families;
     opts.progress = moec_cli_progress_step;
     opts.progress_ctx = &progress;
     moec_cli_progress_begin(&progress, cli);
-    st = moec_cli_progress_step(&progress, 0, 0) != 0
+    st = moec_cli_progress_step(&progress, 0, 0) != 0 && n->exchange == NULL
              ? MOEC_E_CANCELLED
              : moec_validate(out, moec_cli_path(cli, 0), &opts, err);
     moec_cli_progress_end(&progress);
@@ -102,46 +135,77 @@ static int write_forms(const moec_cli *cli, const moec_validation *v)
     return code;
 }
 
+static const char *wrong_usage(const moec_cli *cli,
+                               char why[MOEC_OPT_WHY_BYTES])
+{
+    const char *wrong = moec_ci_wrong_reports(cli, why);
+    bool cuda = cli->args.device == MOEC_CHOICE_DEVICE_CUDA;
+    if (wrong != NULL)
+        return wrong;
+    if (cli->args.source == NULL)
+        return "--source SRC is missing: what OUT was converted from";
+    if (!cuda && !cli->args.mpi && cli->args.plugin != NULL)
+        return "--plugin is for --device cuda and --mpi";
+    if (cli->args.mpi && (cuda || cli->args.golden != NULL))
+        return cuda ? "--mpi and --device cuda do not go together"
+                    : "--golden is for one process, not for --mpi";
+    return NULL;
+}
+
+/* One of several processes: the first one prints, and so does one that could
+ * not tell the others why it failed, and then takes them along. */
+static int settle(const moec_cli *cli, const needs *n, moec_status st,
+                  const moec_error *err, const moec_validation *v)
+{
+    bool first = n->exchange == NULL || moec_exchange_rank(n->exchange) == 0;
+    bool alone = n->exchange != NULL && st != MOEC_OK &&
+                 !moec_exchange_agreed(n->exchange);
+    int code;
+    if (!first && !alone) {
+        if (st != MOEC_OK)
+            return moec_cli_exit_of(st, err);
+        return moec_cli_results_passed(cli, v) ? MOEC_EXIT_OK : MOEC_EXIT_FOUND;
+    }
+    if (st != MOEC_OK) {
+        code = moec_ci_fail(cli, st, err);
+        if (alone) {
+            (void)fflush(stdout);
+            moec_exchange_abandon(n->exchange, code);
+        }
+        return code;
+    }
+    if (cli->args.json)
+        print_json(cli, v, moec_cli_results_passed(cli, v));
+    return write_forms(cli, v);
+}
+
 static int validate(moec_cli *cli)
 {
     char why[MOEC_OPT_WHY_BYTES];
-    const char *wrong = moec_ci_wrong_reports(cli, why);
     moec_error err = MOEC_ERROR_INIT;
-    moec_cli_session s = {0};
     moec_validation *v = NULL;
-    moec_ckpt *source = NULL;
-    moec_device *device = NULL;
-    moec_device_opts device_opts = MOEC_DEVICE_OPTS_INIT;
-    moec_status st;
+    needs n = {0};
+    moec_status st = MOEC_OK;
+    const char *wrong;
     int code;
     if (cli->args.format == MOEC_CHOICE_JSON)
         cli->args.json = true;
+    wrong = wrong_usage(cli, why);
     if (wrong != NULL)
         return moec_cli_usage(cli, "%s", wrong);
-    if (cli->args.source == NULL)
-        return moec_cli_usage(cli, "--source SRC is missing: what OUT was "
-                                   "converted from");
-    if (cli->args.device != MOEC_CHOICE_DEVICE_CUDA && cli->args.plugin != NULL)
-        return moec_cli_usage(cli, "--plugin is for --device cuda");
-    st = moec_cli_open_families(&s, cli, &err);
-    device_opts.plugin = cli->args.plugin;
-    if (st == MOEC_OK && cli->args.device == MOEC_CHOICE_DEVICE_CUDA)
-        st = moec_device_open(&device, &device_opts, &err);
+    if (cli->args.mpi)
+        st = moec_exchange_open(&n.exchange, cli->args.plugin, &err);
+    if (n.exchange != NULL && moec_exchange_rank(n.exchange) != 0)
+        cli->args.progress = MOEC_CHOICE_PROGRESS_NONE;
     if (st == MOEC_OK)
-        st = moec_cli_open_source(&source, cli, cli->args.source, &err);
+        st = open_needs(&n, cli, &err);
+    if (n.exchange != NULL)
+        st = moec_exchange_agree(n.exchange, st, &err);
     if (st == MOEC_OK)
-        st = run(cli, &s, source, device, &v, &err);
-    if (st != MOEC_OK) {
-        code = moec_ci_fail(cli, st, &err);
-    } else {
-        if (cli->args.json)
-            print_json(cli, v, moec_cli_results_passed(cli, v));
-        code = write_forms(cli, v);
-    }
+        st = run(cli, &n, &v, &err);
+    code = settle(cli, &n, st, &err, v);
     moec_validation_destroy(v);
-    moec_device_close(device);
-    moec_ckpt_close(source);
-    moec_cli_session_close(&s);
+    close_needs(&n);
     return code;
 }
 
@@ -157,7 +221,9 @@ const moec_cli_command moec_cmd_validate = {
         "bit for bit, the shared expert within rounding; then every replica "
         "rule, every source rank, padding, waterfill and Expert Choice must "
         "come to the same slots. Exit 1 where something is found; a router "
-        "that is not implemented is a warning.",
+        "that is not implemented is a warning. With --mpi (mpirun -n W "
+        "moe-convert "
+        "validate OUT --source SRC --mpi) each of OUT's W ranks is a process.",
     .examples =
         "validate ./V3-ep32 --source ./DeepSeek-V3\n"
         "validate ./V3-ep32 --source ./DeepSeek-V3 --inputs hidden.safetensors "

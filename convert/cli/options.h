@@ -102,6 +102,7 @@ typedef struct moec_cli_args {
     moec_cli_list chain, ignore;
     bool ignore_unsigned;
     bool no_sandbox;
+    bool mpi;
     /* the rest */
     const char **paths;
     size_t n_paths;

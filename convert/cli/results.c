@@ -62,6 +62,7 @@ static void json_ran(moec_cli_json *j, const moec_layer_result *l)
     moec_cli_json_u64(j, "pairs_forced", l->forced);
     moec_cli_json_u64(j, "slots", l->slots);
     moec_cli_json_u64(j, "choices", l->choices);
+    moec_cli_json_hex(j, "output_sha256", l->output_sha256);
     if (l->has_golden != 0) {
         moec_cli_json_u64(j, "golden_answers", l->golden_answers);
         moec_cli_json_f64(j, "golden_max_abs_err", l->golden_max_abs_err);
@@ -82,9 +83,42 @@ static void json_ran(moec_cli_json *j, const moec_layer_result *l)
     moec_cli_json_end(j);
 }
 
-static void json_layer(moec_cli_json *j, const moec_report *r,
-                       const moec_layer_result *l)
+/* Bytes between the ranks of layer `i`. */
+static uint64_t exchanged(const moec_validation *v, size_t i)
 {
+    const moec_rank_traffic *t;
+    uint64_t n = 0;
+    for (uint32_t r = 0; (t = moec_validation_traffic(v, i, r)) != NULL; r++)
+        n += t->bytes_sent;
+    return n;
+}
+
+static void json_exchange(moec_cli_json *j, const moec_validation *v, size_t i)
+{
+    const moec_rank_traffic *t;
+    if (moec_validation_traffic(v, i, 0) == NULL)
+        return;
+    moec_cli_json_object(j, "exchange");
+    moec_cli_json_u64(j, "bytes", exchanged(v, i));
+    moec_cli_json_array(j, "ranks");
+    for (uint32_t r = 0; (t = moec_validation_traffic(v, i, r)) != NULL; r++) {
+        moec_cli_json_object_row(j, NULL);
+        moec_cli_json_u64(j, "rank", r);
+        moec_cli_json_u64(j, "tokens", t->tokens);
+        moec_cli_json_u64(j, "received", t->received);
+        moec_cli_json_u64(j, "columns", t->columns);
+        moec_cli_json_u64(j, "bytes_sent", t->bytes_sent);
+        moec_cli_json_u64(j, "bytes_received", t->bytes_received);
+        moec_cli_json_end(j);
+    }
+    moec_cli_json_end(j);
+    moec_cli_json_end(j);
+}
+
+static void json_layer(moec_cli_json *j, const moec_validation *v, size_t i)
+{
+    const moec_report *r = moec_validation_report(v);
+    const moec_layer_result *l = moec_validation_layer(v, i);
     moec_cli_json_object(j, NULL);
     moec_cli_json_u64(j, "layer", l->layer.number);
     moec_cli_json_str(j, "space",
@@ -97,12 +131,14 @@ static void json_layer(moec_cli_json *j, const moec_report *r,
     moec_cli_json_bool(j, "ids_equal", l->ids_equal != 0);
     moec_cli_json_f64(j, "max_abs_err", l->max_abs_err);
     moec_cli_json_f64(j, "max_rel_err", l->max_rel_err);
-    if (l->validated != 0)
+    if (l->validated != 0) {
         json_ran(j, l);
+        json_exchange(j, v, i);
+    }
     moec_cli_json_array(j, "findings");
-    for (size_t i = 0; i < moec_report_n_findings(r); i++) {
-        if (is_about(moec_report_finding(r, i), l))
-            moec_cli_json_finding(j, moec_report_finding(r, i));
+    for (size_t k = 0; k < moec_report_n_findings(r); k++) {
+        if (is_about(moec_report_finding(r, k), l))
+            moec_cli_json_finding(j, moec_report_finding(r, k));
     }
     moec_cli_json_end(j);
     moec_cli_json_end(j);
@@ -113,7 +149,7 @@ void moec_cli_json_results(moec_cli_json *j, const moec_validation *v)
     const moec_report *r = moec_validation_report(v);
     moec_cli_json_array(j, "layers");
     for (size_t i = 0; i < moec_validation_n_layers(v); i++)
-        json_layer(j, r, moec_validation_layer(v, i));
+        json_layer(j, v, i);
     moec_cli_json_end(j);
     moec_cli_json_array(j, "not_proved");
     for (size_t i = 0; i < moec_validation_n_limits(v); i++)
@@ -126,6 +162,55 @@ void moec_cli_json_results(moec_cli_json *j, const moec_validation *v)
 }
 
 /* ----------------------------------------------------------------- text */
+
+static void print_rank(FILE *f, const char *margin, uint32_t rank,
+                       const moec_rank_traffic *t)
+{
+    char sent[24], received[24];
+    moec_cli_line(f,
+                  "%srank %-4" PRIu32 " %" PRIu64 " tokens, received %" PRIu64
+                  ", computed %" PRIu64 " columns, %s sent, %s received",
+                  margin, rank, t->tokens, t->received, t->columns,
+                  moec_cli_size(sent, t->bytes_sent),
+                  moec_cli_size(received, t->bytes_received));
+}
+
+/* The layer's exchange; with -v every rank's. */
+static void print_exchange(FILE *f, const moec_cli *cli,
+                           const moec_validation *v, size_t i)
+{
+    const moec_layer_result *l = moec_validation_layer(v, i);
+    const moec_rank_traffic *t;
+    char all[24];
+    if (l->validated == 0 || moec_validation_traffic(v, i, 0) == NULL)
+        return;
+    moec_cli_line(f,
+                  "             exchanged %s; columns by rank: %" PRIu64
+                  " to %" PRIu64 ", max/mean %.3f",
+                  moec_cli_size(all, exchanged(v, i)), l->rank_load.min,
+                  l->rank_load.max, l->rank_load.max_over_mean);
+    for (uint32_t r = 0; cli->args.verbose != 0 &&
+                         (t = moec_validation_traffic(v, i, r)) != NULL;
+         r++)
+        print_rank(f, "             ", r, t);
+}
+
+/* Every rank's over all layers. */
+static void print_ranks(FILE *f, const moec_validation *v)
+{
+    for (uint32_t r = 0; moec_validation_traffic(v, 0, r) != NULL; r++) {
+        moec_rank_traffic sum = {0};
+        for (size_t i = 0; i < moec_validation_n_layers(v); i++) {
+            const moec_rank_traffic *t = moec_validation_traffic(v, i, r);
+            sum.tokens += t->tokens;
+            sum.received += t->received;
+            sum.columns += t->columns;
+            sum.bytes_sent += t->bytes_sent;
+            sum.bytes_received += t->bytes_received;
+        }
+        print_rank(f, "all layers, ", r, &sum);
+    }
+}
 
 static void print_layer(FILE *f, const moec_cli *cli,
                         const moec_layer_result *l)
@@ -166,8 +251,11 @@ static void print_layer(FILE *f, const moec_cli *cli,
 void moec_cli_print_layers(FILE *f, const moec_cli *cli,
                            const moec_validation *v)
 {
-    for (size_t i = 0; i < moec_validation_n_layers(v); i++)
+    for (size_t i = 0; i < moec_validation_n_layers(v); i++) {
         print_layer(f, cli, moec_validation_layer(v, i));
+        print_exchange(f, cli, v, i);
+    }
+    print_ranks(f, v);
 }
 
 void moec_cli_print_limits(FILE *f, const moec_cli *cli,
