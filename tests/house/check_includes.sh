@@ -25,7 +25,7 @@ function level(path) {
     if (path ~ /^loader\/include\/moec\/(loader|sign)\.h$/)    return 1
     if (path ~ /^loader\/include\/moec\/(mapping|record|study)\.h$/)   return 2
     if (path ~ /^loader\/include\/moec\/validate\.h$/)  return 3
-    if (path ~ /^loader\/include\/moec\/(device|kernels)\.h$/) return 0
+    if (path ~ /^loader\/include\/moec\/(device|exchange|kernels)\.h$/) return 0
     if (path ~ /^loader\/include\/moec\/(device_load|load)\.h$/)      return 4
     if (path ~ /^loader\/include\/moec\/moec\.h$/)      return 6
     if (path ~ /^loader\/include\/moec\//)              return -1
