@@ -207,8 +207,8 @@ static moec_status check_header(moec_level3 *v, size_t i, int fd, bool *right,
     if (st == MOEC_OK && !*right) {
         whose = whose_header(v, found, n);
         moec_report_add(v->r, &x,
-                        whose != NULL ? "it is '%s' by its header: another "
-                                        "rank's file has its name"
+                        whose != NULL ? "by its header it is '%s': swapped or "
+                                        "renamed"
                                       : "its header is not the one that the "
                                         "layout gives%s",
                         whose != NULL ? whose : "");

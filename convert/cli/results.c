@@ -208,7 +208,8 @@ static void print_ranks(FILE *f, const moec_validation *v)
             sum.bytes_sent += t->bytes_sent;
             sum.bytes_received += t->bytes_received;
         }
-        print_rank(f, "all layers, ", r, &sum);
+        if (sum.tokens != 0)
+            print_rank(f, "all layers, ", r, &sum);
     }
 }
 
