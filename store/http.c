@@ -381,10 +381,11 @@ static void count(moec_http *h, const moec_http_request *q, const try_state *t,
 }
 
 /* A random part of a time that doubles, or what the server asks for. */
-static void wait_before(uint32_t nth, uint32_t retry_after_ms)
+static void wait_before(uint32_t first_ms, uint32_t nth,
+                        uint32_t retry_after_ms)
 {
     uint64_t most =
-        moec_min_u64((uint64_t)WAIT_MS << moec_min_u64(nth, 16), WAIT_MS_MAX);
+        moec_min_u64((uint64_t)first_ms << moec_min_u64(nth, 16), WAIT_MS_MAX);
     uint32_t dice = 0;
     uint64_t ms;
 
@@ -445,7 +446,7 @@ moec_status moec_http_do(moec_http *h, const moec_http_request *q,
                                  q->url, t.got, (unsigned long long)q->n, nth)
                      : refuse(q, &t, code, status, nth, err);
         else
-            wait_before(nth, t.retry_after_ms);
+            wait_before(h->opts.wait_ms, nth, t.retry_after_ms);
     }
     if (t.curl)
         give_handle(h, t.curl);
@@ -463,6 +464,8 @@ moec_status moec_http_init(moec_http *h, const moec_web_opts *opts,
     h->opts = *opts;
     if (h->opts.tries == 0)
         h->opts.tries = TRIES;
+    if (h->opts.wait_ms == 0)
+        h->opts.wait_ms = WAIT_MS;
     if (h->opts.timeout_ms == 0)
         h->opts.timeout_ms = TIMEOUT_MS;
     if (!h->opts.region)

@@ -29,8 +29,9 @@ typedef struct moec_web_opts {
     const char *key_id, *secret, *token; /* NULL: requests are not signed */
     const char *bearer;                  /* https: a token, or NULL */
     uint32_t tries;                      /* 0: 6 */
-    uint32_t timeout_ms;                 /* without a byte; 0: 30,000 */
-    uint32_t n_parallel;                 /* parts at a time in put; 0: 8 */
+    uint32_t wait_ms;    /* before the second try, at most; 0: 100 */
+    uint32_t timeout_ms; /* without a byte; 0: 30,000 */
+    uint32_t n_parallel; /* parts at a time in put; 0: 8 */
 } moec_web_opts;
 
 typedef struct moec_web moec_web;

@@ -116,7 +116,8 @@ int main(int argc, char **argv)
                           .key_id = getenv("STORE_KEY"),
                           .secret = getenv("STORE_SECRET"),
                           .tries = number("STORE_TRIES"),
-                          .timeout_ms = number("STORE_TIMEOUT_MS")};
+                          .timeout_ms = number("STORE_TIMEOUT_MS"),
+                          .wait_ms = 5};
     moec_error err = MOEC_ERROR_INIT;
     moec_web *r = NULL;
     moec_status st;
