@@ -8,12 +8,14 @@ import os
 import re
 import struct
 import sys
+import tempfile
+import threading
 import unittest
 
 import numpy as np
 
 import moec
-from moec import _abi, kernels, loading
+from moec import _abi, kernels, loading, record
 from moec.memory import Tensor, View
 
 ROOT = os.environ["MOEC_ROOT"]
@@ -246,6 +248,62 @@ class Kernels(unittest.TestCase):
         self.assertEqual(load.sum(), 512)
         self.assertLess((ranks == 0).mean(), 0.25)
         self.assertGreater(target, 0)
+
+
+class Recording(unittest.TestCase):
+    def test_keeps_what_threads_append(self):
+        model = moec.Model(moec.Checkpoint(fixture("qwen3_moe")))
+        n, k = model.n_layers, model.facts["top_k"]
+        rng = np.random.default_rng(4)
+        rows = np.stack([np.stack([
+            rng.permutation(model.facts["n_experts"])[:k]
+            for _ in range(64)]) for _ in range(n)]).astype(np.int32)
+        r = record.Recorder(model)
+        a, b = r.request("a"), r.request("b")
+
+        def run(layer):
+            for first in range(0, 64, 16):
+                # two requests in turn, and a column that is shared
+                keys = [(a, b)[t % 2] for t in range(first, first + 16)]
+                wide = np.full((16, k + 1), 99, np.int32)
+                wide[:, :k] = rows[layer, first:first + 16]
+                r.append(layer, keys, np.arange(first, first + 16) // 2, wide)
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        got = r.stop()
+        self.assertEqual(got.shape, (64, n, k))
+        self.assertEqual([q.id for q in got.requests], ["a", "b"])
+        for layer in range(n):
+            np.testing.assert_array_equal(
+                got.ids(layer), np.concatenate([rows[layer, ::2],
+                                                rows[layer, 1::2]]))
+            np.testing.assert_array_equal(
+                got.counts()[layer],
+                np.bincount(rows[layer].ravel(),
+                            minlength=model.facts["n_experts"]))
+        with tempfile.TemporaryDirectory() as tmp:
+            path = os.path.join(tmp, "routes.safetensors")
+            got.save(path)
+            again = record.Routes(path)
+            np.testing.assert_array_equal(again.ids(0), got.ids(0))
+            with self.assertRaises(moec.ArgumentError):
+                got.save(path)
+        self.assertEqual(moec.Placement.eplb(got.counts(), 2, 2).n_physical,
+                         model.facts["n_experts"] + 2)
+
+    def test_says_which_row_is_missing(self):
+        r = record.Recorder(n_experts=8, top_k=2, layers=(0, 3), n_decoder=4)
+        q = r.request("x")
+        r.append(0, q, [0, 1], np.zeros((2, 2), np.int32))
+        with self.assertRaises(moec.IntegrityError) as e:
+            r.take(q)
+        self.assertEqual(e.exception.rule, "MOE-R04")
+        with self.assertRaises(ValueError):
+            r.append(0, q, [0], np.zeros((1, 1), np.int32))
 
 
 class Memory(unittest.TestCase):
