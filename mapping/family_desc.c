@@ -37,10 +37,19 @@ static const char *skip_value(const char *p)
         } else if (depth != 0) {
             p++;
         } else {
-            p += strcspn(p, ",]} \t\r\n");
+            while (strchr(",]} \t\r\n", *p) == NULL)
+                p++; /* strcspn may look for the end of the text, too */
         }
     } while (depth != 0);
     return p;
+}
+
+/* Is the string at `item` this key? The text has no zero behind it. */
+static bool is_key(const char *item, const char *key)
+{
+    for (item++; *key != '\0' && *item == *key; item++)
+        key++;
+    return *key == '\0' && *item == '"';
 }
 
 /* The value of the step `v` in the object or array at `p`; NULL where it is
@@ -48,13 +57,12 @@ static const char *skip_value(const char *p)
 static const char *step_into(const char *p, const moec_json *v,
                              const char **key_at)
 {
-    size_t n = v->key != NULL ? strlen(v->key) : 0;
     p = skip_space(p + 1);
     for (size_t i = 0; *p != '}' && *p != ']'; i++) {
         const char *item = p;
         bool found = v->key == NULL && i == v->index;
         if (v->key != NULL) {
-            found = strncmp(item + 1, v->key, n) == 0 && item[n + 1] == '"';
+            found = is_key(item, v->key);
             p = skip_space(skip_value(p));
             p = skip_space(p + 1);
         }

@@ -66,6 +66,15 @@ static void scores_of_chosen(struct block *b)
     }
 }
 
+/* The others hold whatever lay there, which must decide nothing. */
+static inline vm lanes_with_rows(const struct block *b)
+{
+    static const _Alignas(64) float lane[ROWS] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                  8, 9, 10, 11, 12, 13, 14, 15};
+
+    return vf_gt(vf_set((float)b->n), vf_load(lane));
+}
+
 /* See divisor in route_scalar.c. */
 static vf divisor(struct block *b)
 {
@@ -93,6 +102,7 @@ static vf divisor(struct block *b)
         vm zero = vf_eq0(sum);
         vm small = vm_and(vf_gt(vf_set(1e-8f), sum), vf_gt(sum, vf_set(0.0f)));
 
+        small = vm_and(small, lanes_with_rows(b));
         if (softmax && vm_count(small) != 0) {
             if (!b->has_sum)
                 find_sum(b, b->bias, false);

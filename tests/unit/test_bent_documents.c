@@ -19,11 +19,13 @@
 #include <jansson.h>
 
 #include <moec/mapping.h>
+#include <moec/record.h>
 
 #include "base/base.h"
 #include "converted.h"
 #include "index.h"
 #include "safetensors.h"
+#include "sign_parts.h"
 
 typedef moec_status (*parser)(const char *data, size_t n, moec_error *err);
 
@@ -147,6 +149,35 @@ static moec_status family(const char *data, size_t n, moec_error *err)
     return st;
 }
 
+static moec_status bundle(const char *data, size_t n, moec_error *err)
+{
+    moec_bundle b = {0};
+    moec_status st = moec_bundle_decode(&b, data, n, "f", err);
+
+    moec_bundle_fini(&b);
+    return st;
+}
+
+static moec_status statement(const char *data, size_t n, moec_error *err)
+{
+    moec_statement s = {0};
+    moec_status st = moec_statement_decode(&s, data, n, err);
+
+    moec_statement_fini(&s);
+    return st;
+}
+
+static moec_status routes(const char *data, size_t n, moec_error *err)
+{
+    moec_routes *r = NULL;
+    moec_status st = MOEC_OK;
+
+    if (n > 0 && data[0] == 'R') /* else another form of the corpus */
+        st = moec_routes_parse(&r, data + 1, n - 1, "f", err);
+    moec_routes_destroy(r);
+    return st;
+}
+
 static moec_ckpt *ckpt; /* whose config.json is bent */
 static moec_families *families;
 
@@ -233,6 +264,7 @@ static void each_prefix_has_a_verdict(void **state)
     } parsers[] = {
         {"header", header}, {"index", shards},    {"manifest", manifest},
         {"slots", slots},   {"sources", sources}, {"placement", placement},
+        {"routes", routes},
     };
 
     (void)state;
@@ -354,6 +386,13 @@ static void each_bent_value_has_a_verdict(void **state)
     (void)snprintf(dir, sizeof(dir), "%s/corpora/placement",
                    MOEC_TEST_FIXTURES);
     each_file(dir, "", placement, bend_file);
+    (void)snprintf(dir, sizeof(dir), "%s/corpora/signature",
+                   MOEC_TEST_FIXTURES);
+    each_file(dir, "chain", bundle, bend_file);
+    each_file(dir, "p256", bundle, bend_file);
+    each_file(dir, "p256-statement", statement, bend_file);
+    each_file(dir, "shards-statement", statement, bend_file);
+    each_file(dir, "old-statement", statement, bend_file);
     (void)snprintf(dir, sizeof(dir), "%s/../mapping/families",
                    MOEC_TEST_FIXTURES);
     each_file(dir, "deepseek_v3.json", family, bend_file);

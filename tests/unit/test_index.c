@@ -297,6 +297,39 @@ static void passes_on_what_the_callback_says(void **state)
     assert_string_equal(err.text, "enough");
 }
 
+/* An index that became shorter than it was, at each byte: spaces put that
+ * byte at the end of a window. */
+static void says_where_a_file_shrank(void **state)
+{
+    static const char index[] =
+        "{\"metadata\":{\"total_size\":4,\"x\":1},\"y\":[2],"
+        "\"weight_map\":{\"a\":\"f\",\"b\":\"f\"}}";
+    enum { WINDOW = 1 << 20, N = sizeof(index) - 1 };
+    tmpdir d = tmpdir_make();
+    char *text = malloc(WINDOW);
+
+    (void)state;
+    assert_non_null(text);
+    for (size_t k = 0; k < N; k++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_index_facts facts;
+        log l = {0};
+        int fd;
+
+        memset(text, ' ', WINDOW);
+        memcpy(text + WINDOW - k, index, k);
+        tmpdir_write(&d, "i", text, WINDOW);
+        fd = open(tmpdir_path(&d, "i"), O_RDONLY | O_CLOEXEC);
+        if (moec_index_read(fd, WINDOW + N - k, "i", MOEC_INDEX_CHECKED,
+                            note_entry, &l, &facts, &err) != MOEC_E_FORMAT ||
+            err.rule != MOEC_RULE_H17)
+            fail_msg("behind '%.*s': %s", (int)k, index, err.text);
+        close(fd);
+    }
+    free(text);
+    tmpdir_remove(&d);
+}
+
 static void survives_each_allocation_that_fails(void **state)
 {
     static const char text[] =
@@ -333,6 +366,7 @@ int main(void)
         cmocka_unit_test(reads_entries_across_windows),
         cmocka_unit_test(looks_for_duplicates_where_it_is_asked_to),
         cmocka_unit_test(passes_on_what_the_callback_says),
+        cmocka_unit_test(says_where_a_file_shrank),
         cmocka_unit_test(survives_each_allocation_that_fails),
     };
 

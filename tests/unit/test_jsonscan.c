@@ -26,6 +26,7 @@
 typedef struct feed {
     const char *text;
     size_t n, next, step;
+    size_t fail_at; /* bytes behind which reading fails; 0: never */
     void *window;
 } feed;
 
@@ -35,8 +36,10 @@ static moec_status refill(void *ctx, const void **data_out, size_t *n_out,
     feed *f = ctx;
     size_t n = f->n - f->next < f->step ? f->n - f->next : f->step;
 
-    (void)err;
     free(f->window);
+    f->window = NULL;
+    if (f->fail_at != 0 && f->next >= f->fail_at)
+        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE, "no more");
     f->window = malloc(n > 0 ? n : 1);
     assert_non_null(f->window);
     memcpy(f->window, f->text + f->next, n);
@@ -304,6 +307,55 @@ static void unescapes_strings_in_any_windows(void **state)
     }
 }
 
+/* A file that cannot be read on is no file that ends there. */
+static void passes_on_what_reading_says(void **state)
+{
+    static const char text[] =
+        " { \"a\\n\\uD83D\\uDE00\\u00e9\" : [ 1 , -2.5e+7 , 0 , true , "
+        "null ] , \"\xe6\x9d\x83\" : { \"b\" : \"\\\\\" , \"c\" : [ ] } , "
+        "\"d\" : { } } ";
+    const size_t n = sizeof(text) - 1;
+
+    (void)state;
+    for (size_t at = 1; at < n; at++) {
+        moec_error err = MOEC_ERROR_INIT;
+        feed f = {.text = text, .n = n, .step = 1, .fail_at = at};
+        moec_jsonscan s = scanner(&f, &err);
+        moec_status st = moec_js_skip(&s);
+        int c = 0;
+
+        if (st == MOEC_OK)
+            st = moec_js_peek(&s, &c);
+        if (st != MOEC_E_IO)
+            fail_msg("behind byte %zu: %s", at, moec_status_name(st));
+        moec_js_fini(&s);
+        free(f.window);
+    }
+}
+
+/* The same of what callers ask for one by one. */
+static void passes_on_what_reading_says_of_tokens(void **state)
+{
+    (void)state;
+    for (int what = 0; what < 5; what++) {
+        moec_error err = MOEC_ERROR_INIT;
+        feed f = {.text = "  ", .n = 2, .step = 1, .fail_at = 2};
+        moec_jsonscan s = scanner(&f, &err);
+        moec_js_text t = {0};
+        uint64_t v;
+        bool more;
+        moec_status st = what == 0   ? moec_js_expect(&s, ':')
+                         : what == 1 ? moec_js_member(&s, '}', true, &more)
+                         : what == 2 ? moec_js_member(&s, '}', false, &more)
+                         : what == 3 ? moec_js_string(&s, &t)
+                                     : moec_js_number(&s, &v, &more);
+
+        assert_int_equal(st, MOEC_E_IO);
+        moec_js_fini(&s);
+        free(f.window);
+    }
+}
+
 static void tells_integers_from_other_numbers(void **state)
 {
     static const struct {
@@ -356,6 +408,8 @@ int main(void)
         cmocka_unit_test(finds_a_duplicate_among_thousands_of_keys),
         cmocka_unit_test(digests_a_string_alike_in_any_pieces),
         cmocka_unit_test(unescapes_strings_in_any_windows),
+        cmocka_unit_test(passes_on_what_reading_says),
+        cmocka_unit_test(passes_on_what_reading_says_of_tokens),
         cmocka_unit_test(tells_integers_from_other_numbers),
     };
 

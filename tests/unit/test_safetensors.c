@@ -426,6 +426,43 @@ static void finds_a_duplicate_behind_many_names(void **state)
     free(b.data);
 }
 
+/* A file that became shorter than it was when it was opened, at each byte of
+ * its header: spaces put that byte at the end of a window. */
+static void says_where_a_file_shrank(void **state)
+{
+    static const char header[] =
+        "{\"__metadata__\":{\"a\":\"b\"},\"b\":{\"dtype\":\"U8\","
+        "\"shape\":[2,2],\"x\":1,\"data_offsets\":[0,4]}}";
+    enum { WINDOW = 1 << 20, N = sizeof(header) - 1 };
+    moec_error err = MOEC_ERROR_INIT;
+    moec_header h;
+    tmpdir d = tmpdir_make();
+    char *text = malloc(WINDOW + 8 + N);
+
+    (void)state;
+    assert_non_null(text);
+    for (size_t k = 1; k < N; k++) {
+        uint64_t bytes = WINDOW + N - k;
+        int fd;
+
+        memset(text, ' ', WINDOW + 8);
+        for (unsigned i = 0; i < 8; i++)
+            text[i] = (char)(bytes >> 8 * i);
+        text[8] = '{';
+        memcpy(text + 8 + WINDOW - k + 1, header + 1, k - 1);
+        tmpdir_write(&d, "s", text, WINDOW + 8);
+        fd = open(tmpdir_path(&d, "s"), O_RDONLY | O_CLOEXEC);
+        err = (moec_error)MOEC_ERROR_INIT;
+        if (moec_header_read(&h, fd, 8 + bytes + 4, "s", NULL, &err) !=
+                MOEC_E_FORMAT ||
+            err.rule != MOEC_RULE_H17)
+            fail_msg("behind '%.*s': %s", (int)k, header, err.text);
+        close(fd);
+    }
+    free(text);
+    tmpdir_remove(&d);
+}
+
 static void survives_each_allocation_that_fails(void **state)
 {
     static const char header[] = "{\"__metadata__\":{\"a\":\"b\"}," U8(
@@ -468,6 +505,7 @@ int main(void)
         cmocka_unit_test(bounds_the_keys_of_metadata),
         cmocka_unit_test(reads_alike_in_windows_and_at_once),
         cmocka_unit_test(finds_a_duplicate_behind_many_names),
+        cmocka_unit_test(says_where_a_file_shrank),
         cmocka_unit_test(survives_each_allocation_that_fails),
     };
 

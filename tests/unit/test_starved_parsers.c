@@ -18,11 +18,15 @@
 #include <cmocka.h>
 
 #include <moec/mapping.h>
+#include <moec/record.h>
 
 #include "base/base.h"
+#include "config.h"
 #include "converted.h"
+#include "family.h"
 #include "index.h"
 #include "safetensors.h"
+#include "sign_parts.h"
 
 typedef moec_status (*parser)(const uint8_t *data, size_t n, moec_error *err);
 
@@ -138,6 +142,68 @@ static moec_status placement(const uint8_t *data, size_t n, moec_error *err)
     return st;
 }
 
+static moec_status signature(const uint8_t *data, size_t n, moec_error *err)
+{
+    const char *text = (const char *)data;
+    moec_statement s = {0};
+    moec_bundle b = {0};
+    moec_buf out = {0};
+    moec_status st;
+
+    if (memmem(data, n, "_type\"", 6) != NULL) {
+        st = moec_statement_decode(&s, text, n, err);
+        if (st == MOEC_OK)
+            st = moec_statement_encode(&s, "m", &out, err);
+    } else {
+        st = moec_bundle_decode(&b, text, n, "f", err);
+        if (st == MOEC_OK)
+            st = moec_bundle_pae(&b, false, &out, err);
+    }
+    moec_buf_fini(&out);
+    moec_statement_fini(&s);
+    moec_bundle_fini(&b);
+    return st;
+}
+
+static moec_status routes(const uint8_t *data, size_t n, moec_error *err)
+{
+    moec_routes *r = NULL;
+    moec_status st = MOEC_OK;
+
+    if (data[0] == 'R') /* else another form of the corpus */
+        st = moec_routes_parse(&r, data + 1, n - 1, "f", err);
+    moec_routes_destroy(r);
+    return st;
+}
+
+static moec_status family(const uint8_t *data, size_t n, moec_error *err)
+{
+    moec_family *f = NULL;
+    moec_status st = moec_family_parse(&f, "f", (const char *)data, n, err);
+
+    moec_family_destroy(f);
+    return st;
+}
+
+static moec_families *families;
+
+static moec_status config(const uint8_t *data, size_t n, moec_error *err)
+{
+    moec_arena arena = {0};
+    moec_config c;
+    moec_status st =
+        moec_config_read(&c, families, (const char *)data, n, &arena, err);
+
+    for (int i = 0; st == MOEC_OK && i < MOEC_FACT_COUNT; i++) {
+        const char *origin = NULL;
+
+        st = moec_config_origin(&c, (moec_fact)i, &arena, &origin, err);
+    }
+    moec_config_fini(&c);
+    moec_arena_fini(&arena);
+    return st;
+}
+
 /* ------------------------------------------------------------------ sweep */
 
 static size_t n_files, n_points;
@@ -187,8 +253,9 @@ static void verdicts_do_not_depend_on_memory(void **state)
         const char *corpus;
         parser fn;
     } parsers[] = {
-        {"header", header}, {"index", shards},    {"manifest", manifest},
-        {"slots", slots},   {"sources", sources}, {"placement", placement},
+        {"header", header}, {"index", shards},        {"manifest", manifest},
+        {"slots", slots},   {"sources", sources},     {"placement", placement},
+        {"routes", routes}, {"signature", signature},
     };
 
     (void)state;
@@ -212,10 +279,37 @@ static void verdicts_do_not_depend_on_memory(void **state)
     assert_true(n_files > 100 && n_points > n_files);
 }
 
+/* The parsers of what is written by hand: a few of each. */
+static void descriptions_and_configs_do_not_either(void **state)
+{
+    static const char *const described[] = {"minimax_text_01", "gpt_oss",
+                                            "jamba"};
+    static const char *const configs[] = {"deepseek_v3", "gpt_oss"};
+    char path[1024];
+
+    (void)state;
+    n_points = 0;
+    for (size_t i = 0; i < sizeof(described) / sizeof(described[0]); i++) {
+        (void)snprintf(path, sizeof(path), "%s/../mapping/families/%s.json",
+                       MOEC_TEST_FIXTURES, described[i]);
+        starve_file(family, path);
+    }
+    assert_int_equal(moec_families_create(&families, NULL), MOEC_OK);
+    for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
+        (void)snprintf(path, sizeof(path), "%s/checkpoints/%s/config.json",
+                       MOEC_TEST_FIXTURES, configs[i]);
+        starve_file(config, path);
+    }
+    moec_families_destroy(families);
+    printf("%zu allocations failed one by one\n", n_points);
+    assert_true(n_points > 200);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(verdicts_do_not_depend_on_memory),
+        cmocka_unit_test(descriptions_and_configs_do_not_either),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
