@@ -17,6 +17,7 @@
 
 #include <moec/moec.h>
 
+#include "config.h"
 #include "header_ckpt.h"
 
 #define H 16u
@@ -303,6 +304,185 @@ static void mtp_layers_must_be_there_up_to_the_last(void **state)
     assert_said(answer(&cut, config), "is of MTP layer 1");
 }
 
+/* ----------------------------------------------------- configs by themselves */
+
+#define SIZED(experts, inter, more)                                            \
+  "\"num_experts\":" experts ",\"num_experts_per_tok\":2,\"hidden_size\":16,"  \
+  "\"moe_intermediate_size\":" inter ",\"num_hidden_layers\":4" more "}"
+#define TYPED(type, experts, inter, more)                                      \
+  "{\"model_type\":\"" type "\"," SIZED(experts, inter, more)
+#define OF(type, more) TYPED(type, "4", "8", more)
+
+/* A letter a layer, 1 where it has experts; or the text of the refusal. */
+static const char *layers_of(const char *config)
+{
+    static char text[MOEC_ERROR_TEXT_BYTES];
+    moec_error err = MOEC_ERROR_INIT;
+    moec_arena arena = {0};
+    moec_config c;
+    uint8_t moe[8] = {0};
+    double limit;
+    moec_status st =
+        moec_config_read(&c, families, config, strlen(config), &arena, &err);
+
+    if (st == MOEC_OK)
+        st = moec_config_number(&c, MOEC_FACT_LIMIT, 1, 0.5, &limit, &err);
+    if (st == MOEC_OK)
+        st = moec_config_moe_layers(&c, moe, &err);
+    (void)snprintf(text, sizeof(text), "%s", err.text);
+    for (uint32_t i = 0; st == MOEC_OK && i < c.facts.n_layers; i++) {
+        text[i] = (char)('0' + moe[i]);
+        text[i + 1] = '\0';
+    }
+    moec_config_fini(&c);
+    moec_arena_fini(&arena);
+    return text;
+}
+
+static void layers_with_experts_are_said_in_many_ways(void **state)
+{
+    static const struct {
+        const char *config, *want;
+    } cases[] = {
+        {OF("qwen3_moe", ""), "1111"},
+        {OF("qwen3_moe", ",\"decoder_sparse_step\":2"), "0101"},
+        {OF("qwen3_moe", ",\"mlp_only_layers\":[0,3]"), "0110"},
+        {OF("qwen3_moe", ",\"mlp_only_layers\":[4]"), "names layer 4 of 4"},
+        {OF("qwen3_moe", ",\"mlp_only_layers\":[\"0\"]"), "is a string"},
+        {OF("qwen3_moe", ",\"mlp_only_layers\":7"),
+         "is not a list of layer numbers"},
+        {OF("qwen3_moe", ",\"decoder_sparse_step\":0"), "is 0, must be"},
+        {OF("qwen3_moe", ",\"decoder_sparse_step\":\"2\""), "is a string"},
+        {OF("deepseek_v3", ",\"first_k_dense_replace\":2"), "0011"},
+        {OF("deepseek_v3", ",\"first_k_dense_replace\":true"), "is a boolean"},
+        {OF("deepseek_v3",
+            ",\"first_k_dense_replace\":1,\"moe_layer_freq\":[1,1,0,1,1]"),
+         "0101"},
+        {OF("deepseek_v3", ",\"moe_layer_freq\":[1,1]"), "is about 2 layers"},
+        {OF("deepseek_v3", ",\"moe_layer_freq\":[1,1,2,1]"),
+         "is 2, must be 0 or 1"},
+        {OF("deepseek_v3", ",\"moe_layer_freq\":[1,1,true,1]"), "is a boolean"},
+        {OF("jamba", ",\"intermediate_size\":8"), "0101"},
+        {OF("jamba", ",\"intermediate_size\":8,\"expert_layer_offset\":[]"),
+         "must be"},
+        {OF("ernie4_5_moe", ",\"moe_layer_end_index\":2"), "1110"},
+        {OF("ernie4_5_moe", ",\"moe_layer_end_index\":-1"), "1111"},
+        {OF("ernie4_5_moe", ",\"moe_layer_end_index\":-2"), "is -2, must be"},
+        {OF("step3_text", ",\"moe_layers_enum\":\"1,3\""), "0101"},
+        {OF("step3_text", ",\"moe_layers_enum\":[2]"), "0010"},
+        {OF("step3_text", ",\"moe_layers_enum\":\"1;3\""),
+         "is not a list of layer numbers"},
+        {OF("step3_text", ",\"moe_layers_enum\":\",\""),
+         "is not a list of layer numbers"},
+        {OF("step3_text", ",\"moe_layers_enum\":\"1111111111\""),
+         "is not a list of layer numbers"},
+        {OF("step3_text", ",\"moe_layers_enum\":\"9\""), "names layer 9 of 4"},
+        {OF("step3_text", ",\"moe_layers_enum\":{}"),
+         "is not a list of layer numbers"},
+        {OF("step3_text",
+            ",\"mlp_layer_types\":[\"sparse\",\"dense\",\"moe\",\"x\"]"),
+         "1010"},
+        {OF("step3_text", ",\"mlp_layer_types\":[\"sparse\"]"),
+         "is about 1 layers"},
+        {OF("step3_text", ",\"mlp_layer_types\":[1,1,1,1]"), "is an integer"},
+        {OF("exaone_moe", ",\"is_moe_layer\":[false,true,true,false]"), "0110"},
+        {OF("nemotron_h", ",\"hybrid_override_pattern\":\"ME*E\""), "0101"},
+        {OF("nemotron_h", ",\"hybrid_override_pattern\":\"ME\""),
+         "is about 2 layers"},
+        {OF("nemotron_h", ",\"hybrid_override_pattern\":4"), "is an integer"},
+        {OF("nemotron_h", ""), "none of the keys that say which layers"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *text = layers_of(cases[i].config);
+
+        if (!strstr(text, cases[i].want))
+            fail_msg("%s\n  want '%s': %s", cases[i].config, cases[i].want,
+                     text);
+    }
+}
+
+static void facts_of_other_kinds_are_refused(void **state)
+{
+    static const struct {
+        const char *config, *want;
+    } cases[] = {
+        {TYPED("qwen3_moe", "-1", "8", ""), "is -1, must be between 0 and"},
+        {TYPED("qwen3_moe", "2147483648", "8", ""), "must be between 0 and"},
+        {TYPED("qwen3_moe", "4.0", "8", ""), "is a fraction"},
+        {TYPED("qwen3_moe", "0", "8", ""), "is 0, must be at least 1"},
+        {TYPED("qwen3_moe", "1", "8", ""), "is more than"},
+        {TYPED("qwen3_moe", "null", "8", ""), "num_experts: is missing"},
+        {OF("qwen3_moe", ",\"num_local_experts\":5"), "differs from"},
+        {OF("qwen3_moe", ",\"norm_topk_prob\":1"), "must be a boolean"},
+        {OF("qwen3_moe", ",\"hidden_act\":1"), "must be a string"},
+        {TYPED("hunyuan", "[4,4]", "[8,0]", ""), "1111"},
+        {TYPED("hunyuan", "[4,\"4\"]", "8", ""), "is a string"},
+        {TYPED("hunyuan", "[]", "8", ""), "is an empty list"},
+        {TYPED("hunyuan", "[4,5]", "8", ""), "unequal number or width"},
+        {TYPED("ernie4_5_moe", "[2,2]", "[8,8]", ""), "1111"},
+        {TYPED("ernie4_5_moe", "[2,-2]", "8", ""), "is -2"},
+        {TYPED("ernie4_5_moe", "[2147483647,1]", "8", ""), "adds up to more"},
+        {OF("deepseek_v3", ",\"routed_scaling_factor\":0"), "1111"},
+        {OF("deepseek_v3", ",\"routed_scaling_factor\":-1.5"),
+         "must not be negative"},
+        {OF("deepseek_v3", ",\"routed_scaling_factor\":\"1\""), "is a string"},
+        {OF("deepseek_v3", ",\"routed_scaling_factor\":1e999"), "C04"},
+        {OF("deepseek_v3", ",\"routed_scaling_factor\":NaN"), "C04"},
+        {OF("deepseek_v3", ",\"routed_scaling_factor\":-Infinity"), "C04"},
+        {OF("deepseek_v3", ",\"seed\":99999999999999999999"), "C03"},
+        {OF("deepseek_v3", ",\"n_group\":3"), "does not divide"},
+        {OF("deepseek_v3", ",\"n_group\":2,\"topk_group\":0"), "between 1 and"},
+        {OF("deepseek_v3", ",\"n_group\":2,\"topk_group\":3"), "between 1 and"},
+        {OF("deepseek_v3", ",\"n_group\":4,\"topk_group\":1"),
+         "more than the 1 experts of the kept groups"},
+        {OF("deepseek_v3", ",\"n_shared_experts\":1.5"), "is a fraction"},
+        {OF("deepseek_v3",
+            ",\"quantization_config\":{\"weight_block_size\":4}"),
+         "a list of two integers"},
+        {OF("deepseek_v3",
+            ",\"quantization_config\":{\"weight_block_size\":[4]}"),
+         "a list of two integers"},
+        {OF("deepseek_v3",
+            ",\"quantization_config\":{\"weight_block_size\":[4,\"4\"]}"),
+         "is a string"},
+        {OF("deepseek_v3",
+            ",\"quantization_config\":{\"weight_block_size\":[4,0]}"),
+         "is 0"},
+        {OF("nemotron_h", ",\"moe_latent_size\":\"x\""), "is a string"},
+        {OF("step3_text", ",\"use_moe_router_bias\":true"), "0111"},
+        {OF("step3_text", ",\"use_moe_router_bias\":false"), "0111"},
+        {OF("step3_text", ",\"moe_router_activation\":3"), "must be a string"},
+        {OF("step3_text", ",\"swiglu_limits\":[1,null,2,3]"), "0111"},
+        {OF("step3_text", ",\"swiglu_limits\":[1,2.5]"), "0111"},
+        {OF("step3_text", ",\"swiglu_limits\":[1]"), "0111"},
+        {OF("step3_text", ",\"swiglu_limits\":[1,\"2\"]"), "is a string"},
+        {OF("step3_text", ",\"swiglu_limits\":7"), "0111"},
+        {"{\"model_type\":3}", "is an integer"},
+        {"{\"model_type\":\"no such\",\"text_config\":{\"model_type\":3}}",
+         "is an integer"},
+        {"{\"model_type\":\"no such\",\"text_config\":{\"model_type\":\"x\"}}",
+         "'no such' is in no family"},
+        {"{\"text_config\":{\"model_type\":\"no such\"}}",
+         "'no such' is in no family"},
+        {"{\"text_config\":{\"model_type\":\"qwen3_moe\"," SIZED("4", "8",
+                                                                 "") "}",
+         "1111"},
+        {"{\"text_config\":3}", "model_type: is missing"},
+        {"[]", "must be an object"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *text = layers_of(cases[i].config);
+
+        if (!strstr(text, cases[i].want))
+            fail_msg("%s\n  want '%s': %s", cases[i].config, cases[i].want,
+                     text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -313,6 +493,8 @@ int main(void)
         cmocka_unit_test(lists_by_layer_must_be_equal_where_they_count),
         cmocka_unit_test(zero_experts_are_columns_of_the_router_alone),
         cmocka_unit_test(mtp_layers_must_be_there_up_to_the_last),
+        cmocka_unit_test(layers_with_experts_are_said_in_many_ways),
+        cmocka_unit_test(facts_of_other_kinds_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

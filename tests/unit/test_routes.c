@@ -159,6 +159,143 @@ static void refuses_metadata_that_is_wrong(void **state)
     tmpdir_remove(&dir);
 }
 
+/* The header with `from` changed to `to`, of any length. */
+static moec_status parse_other(const char *path, const char *from,
+                               const char *to, moec_error *err)
+{
+    static unsigned char data[30000], out[30000];
+    moec_routes *routes = NULL;
+    size_t n_from = strlen(from), n_to = strlen(to), n, at;
+    FILE *f = fopen(path, "rb");
+    const unsigned char *found;
+    uint64_t header;
+    moec_status st;
+
+    assert_non_null(f);
+    n = fread(data, 1, sizeof(data), f);
+    (void)fclose(f);
+    found = memmem(data, n, from, n_from);
+    if (!found)
+        fail_msg("no '%s' in the file", from);
+    at = (size_t)(found - data);
+    assert_true(n + n_to < sizeof(out));
+    memcpy(out, data, at);
+    memcpy(out + at, to, n_to);
+    memcpy(out + at + n_to, data + at + n_from, n - at - n_from);
+    header = moec_le64(out) + n_to - n_from;
+    for (unsigned i = 0; i < 8; i++)
+        out[i] = (unsigned char)(header >> 8 * i);
+    st = moec_routes_parse(&routes, out, n + n_to - n_from, "r", err);
+    assert_true(st == MOEC_OK || routes == NULL);
+    moec_routes_destroy(routes);
+    return st;
+}
+
+static void refuses_headers_of_other_forms(void **state)
+{
+    static const struct {
+        const char *from, *to, *text;
+    } cases[] = {
+        {"\"format\":\"moec.routes/1\",", "", "metadata format is ''"},
+        {"moec.routes/1", "a\\u0000b", "a NUL in a string"},
+        {"\"n_experts\":\"16\"", "\"n_experts\":\"\"", "out of range"},
+        {"\"n_experts\":\"16\"", "\"n_experts\":\"0000000016\"",
+         "out of range"},
+        {"\"n_experts\":\"16\"", "\"n_experts\":\"4097\"", "out of range"},
+        {"\"n_experts\":\"16\"", "\"n_experts\":\"/6\"", "out of range"},
+        {"\"n_zero\":\"0\"", "\"n_zero\":\"5000\"", "out of range"},
+        {"\"n_decoder\":\"5\"", "\"n_decoder\":\"99999\"", "out of range"},
+        {"\"layers\":", "\"Layers\":", "out of range"},
+        {"\"request_ids\":", "\"request_iDs\":", "out of range"},
+        {"\"1 2 4\"", "\"\"", "names not the 3 MoE layers"},
+        {"\"1 2 4\"", "\"1 2 4 \"", "names not the 3 MoE layers"},
+        {"\"1 2 4\"", "\"1 2 mtp.\"", "names not the 3 MoE layers"},
+        {"\"1 2 4\"", "\"1 2 0000000000000004\"", "names not the 3 MoE layers"},
+        {"\"1 2 4\"", "\"1 2 x\"", "names not the 3 MoE layers"},
+        {"\"1 2 4\"", "\"1 2\"", "names not the 3 MoE layers"},
+        {"\"1 2 4\"", "\"1 2 99999\"", "names not the 3 MoE layers"},
+        {"\"shape\":[93]", "\"shape\":[93,1]",
+         "'position' is I32 of 2 dimensions"},
+        {"\"shape\":[93]", "\"shape\":[31,3]",
+         "'position' is I32 of 2 dimensions"},
+        {"[93,3,3]", "[93,9,1]", "MoE layers of topk_ids"},
+        {"[93,3,3]", "[837,1,1]", "names not the 1 MoE layers"},
+        {"[93,3,3]", "[3,3,93]", "must be [tokens, MoE layers, top-k]"},
+        {"[93,3,3]", "[31,9,3]", "names not the 9 MoE layers"},
+        {"[93,3,3]", "[9,3,31]", "top-k 31 of 16"},
+        {"[93,3,3]", "[279,3,1]", "279 tokens with 93 positions"},
+        {"[2,3]", "[3,2]", "gaps of 2 numbers"},
+        {"[\\\"a ", "{\\\"a ", "request_ids is no JSON array"},
+        {"\\\"b\\\"", "\\\"\\\"", "empty, too long or no text"},
+        {"\\\"b\\\"", "\\\"\\\\u0000\\\"", "empty, too long or no text"},
+        {"\\\"b\\\"", "\\\"b\\\",\\\"c\\\"", "more request ids"},
+        {"yet\\\"]", "yet\\\"] 1", "bytes behind request_ids"},
+        {"yet\\\"]", "yet\\\"", "request_ids"},
+    };
+    tmpdir dir = tmpdir_make();
+    moec_routes *r = make(E, 3);
+    char path[300];
+
+    (void)state;
+    snprintf(path, sizeof(path), "%s/r.safetensors", dir.path);
+    assert_int_equal(moec_routes_save(r, path, 0, NULL), MOEC_OK);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_status st = parse_other(path, cases[i].from, cases[i].to, &err);
+
+        if (st != MOEC_E_FORMAT || !strstr(err.text, cases[i].text))
+            fail_msg("%s for %s: no '%s': %s", cases[i].to, cases[i].from,
+                     cases[i].text, err.text);
+    }
+    moec_routes_destroy(r);
+    tmpdir_remove(&dir);
+}
+
+/* What names no tensor and no layer of ours may be there. */
+static void passes_over_metadata_of_others(void **state)
+{
+    tmpdir dir = tmpdir_make();
+    moec_routes *r = make(E, 3);
+    moec_error err = MOEC_ERROR_INIT;
+    char path[300];
+
+    (void)state;
+    snprintf(path, sizeof(path), "%s/r.safetensors", dir.path);
+    assert_int_equal(moec_routes_save(r, path, 0, NULL), MOEC_OK);
+    if (parse_other(path, "\"format\"", "\"by\":\"x\", \"format\"", &err))
+        fail_msg("%s", err.text);
+    moec_routes_destroy(r);
+    tmpdir_remove(&dir);
+}
+
+static void refuses_paths_that_are_no_file(void **state)
+{
+    tmpdir dir = tmpdir_make();
+    moec_routes *out = NULL;
+    moec_error err = MOEC_ERROR_INIT;
+    char path[300];
+
+    (void)state;
+    snprintf(path, sizeof(path), "%s/none", dir.path);
+    assert_int_equal(moec_routes_open(&out, path, &err), MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_R01);
+    tmpdir_text(&dir, "file", "x");
+    snprintf(path, sizeof(path), "%s/file/none", dir.path);
+    assert_int_equal(moec_routes_open(&out, path, NULL), MOEC_E_FORMAT);
+    err = (moec_error)MOEC_ERROR_INIT;
+    assert_int_equal(moec_routes_open(&out, dir.path, &err), MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_I03);
+    snprintf(path, sizeof(path), "%s/loop", dir.path);
+    assert_int_equal(symlink("loop", path), 0);
+    assert_int_equal(moec_routes_open(&out, path, NULL), MOEC_E_IO);
+    snprintf(path, sizeof(path), "%s/file", dir.path);
+    moec_alloc_fail_at(1);
+    assert_int_equal(moec_routes_open(&out, path, NULL), MOEC_E_NOMEM);
+    moec_alloc_fail_at(0);
+    assert_null(out);
+    tmpdir_remove(&dir);
+}
+
 /* Change one little-endian word of the data, from its end. */
 static void refuse_word(const char *path, size_t from_end, uint32_t value,
                         moec_rule rule)
@@ -363,6 +500,9 @@ int main(void)
         cmocka_unit_test(file_holds_all_of_it),
         cmocka_unit_test(never_replaces_a_file_unasked),
         cmocka_unit_test(refuses_metadata_that_is_wrong),
+        cmocka_unit_test(refuses_headers_of_other_forms),
+        cmocka_unit_test(passes_over_metadata_of_others),
+        cmocka_unit_test(refuses_paths_that_are_no_file),
         cmocka_unit_test(refuses_data_that_contradicts_itself),
         cmocka_unit_test(refuses_files_cut_short),
         cmocka_unit_test(merges_data_parallel_ranks_by_key),
