@@ -179,6 +179,17 @@ static int settle(const moec_cli *cli, const needs *n, moec_status st,
     return write_forms(cli, v);
 }
 
+/* The first one shows the progress of all; and each has a token, where nobody
+ * said how many there are. */
+static void be_a_rank(moec_cli *cli, const moec_exchange *x)
+{
+    if (moec_exchange_rank(x) != 0)
+        cli->args.progress = MOEC_CHOICE_PROGRESS_NONE;
+    if (!moec_cli_given(&cli->args, groups, "tokens") &&
+        cli->args.tokens < moec_exchange_size(x))
+        cli->args.tokens = moec_exchange_size(x);
+}
+
 static int validate(moec_cli *cli)
 {
     char why[MOEC_OPT_WHY_BYTES];
@@ -195,8 +206,8 @@ static int validate(moec_cli *cli)
         return moec_cli_usage(cli, "%s", wrong);
     if (cli->args.mpi)
         st = moec_exchange_open(&n.exchange, cli->args.plugin, &err);
-    if (n.exchange != NULL && moec_exchange_rank(n.exchange) != 0)
-        cli->args.progress = MOEC_CHOICE_PROGRESS_NONE;
+    if (n.exchange != NULL)
+        be_a_rank(cli, n.exchange);
     if (st == MOEC_OK)
         st = open_needs(&n, cli, &err);
     if (n.exchange != NULL)

@@ -61,9 +61,16 @@ part() { # OUT RANK: the files of all ranks but RANK are not there
     done
 }
 
+# Open MPI 4.1 sometimes says "exiting improperly" of a program that does nothing
+# but MPI_Init and MPI_Finalize (2 of 60 runs on a busy machine): once more then.
 validate() { # PROCESSES SRC [OPTION]: exit code; prints into `text`
-    # shellcheck disable=SC2086 # words
-    $mpi -n "$1" ./worker out "$fixtures/$2" ${3:-} >text 2>log
+    for _ in 1 2 3 4; do
+        # shellcheck disable=SC2086 # words
+        $mpi -n "$1" ./worker out "$fixtures/$2" ${3:-} >text 2>log
+        code=$?
+        grep -q "exiting improperly" log || break
+    done
+    return $code
 }
 
 digests() { # FILE
