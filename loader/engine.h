@@ -10,7 +10,8 @@
  * Lifetime: the engine borrows files, pieces, leaves and callbacks until
  *   destroy. No thread before start, none left after wait or destroy.
  * Threads: start, wait and destroy one at a time; poll and cancel from any
- *   thread; callbacks come from the engine's threads, one at a time.
+ *   thread; callbacks come from the engine's threads, one at a time but for
+ *   visit.
  * Errors: IO, FORMAT (I13: a file changed; H17: it ended), INTEGRITY (a leaf's
  *   digest), CANCELLED, NOMEM, ARG (the ring is too small: how much it takes),
  *   or what a callback returned. Of several failures the first in time; after
@@ -59,6 +60,8 @@ typedef struct moec_piece {
     const moec_leaf *leaves;
     moec_rule leaf_rule; /* that a wrong leaf breaks; MOEC_RULE_NONE: T3 */
     uint32_t tag;        /* the caller's: names the piece in describe */
+    uint32_t unit;       /* with visit: cut at multiples of so many bytes, at
+                            most a leaf's; equal stretches have equal units */
 } moec_piece;
 
 typedef enum moec_engine_verify {
@@ -101,6 +104,13 @@ typedef struct moec_engine_opts {
      * May be NULL. */
     moec_status (*ready)(void *ctx, uint32_t group, uint64_t ticket,
                          moec_error *err);
+    /* Bytes [at, at + n) of a piece that goes nowhere (dst NULL), in memory
+     * that is the caller's until it returns: whole units, or to the piece's
+     * end. Each byte once, in any order, by several threads at once. NULL: all
+     * pieces have a place. With it none has, and each is adjacent in the
+     * file. */
+    moec_status (*visit)(void *ctx, const moec_piece *piece, uint64_t at,
+                         void *data, uint64_t n, moec_error *err);
     /* Say what a piece is, for the text of an error: "layer 3
      * w13_weight slot 5 (expert 17)". Go by its tag: its axes may have been
      * turned. May be NULL. */

@@ -24,6 +24,8 @@ unsigned char *moec_engine_place(const moec_engine *e, const moec_part *p)
 {
     const moec_engine_piece *g = &e->pieces[p->piece];
 
+    if (g->p.dst == NULL)
+        return NULL;
     if (g->flat)
         return g->p.dst + p->at;
     if (g->flat_src || p->n_rows != 1 || g->p.src_col != 1 || g->p.dst_col != 1)
@@ -259,16 +261,21 @@ static uint64_t step_of(const moec_engine *e, const moec_part *p)
 }
 
 moec_status moec_engine_place_all(moec_engine_worker *w, moec_engine_op *op,
-                                  const unsigned char *data)
+                                  unsigned char *data)
 {
     const moec_engine *e = w->e;
     const moec_request *r = op->r;
 
     for (uint32_t i = 0; i < r->n_parts; i++) {
         const moec_part *p = &e->parts[r->first + i];
-        const unsigned char *src = data + (p->off - r->off);
+        unsigned char *src = data + (p->off - r->off);
         uint64_t step = step_of(e, p), n;
 
+        if (e->o.visit != NULL) {
+            MOEC_TRY(e->o.visit(e->o.ctx, &e->pieces[p->piece].p, p->at, src,
+                                p->bytes, &w->err));
+            continue;
+        }
         for (uint64_t at = 0; at < p->bytes; at += n) {
             n = moec_min_u64(step, p->bytes - at);
             if (!checked_before(e, p))

@@ -38,6 +38,7 @@ typedef struct moec_engine_fd {
 typedef struct moec_engine_piece {
     moec_piece p;
     uint64_t src_bytes; /* from the first to the last byte in the file */
+    uint32_t unit;      /* cut at multiples of it */
     bool flat_src;      /* adjacent in the file: may be cut anywhere */
     bool flat;          /* and in memory */
     bool dense;         /* rows with gaps that another piece fills */
@@ -172,9 +173,10 @@ unsigned char *moec_engine_place(const moec_engine *e, const moec_part *p);
 moec_status moec_engine_check(moec_engine_worker *w, const moec_part *p,
                               uint64_t at, const unsigned char *data,
                               uint64_t n);
-/* All bytes of the request stand at `data`: check and copy each part. */
+/* All bytes of the request stand at `data`: check and copy each part,
+ * or have it visited. */
 moec_status moec_engine_place_all(moec_engine_worker *w, moec_engine_op *op,
-                                  const unsigned char *data);
+                                  unsigned char *data);
 /* The first of equal parts is in its place: check it, and copy the others. */
 moec_status moec_engine_settle(moec_engine_worker *w, const moec_request *r,
                                bool check);

@@ -98,8 +98,9 @@ static moec_status take_piece(const moec_engine *e, const moec_piece *in,
     uint64_t end;
 
     *g = (moec_engine_piece){.p = *in};
-    if (in->file >= e->n_files || in->group >= e->n_groups || in->dst == NULL ||
-        in->elem_bytes == 0 || in->elem_bytes > ELEM_BYTES_MAX)
+    if (in->file >= e->n_files || in->group >= e->n_groups ||
+        (in->dst == NULL) != (e->o.visit != NULL) || in->elem_bytes == 0 ||
+        in->elem_bytes > ELEM_BYTES_MAX)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "piece %zu of a load: file %u of %zu, group %u of %u, "
                          "%u bytes an element",
@@ -118,6 +119,15 @@ static moec_status take_piece(const moec_engine *e, const moec_piece *in,
                          "%s: piece %zu of a load has digests and is not "
                          "adjacent in the file",
                          f->f->name, i);
+    g->unit = g->checked ? (uint32_t)MOEC_LEAF_BYTES : g->p.elem_bytes;
+    if (e->o.visit == NULL)
+        return MOEC_OK;
+    g->unit = in->unit;
+    if (!g->flat_src || in->unit == 0 || in->unit > MOEC_LEAF_BYTES)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "%s: piece %zu of a load is to be visited by %u "
+                         "bytes",
+                         f->f->name, i, in->unit);
     return MOEC_OK;
 }
 
@@ -373,14 +383,13 @@ static uint64_t fitting(const cutter *c, const moec_engine_piece *g,
                         uint64_t off, uint64_t at, uint64_t left)
 {
     uint64_t begin = page_down(c->open ? c->cur.off : off);
-    uint64_t unit = g->checked ? MOEC_LEAF_BYTES : g->p.elem_bytes;
     uint64_t end = begin + c->e->part_bytes;
 
     if (end <= off)
         return 0;
     if (end - off >= left)
         return left;
-    return (at + (end - off)) / unit * unit - at;
+    return (at + (end - off)) / g->unit * g->unit - at;
 }
 
 static void begin_request(cutter *c, const moec_part *p, uint64_t off,
@@ -434,8 +443,7 @@ static moec_status cut_flat(cutter *c, const moec_part *a, size_t n)
     /* all cut alike: at leaves if one of them must be */
     for (size_t i = 0; i < n; i++) {
         const moec_engine_piece *h = &c->e->pieces[a[i].piece];
-        if (g == NULL || h->checked ||
-            (!g->checked && h->p.elem_bytes > g->p.elem_bytes))
+        if (g == NULL || h->unit > g->unit)
             g = h;
     }
     for (uint64_t at = 0; at < a[0].bytes; at += p.bytes) {
@@ -514,7 +522,7 @@ static moec_status choose_ring(moec_engine *e, moec_error *err)
     uint32_t extra = e->o.sink != NULL ? 1 : 0; /* to turn pieces in */
 
     for (size_t i = 0; i < e->n_pieces; i++)
-        if (e->pieces[i].checked) {
+        if (e->pieces[i].checked || e->o.visit != NULL) {
             least = MOEC_LEAF_BYTES + MOEC_ENGINE_PAGE;
             part = PART_BYTES_CHECKED;
         }

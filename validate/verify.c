@@ -432,7 +432,6 @@ static moec_status run_passes(moec_verifier *v, moec_error *err)
     MOEC_TRY(make_patches(v, err));
     MOEC_TRY(index_files(v, err));
     MOEC_TRY(open_source(v, err));
-    MOEC_TRY(make_workers(v, err));
     MOEC_TRY(moec_verify_files(v, err));
     MOEC_TRY(moec_verify_table(v, err));
     if (v->plan != NULL)
@@ -446,6 +445,7 @@ static moec_status run_passes(moec_verifier *v, moec_error *err)
     MOEC_TRY(moec_verify_bytes(v, err));
     if (v->patches != NULL)
         return MOEC_OK;
+    MOEC_TRY(make_workers(v, err));
     if (v->table_ok && v->source_ok)
         MOEC_TRY(moec_verify_source(v, err));
     if (v->table_ok)

@@ -4,6 +4,7 @@
  * of reading that this machine has. */
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -362,10 +363,101 @@ static void fills_every_kind_of_piece(void **state)
     }
 }
 
+/* -------------------------------------------------------------- visits */
+
+typedef struct seen {
+    const batch *b;
+    pthread_mutex_t lock;
+    uint64_t bytes;
+} seen;
+
+static moec_status see(void *ctx, const moec_piece *p, uint64_t at, void *data,
+                       uint64_t n, moec_error *err)
+{
+    seen *s = ctx;
+    const moec_piece *in = &s->b->p[p->tag];
+
+    if (at % in->unit != 0 || at + n > in->n_cols ||
+        (n % in->unit != 0 && at + n != in->n_cols) ||
+        memcmp(data, content[in->file] + in->off + at, n) != 0)
+        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
+                         "piece %u at %ju", p->tag, (uintmax_t)at);
+    memset(data, 0, n); /* it is ours until we return */
+    memset(expected + (in->dst_row + at), 1, n);
+    pthread_mutex_lock(&s->lock);
+    s->bytes += n;
+    pthread_mutex_unlock(&s->lock);
+    return MOEC_OK;
+}
+
+/* dst_row stands for a place in `expected` here: pieces have none. */
+static void visits_each_byte_once_in_whole_units(void **state)
+{
+    static batch b;
+
+    (void)state;
+    for (int round = 0; round < 12; round++) {
+        moec_error err = MOEC_ERROR_INIT;
+        seen s = {.b = &b};
+        moec_engine_stats stats;
+        moec_engine_opts o = {.n_threads = (uint32_t)(round % 3 + 1),
+                              .ring_bytes = (uint64_t)(2 + rnd(9)) << 20,
+                              .no_uring = round % 4 == 3,
+                              .visit = see,
+                              .ctx = &s};
+        uint64_t at = 0;
+
+        pthread_mutex_init(&s.lock, NULL);
+        for (uint32_t i = 0; i < N_FILES; i++)
+            for (uint64_t off = rnd(9000), n; b.n < PIECES_MAX; off += n) {
+                n = rnd(3) == 0 ? rnd(3 << 20) + 1 : rnd(5000) + 1;
+                if (off + n > file_bytes[i] || at + n > ARENA_BYTES)
+                    break;
+                b.p[b.n] = flat(i, off, n);
+                b.p[b.n].tag = (uint32_t)b.n;
+                b.p[b.n].unit = (uint32_t)rnd(MOEC_LEAF_BYTES) + 1;
+                b.p[b.n++].dst_row = at;
+                at += n;
+            }
+        memset(expected, 0, at);
+        if (round % 2 == 0)
+            evict();
+        assert_int_equal(run(files, &b, 1, &o, &stats, &err), MOEC_OK);
+        assert_int_equal(stats.bytes_done, at);
+        assert_int_equal(s.bytes, at);
+        for (uint64_t k = 0; k < at; k++)
+            assert_int_equal(expected[k], 1);
+        pthread_mutex_destroy(&s.lock);
+        drop(&b);
+    }
+}
+
+static void refuses_units_and_places_of_visits(void **state)
+{
+    static batch b;
+    seen s = {.b = &b};
+    moec_engine_opts o = {.visit = see, .ctx = &s};
+    moec_engine *e = NULL;
+
+    (void)state;
+    for (int k = 0; k < 3; k++) {
+        moec_error err = MOEC_ERROR_INIT;
+
+        b.p[0] = flat(0, 0, 100);
+        b.p[0].unit = k == 0 ? 0 : k == 1 ? MOEC_LEAF_BYTES + 1 : 100;
+        b.p[0].dst = k == 2 ? arena : NULL;
+        assert_int_equal(
+            moec_engine_create(&e, files, N_FILES, b.p, 1, 1, &o, &err),
+            MOEC_E_ARG);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fills_every_kind_of_piece),
+        cmocka_unit_test(visits_each_byte_once_in_whole_units),
+        cmocka_unit_test(refuses_units_and_places_of_visits),
     };
 
     return cmocka_run_group_tests(tests, make_files, remove_files);
