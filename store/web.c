@@ -390,6 +390,16 @@ static moec_status make(moec_web **out, const char *url,
     return MOEC_OK;
 }
 
+/* Give `r` to the caller, or close it. */
+static moec_status give(moec_web **out, moec_web *r, moec_status st)
+{
+    if (st != MOEC_OK)
+        moec_web_close(r);
+    else
+        *out = r;
+    return st;
+}
+
 moec_status moec_web_open(moec_web **out, const char *url,
                           const moec_web_opts *opts, moec_error *err)
 {
@@ -401,10 +411,6 @@ moec_status moec_web_open(moec_web **out, const char *url,
     if (st == MOEC_OK && r->n_files == 0)
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01,
                        "%s: nothing is there", url);
-    if (st != MOEC_OK) {
-        moec_web_close(r);
-        return st;
-    }
     r->store = (moec_store){.struct_bytes = sizeof(r->store),
                             .name = r->url,
                             .files = r->files,
@@ -412,26 +418,19 @@ moec_status moec_web_open(moec_web **out, const char *url,
                             .read_at = read_at,
                             .stat = look_again,
                             .ctx = r};
-    *out = r;
-    return MOEC_OK;
+    return give(out, r, st);
 }
 
 moec_status moec_web_create(moec_web **out, const char *url,
                             const moec_web_opts *opts, moec_error *err)
 {
     moec_web *r = NULL;
-    moec_status st;
 
     MOEC_TRY(make(&r, url, opts, err));
-    st = r->bucket ? list_s3(r, err)
-                   : moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                               "%s: only s3:// can be written", url);
-    if (st != MOEC_OK) {
-        moec_web_close(r);
-        return st;
-    }
-    *out = r;
-    return MOEC_OK;
+    return give(out, r,
+                r->bucket ? list_s3(r, err)
+                          : moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                                      "%s: only s3:// can be written", url));
 }
 
 void moec_web_close(moec_web *r)

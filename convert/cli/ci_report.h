@@ -93,6 +93,11 @@ void moec_ci_take(moec_ci_report *r, moec_report *report,
 /* The same of level 3, which stays the caller's and must outlive `r`. */
 void moec_ci_take_results(moec_ci_report *r, const moec_validation *v,
                           const moec_layout *layout);
+/* All of the above for what verify (`report`, which is taken) or validate (`v`)
+ * found in the conversion of path 0: in any form but JSON, and in the files of
+ * --report. Returns the exit code. */
+int moec_ci_write_findings(const moec_cli *cli, moec_report *report,
+                           const moec_validation *v);
 /* Add one finding: the fields of `like` that its `has` names, copied. */
 void moec_ci_add(moec_ci_report *r, const moec_finding *like,
                  const moec_layout *layout, const char *fmt, ...)

@@ -296,3 +296,29 @@ int moec_ci_fail(const moec_cli *cli, moec_status st, const moec_error *err)
     moec_ci_fini(&r);
     return code;
 }
+
+int moec_ci_write_findings(const moec_cli *cli, moec_report *report,
+                           const moec_validation *v)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_conversion *c = NULL;
+    moec_ci_report r;
+    /* Only for the places of findings that name none. */
+    moec_status st =
+        moec_conversion_open(&c, moec_cli_path(cli, 0), NULL, &err);
+    const moec_layout *layout =
+        st == MOEC_OK ? moec_conversion_layout(c) : NULL;
+    int code;
+    moec_ci_init(&r, cli, moec_cli_path(cli, 0));
+    (void)moec_ci_begin(&r, NULL);
+    if (report != NULL)
+        moec_ci_take(&r, report, layout);
+    else
+        moec_ci_take_results(&r, v, layout);
+    memset(&err, 0, sizeof(err));
+    st = moec_ci_settle(&r, &err);
+    code = st == MOEC_OK ? moec_ci_write(&r) : moec_cli_fail(cli, st, &err);
+    moec_ci_fini(&r);
+    moec_conversion_close(c);
+    return code;
+}

@@ -113,28 +113,6 @@ static void print_json(const moec_cli *cli, const moec_validation *v, bool ok)
     moec_cli_json_finish(&j);
 }
 
-/* Any form but JSON, and the files of --report. */
-static int write_forms(const moec_cli *cli, const moec_validation *v)
-{
-    moec_error err = MOEC_ERROR_INIT;
-    moec_conversion *c = NULL;
-    moec_ci_report r;
-    /* Only for the places of findings that name none. */
-    moec_status st =
-        moec_conversion_open(&c, moec_cli_path(cli, 0), NULL, &err);
-    int code;
-    moec_ci_init(&r, cli, moec_cli_path(cli, 0));
-    (void)moec_ci_begin(&r, NULL);
-    moec_ci_take_results(&r, v,
-                         st == MOEC_OK ? moec_conversion_layout(c) : NULL);
-    memset(&err, 0, sizeof(err));
-    st = moec_ci_settle(&r, &err);
-    code = st == MOEC_OK ? moec_ci_write(&r) : moec_cli_fail(cli, st, &err);
-    moec_ci_fini(&r);
-    moec_conversion_close(c);
-    return code;
-}
-
 static const char *wrong_usage(const moec_cli *cli,
                                char why[MOEC_OPT_WHY_BYTES])
 {
@@ -176,7 +154,7 @@ static int settle(const moec_cli *cli, const needs *n, moec_status st,
     }
     if (cli->args.json)
         print_json(cli, v, moec_cli_results_passed(cli, v));
-    return write_forms(cli, v);
+    return moec_ci_write_findings(cli, NULL, v);
 }
 
 /* The first one shows the progress of all; and each has a token, where nobody

@@ -32,27 +32,6 @@ static void print_json(const moec_cli *cli, const moec_report *report, bool ok)
     moec_cli_json_finish(&j);
 }
 
-/* Any form but JSON, and the files of --report. Takes the report. */
-static int write_forms(const moec_cli *cli, moec_report *report)
-{
-    moec_error err = MOEC_ERROR_INIT;
-    moec_conversion *c = NULL;
-    moec_ci_report r;
-    /* Only for the places of findings that name none. */
-    moec_status st =
-        moec_conversion_open(&c, moec_cli_path(cli, 0), NULL, &err);
-    int code;
-    moec_ci_init(&r, cli, moec_cli_path(cli, 0));
-    (void)moec_ci_begin(&r, NULL);
-    moec_ci_take(&r, report, st == MOEC_OK ? moec_conversion_layout(c) : NULL);
-    memset(&err, 0, sizeof(err));
-    st = moec_ci_settle(&r, &err);
-    code = st == MOEC_OK ? moec_ci_write(&r) : moec_cli_fail(cli, st, &err);
-    moec_ci_fini(&r);
-    moec_conversion_close(c);
-    return code;
-}
-
 static int verify(moec_cli *cli)
 {
     char why[MOEC_OPT_WHY_BYTES];
@@ -92,7 +71,7 @@ static int verify(moec_cli *cli)
     } else {
         if (cli->args.json)
             print_json(cli, report, moec_cli_proof_passed(cli, report));
-        code = write_forms(cli, report);
+        code = moec_ci_write_findings(cli, report, NULL);
         report = NULL;
     }
     moec_report_destroy(report);
