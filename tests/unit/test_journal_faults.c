@@ -18,7 +18,7 @@
 #include "support/bent_calls.h"
 #include "tmpdir.h"
 
-enum { CELLS = 3000, EACH = 64 };
+enum { CELLS = 9000, EACH = 64 }; /* more than its buffers hold */
 
 static const char identity[] = "command convert\n";
 
@@ -27,6 +27,25 @@ static struct {
     int fd;
     unsigned char cells[CELLS * EACH];
 } t;
+
+/* Reads: the n-th fails, or its bytes are others. */
+static struct {
+    int calls, fail_at, spoil_at;
+} reads;
+
+ssize_t pread(int fd, void *data, size_t n, off_t off)
+{
+    ssize_t got;
+
+    if (++reads.calls == reads.fail_at) {
+        errno = EIO;
+        return -1;
+    }
+    got = syscall(SYS_pread64, fd, data, n, off);
+    if (reads.calls == reads.spoil_at && got > 0)
+        memset(data, 0, (size_t)got);
+    return got;
+}
 
 static moec_status no_sync(void *ctx, moec_error *err)
 {
@@ -96,6 +115,9 @@ static void each_failed_call_is_said(void **state)
         moec_status st;
         bool found;
 
+        assert_int_equal(run(j, NULL), MOEC_OK);
+        moec_journal_destroy(j);
+        j = made();
         bent.fail_at = n;
         atomic_store(&bent.calls, 0);
         st = run(j, &err);
@@ -111,6 +133,39 @@ static void each_failed_call_is_said(void **state)
         moec_journal_destroy(j);
     }
     assert_true(n_calls > 10);
+}
+
+/* Nothing is found of what cannot be read, or reads otherwise a second time. */
+static void each_failed_read_is_said(void **state)
+{
+    moec_journal *j = made();
+    moec_error err = MOEC_ERROR_INIT;
+    int n_reads;
+    bool found;
+
+    (void)state;
+    assert_int_equal(run(j, NULL), MOEC_OK);
+    moec_journal_destroy(j);
+    j = made();
+    reads.calls = 0;
+    assert_int_equal(moec_journal_load(j, &found, NULL), MOEC_OK);
+    assert_true(found);
+    n_reads = reads.calls;
+    assert_true(n_reads > 4);
+    for (int n = 1; n <= n_reads; n++) {
+        reads.calls = 0;
+        reads.fail_at = n;
+        assert_int_equal(moec_journal_load(j, &found, NULL), MOEC_E_IO);
+        assert_false(found || moec_journal_has(j, 0, 1));
+        reads.fail_at = 0;
+    }
+    reads.calls = 0;
+    reads.spoil_at = n_reads;
+    assert_int_equal(moec_journal_load(j, &found, &err), MOEC_E_IO);
+    assert_non_null(strstr(err.text, "changed while it was read"));
+    assert_false(found || moec_journal_has(j, 0, 1));
+    reads.spoil_at = 0;
+    moec_journal_destroy(j);
 }
 
 /* Each clock look is a second: thirty adds make a mark due. */
@@ -205,6 +260,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(each_failed_call_is_said),
+        TEST(each_failed_read_is_said),
         TEST(marks_come_by_the_clock),
         TEST(names_that_are_no_file_are_said),
         TEST(cells_and_names_have_limits),

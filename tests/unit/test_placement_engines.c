@@ -405,6 +405,49 @@ static void arrays_of_anything_else_are_refused(void **state)
     free(x.data);
 }
 
+static void yaml_of_anything_else_is_refused(void **state)
+{
+#define BEGIN "initial_global_assignments:\n"
+    static const char *const texts[] = {
+        BEGIN "  -1: [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  x: [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  : [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  01: [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  -: [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  1234567890123456789: [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  1: [0, 1, 2, 3]\nnum_slots: -4\n",
+        BEGIN "  1: [0, 1, 2, 3]\nnum_slots: x\n",
+        BEGIN "  1: [0, 1, 2, 3]\nnum_slots: [4]\n",
+        BEGIN "  1: [0, 1, 2, -3]\nnum_slots: 4\n",
+        BEGIN "  1: [0, 1, 2, [3]]\nnum_slots: 4\n",
+        BEGIN "  1: 5\nnum_slots: 4\n",
+        BEGIN "  1: [0, 1, 2, 3]\n" BEGIN "  1: [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  1: [0, 1, 2, 3]\nnum_slots: 4\n---\na: 1\n",
+        BEGIN "  1: [0, 1, 2, 3]\nnum_slots: 4\n...\n]\n",
+        BEGIN "  1: [0, 1, 2, 3\nnum_slots: 4\n",
+        BEGIN "  - [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  1: [0, 1, 2, 3]\n? [1]\n: 2\n",
+        "- 1\n" BEGIN,
+        "- " BEGIN "    1: [0, 1, 2, 3]\n",
+        "# nothing\n#" BEGIN,
+        "\"\\xzz\"\n" BEGIN,
+        "%\n" BEGIN,
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_placement_file *f = NULL;
+        moec_status st = moec_placement_file_read(&f, &small, "p", texts[i],
+                                                  strlen(texts[i]), &err);
+
+        moec_placement_file_close(f);
+        if (st == MOEC_OK || st == MOEC_E_INTERNAL || err.rule == 0 ||
+            err.text[0] == '\0')
+            fail_msg("%s: %s %s", texts[i], moec_status_name(st), err.text);
+    }
+}
+
 static void bytes_that_changed_are_noticed(void **state)
 {
     blob x = slurp("sglang.pt");
@@ -614,6 +657,7 @@ int main(void)
         cmocka_unit_test(empty_slots_are_read_where_asked_for),
         cmocka_unit_test(pickles_of_anything_else_are_refused),
         cmocka_unit_test(arrays_of_anything_else_are_refused),
+        cmocka_unit_test(yaml_of_anything_else_is_refused),
         cmocka_unit_test(bytes_that_changed_are_noticed),
         cmocka_unit_test(survives_what_files_may_hold),
         cmocka_unit_test(refuses_yaml_that_two_readers_read_differently),

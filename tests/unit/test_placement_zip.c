@@ -26,7 +26,7 @@ typedef struct zip {
         size_t at, bytes;
         const char *name;
         uint32_t crc;
-    } e[8];
+    } e[9];
 } zip;
 
 static void put(zip *z, uint64_t v, unsigned n)
@@ -264,6 +264,79 @@ static void refuses_entries_that_are_no_arrays(void **state)
     assert_int_not_equal(read_zip(&z, &err), MOEC_OK);
 }
 
+/* An array of zeros with this shape; the file is as long as it says. */
+static void add_shape(zip *z, const char *name, const char *shape, size_t n)
+{
+    char text[256] = "\x93NUMPY\1";
+    int bytes = snprintf(text + 10, 160,
+                         "{'descr': '|u1', 'fortran_order': False, 'shape': "
+                         "%s}",
+                         shape);
+
+    text[8] = (char)bytes;
+    memset(text + 10 + bytes, 0, n);
+    add(z, name, text, 10 + (size_t)bytes + n);
+}
+
+static void refuses_arrays_of_other_forms(void **state)
+{
+    static const struct {
+        const char *names[3], *shapes[3];
+        size_t n[3];
+        const char *text;
+    } cases[] = {
+        {{"phy2log.npy"}, {"(2,)"}, {2}, "phy2log has 1 dimensions"},
+        {{"log2phy.npy"}, {"(2,)"}, {2}, "log2phy has 1 dimensions"},
+        {{"phy2log.npy", "logcnt.npy"},
+         {"(1,2)", "(2,)"},
+         {2, 2},
+         "logcnt has 1 dimensions"},
+        {{"physical_to_logical_map.npy"},
+         {"(2,)"},
+         {2},
+         "physical_to_logical_map has 1 dimensions"},
+        {{"physical_to_logical_map.npy", "phy2log.npy"},
+         {"(1,2)", "(1,2)"},
+         {2, 2},
+         "1 arrays beside physical_to_logical_map"},
+        {{"logcnt.npy"}, {"(1,2)"}, {2}, ""},
+        {{"arr_0.npy"}, {"(2,)"}, {2}, "1 arrays of no known form"},
+        {{"arr_0.npy", "arr_1.npy"},
+         {"(1,2)", "(1,2)"},
+         {2, 2},
+         "2 arrays of no known form"},
+        {{"arr_0.npy", "arr_1.npy", "arr_2.npy"},
+         {"(2,)", "(1,2,1)", "(1,2)"},
+         {2, 2, 2},
+         "phy2log has 1 dimensions"},
+        {{"phy2log.npy"}, {"(1,1,1,2)"}, {2}, "dimensions"},
+        {{"phy2log.npy"}, {"()"}, {1}, ""},
+        {{"phy2log.npy"}, {"(0,2)"}, {0}, ""},
+        {{"phy2log.npy", "other.npy"}, {"(1,2)", "(1,2)"}, {2, 2}, ""},
+    };
+    moec_error err;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        zip z = {.n = 0};
+
+        for (int k = 0; k < 3 && cases[i].names[k]; k++)
+            add_shape(&z, cases[i].names[k], cases[i].shapes[k], cases[i].n[k]);
+        finish(&z);
+        if (read_zip(&z, &err) == MOEC_OK || !strstr(err.text, cases[i].text))
+            fail_msg("case %zu, no '%s': %s", i, cases[i].text, err.text);
+    }
+    zip z = {.n = 0};
+    for (int k = 0; k < 9; k++) {
+        static const char *const names[] = {
+            "arr_0.npy", "arr_1.npy", "arr_2.npy", "arr_3.npy", "arr_4.npy",
+            "arr_5.npy", "arr_6.npy", "arr_7.npy", "arr_8.npy"};
+        add_shape(&z, names[k], "(1,2)", 2);
+    }
+    finish(&z);
+    assert_int_equal(read_zip(&z, &err), MOEC_E_FORMAT);
+}
+
 static void refuses_torch_files_of_other_orders(void **state)
 {
     static char name[300];
@@ -301,6 +374,7 @@ int main(void)
         cmocka_unit_test(refuses_entries_that_leave_the_file),
         cmocka_unit_test(refuses_end_records_that_lie),
         cmocka_unit_test(refuses_entries_that_are_no_arrays),
+        cmocka_unit_test(refuses_arrays_of_other_forms),
         cmocka_unit_test(refuses_torch_files_of_other_orders),
     };
 

@@ -636,6 +636,102 @@ static void orders_paths_part_by_part(void **state)
 }
 
 /* A damaged signature is a wrong one, never a lack of memory or a mistake. */
+static void tells_paths_that_are_plain_and_what_is_below(void **state)
+{
+    static const char *const good[] = {"a", ".a", "..a", "a/.b/..c", "a b"};
+    static const char *const bad[] = {
+        "", ".", "..", "/a", "a/", "a//b", "a/./b", "a/../b", "a/..", "\xff"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
+        assert_true(moec_sign_path_ok(good[i]));
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_false(moec_sign_path_ok(bad[i]));
+    assert_true(moec_sign_path_under("a/b", "."));
+    assert_true(moec_sign_path_under("a/b", "a"));
+    assert_true(moec_sign_path_under("a/b", "a//"));
+    assert_true(moec_sign_path_under("a", "a"));
+    assert_false(moec_sign_path_under("ab", "a"));
+    assert_false(moec_sign_path_under("b", "a"));
+    assert_false(moec_sign_path_under("a", "/"));
+    assert_false(moec_sign_path_under("a", ""));
+}
+
+static void refuses_statements_of_other_forms(void **state)
+{
+#define SHARDED(size, name)                                                    \
+  STATEMENT(NOTHING, RESOURCE(name, "sha256-sharded-4", NOTHING),              \
+            "\"method\":\"shards\",\"shard_size\":" size)
+    static const struct {
+        const char *text, *want;
+    } cases[] = {
+        {"[]", "must be an object"},
+        {SHARDED("0.5", "a:0:4"), "not a number of bytes"},
+        {SHARDED("1.5", "a:0:4"), "not a number of bytes"},
+        {SHARDED("1e16", "a:0:4"), "not a number of bytes"},
+        {SHARDED("4", "a:0:18446744073709551616"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "a:0:99999999999999999999"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "a:00:4"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "a:0:4x"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "a:/:4"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "a:4"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "a:0:"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "a:0:0"), "not PATH:BEGIN:END"},
+        {SHARDED("4", "..:0:4"), "not a plain relative path"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_statement s = {0};
+
+        assert_int_equal(moec_statement_decode(&s, cases[i].text,
+                                               strlen(cases[i].text), &err),
+                         MOEC_E_FORMAT);
+        assert_int_equal(err.rule, MOEC_RULE_S05);
+        if (!strstr(err.text, cases[i].want))
+            fail_msg("%s\n  want '%s': %s", cases[i].text, cases[i].want,
+                     err.text);
+    }
+}
+
+static void refuses_bundles_with_keys_of_others(void **state)
+{
+#define CHAIN(certificate, more)                                               \
+  "{\"mediaType\":\"application/vnd.dev.sigstore.bundle.v0.3+json\","          \
+  "\"verificationMaterial\":{\"x509CertificateChain\":{\"certificates\":"      \
+  "[" certificate "]" more
+#define LIST8(x) x "," x "," x "," x "," x "," x "," x "," x
+#define CERT     "{\"rawBytes\":\"AAAA\"}"
+    static const struct {
+        const char *text, *want;
+    } cases[] = {
+        {CHAIN(CERT, ",\"x\":1}}}"), "unknown key 'x'"},
+        {CHAIN(CERT, "},\"x\":1}}"), "unknown key 'x'"},
+        {CHAIN(CERT, "}},\"x\":1}"), "unknown key 'x'"},
+        {CHAIN(CERT, "}},\"dsseEnvelope\":{\"x\":1}}"), "unknown key 'x'"},
+        {CHAIN("{\"rawBytes\":\"AAAA\",\"x\":1}", "}}}"), "unknown key 'x'"},
+        {CHAIN("{\"rawBytes\":\"A*AA\"}", "}}}"), "is not base64"},
+        {CHAIN(LIST8(LIST8(CERT)) "," CERT, "}}}"), "certificates, must be"},
+        {"{\"mediaType\":\"application/vnd.dev.sigstore.bundle.v0.3+json\","
+         "\"verificationMaterial\":{\"publicKey\":{\"x\":1}}}",
+         "unknown key 'x'"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        moec_error err = MOEC_ERROR_INIT;
+        moec_bundle b = {0};
+
+        assert_int_equal(moec_bundle_decode(&b, cases[i].text,
+                                            strlen(cases[i].text), "b", &err),
+                         MOEC_E_FORMAT);
+        if (!strstr(err.text, cases[i].want))
+            fail_msg("%s\n  want '%s': %s", cases[i].text, cases[i].want,
+                     err.text);
+    }
+}
+
 static void says_no_to_every_changed_byte_of_a_signature(void **state)
 {
     static const char *const curves[] = {"P-256", "P-521"};
@@ -755,6 +851,9 @@ int main(void)
         cmocka_unit_test(refuses_bundles_it_does_not_understand),
         cmocka_unit_test(spells_bytes_as_python_does),
         cmocka_unit_test(orders_paths_part_by_part),
+        cmocka_unit_test(tells_paths_that_are_plain_and_what_is_below),
+        cmocka_unit_test(refuses_statements_of_other_forms),
+        cmocka_unit_test(refuses_bundles_with_keys_of_others),
         cmocka_unit_test(says_no_to_every_changed_byte_of_a_signature),
         cmocka_unit_test(stops_when_asked),
         cmocka_unit_test(survives_every_failed_allocation),
