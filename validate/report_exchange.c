@@ -66,7 +66,7 @@ static bool unpack_one(const unsigned char *at, size_t left, told *out,
                        size_t *bytes)
 {
     packed p;
-    const char *texts[5];
+    const char *texts[5] = {NULL};
     size_t off = sizeof(p);
 
     if (left < sizeof(p))

@@ -161,11 +161,12 @@ static moec_status learn(const show *s, uint32_t layer, layer_facts *f,
     uint32_t E = moec_placement_n_experts(p), P = moec_placement_n_physical(p);
     uint32_t L = P / s->x.n_ranks;
     const int32_t *row = moec_placement_row(p, layer);
-    uint32_t *n = calloc((size_t)E * 2, sizeof(*n)), *last = n + E;
+    uint32_t *n = calloc((size_t)E * 2, sizeof(*n)), *last;
     moec_status st = MOEC_OK;
     if (n == NULL)
         return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
                               "no memory for the table");
+    last = n + E;
     *f = (layer_facts){0};
     for (uint32_t i = 0; i < P; i++) {
         if (row[i] < 0) {

@@ -451,6 +451,27 @@ static void facts_of_other_kinds_are_refused(void **state)
             ",\"quantization_config\":{\"weight_block_size\":[4,0]}"),
          "is 0"},
         {OF("nemotron_h", ",\"moe_latent_size\":\"x\""), "is a string"},
+        {OF("nemotron_h", ",\"hidden_act\":\"a\",\"mlp_hidden_act\":\"b\""),
+         "differs from"},
+        {OF("step3_text",
+            ",\"share_expert_dim\":8,\"share_expert_dims\":[8,9]"),
+         "differs from"},
+        {OF("longcat_flash", ",\"zero_expert_num\":\"x\""), ""},
+        {"{\"model_type\":\"mistral4\",\"moe\":{\"first_k_dense_replace\":1},"
+         "\"first_k_dense_replace\":2," SIZED("4", "8", ""),
+         ""},
+        {"{\"model_type\":\"dbrx\",\"d_model\":16,\"n_layers\":2,"
+         "\"ffn_config\":{\"moe_num_experts\":4,\"moe_top_k\":2,"
+         "\"ffn_hidden_size\":8,\"moe_normalize_expert_weights\":\"x\"}}",
+         "is a string"},
+        {"{\"model_type\":\"dbrx\",\"d_model\":16,\"n_layers\":2,"
+         "\"ffn_config\":{\"moe_num_experts\":4,\"moe_top_k\":2,"
+         "\"ffn_hidden_size\":8,\"moe_normalize_expert_weights\":0.5}}",
+         "11"},
+        {"{\"model_type\":\"dbrx\",\"d_model\":16,\"n_layers\":2,"
+         "\"ffn_config\":{\"moe_num_experts\":4,\"moe_top_k\":2,"
+         "\"ffn_hidden_size\":8,\"moe_normalize_expert_weights\":2}}",
+         "11"},
         {OF("step3_text", ",\"use_moe_router_bias\":true"), "0111"},
         {OF("step3_text", ",\"use_moe_router_bias\":false"), "0111"},
         {OF("step3_text", ",\"moe_router_activation\":3"), "must be a string"},

@@ -418,6 +418,8 @@ static void each_mistake_is_refused_with_its_line(void **state)
             fail_msg("case %zu\n  want %s\n  have %s", i, bads[i].want,
                      err.text);
         assert_null(f);
+        assert_int_equal(
+            moec_family_parse(&f, "mine.json", text, strlen(text), NULL), st);
         free(text);
     }
 }
@@ -534,17 +536,23 @@ static void survives_every_failing_allocation(void **state)
 {
     moec_status st = MOEC_E_NOMEM;
     uint64_t n = 1;
+    char *text =
+        changed("[\"mine_moe\"]",
+                "[\"mine_moe\"], \"only_if\": {\"mine_moe\": {\"a\": \"*\", "
+                "\"b\": 1}}, \"suffixes\": {\"my\": {\"s\": {\"component\": "
+                "\"c\", \"geometry\": \"scale\"}}}, \"tested\": \"none\"");
     (void)state;
     for (; st != MOEC_OK && n < 100000; n++) {
         moec_family *f = NULL;
         moec_error err = MOEC_ERROR_INIT;
         moec_alloc_fail_at(n);
-        st = moec_family_parse(&f, "mine.json", sound, sizeof(sound) - 1, &err);
+        st = moec_family_parse(&f, "mine.json", text, strlen(text), &err);
         moec_alloc_fail_at(0);
         if (st != MOEC_OK)
             assert_int_equal(st, MOEC_E_NOMEM);
         moec_family_destroy(f);
     }
+    free(text);
     assert_int_equal(st, MOEC_OK);
     assert_true(n > 10);
 }

@@ -448,6 +448,27 @@ static void yaml_of_anything_else_is_refused(void **state)
     }
 }
 
+static void ranks_and_empty_slots_must_fit(void **state)
+{
+    moec_placement_target t = small;
+    static const char ids[] = "[[0,1,2,3,-2]]", row[] = "[[0,1,2,3]]";
+    static const char far[] = "initial_global_assignments:\n  4294967296: [0]\n"
+                              "num_slots: 1\n";
+
+    (void)state;
+    t.allow_empty = 1;
+    refuse_text(&t, ids, strlen(ids), FORMAT(P04), "id -2 is not in");
+    t.n_ranks = 8;
+    refuse_text(&t, row, strlen(row), MOEC_E_MAPPING, MOEC_RULE_P07, "8 ranks");
+    t.allow_empty = 0;
+    t.n_physical = 5;
+    refuse_text(&t, row, strlen(row), MOEC_E_FORMAT, MOEC_RULE_P03, "4");
+    refuse_text(NULL, far, strlen(far), FORMAT(P02), "is no number of a layer");
+    refuse("\x80\x02", WHATEVER(P01), "a pickle, which runs code");
+    refuse("\x80\x06", FORMAT(P01), "");
+    refuse("\x80\x01", FORMAT(P01), "");
+}
+
 static void bytes_that_changed_are_noticed(void **state)
 {
     blob x = slurp("sglang.pt");
@@ -658,6 +679,7 @@ int main(void)
         cmocka_unit_test(pickles_of_anything_else_are_refused),
         cmocka_unit_test(arrays_of_anything_else_are_refused),
         cmocka_unit_test(yaml_of_anything_else_is_refused),
+        cmocka_unit_test(ranks_and_empty_slots_must_fit),
         cmocka_unit_test(bytes_that_changed_are_noticed),
         cmocka_unit_test(survives_what_files_may_hold),
         cmocka_unit_test(refuses_yaml_that_two_readers_read_differently),

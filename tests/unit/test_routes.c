@@ -218,6 +218,8 @@ static void refuses_headers_of_other_forms(void **state)
          "'position' is I32 of 2 dimensions"},
         {"\"shape\":[93]", "\"shape\":[31,3]",
          "'position' is I32 of 2 dimensions"},
+        {"\"I32\",\"shape\":[93]", "\"F32\",\"shape\":[93]",
+         "'position' is F32 of 1 dimensions"},
         {"[93,3,3]", "[93,9,1]", "MoE layers of topk_ids"},
         {"[93,3,3]", "[837,1,1]", "names not the 1 MoE layers"},
         {"[93,3,3]", "[3,3,93]", "must be [tokens, MoE layers, top-k]"},
@@ -264,6 +266,27 @@ static void passes_over_metadata_of_others(void **state)
     assert_int_equal(moec_routes_save(r, path, 0, NULL), MOEC_OK);
     if (parse_other(path, "\"format\"", "\"by\":\"x\", \"format\"", &err))
         fail_msg("%s", err.text);
+    if (parse_other(path, "\"fingerprint\":\"\"", "\"fingerprint\":\"ab\"",
+                    &err))
+        fail_msg("%s", err.text);
+    moec_routes_destroy(r);
+    tmpdir_remove(&dir);
+}
+
+static void refuses_ids_of_another_width(void **state)
+{
+    tmpdir dir = tmpdir_make();
+    moec_routes *r = make(300, 3);
+    moec_error err = MOEC_ERROR_INIT;
+    char path[300];
+
+    (void)state;
+    snprintf(path, sizeof(path), "%s/r.safetensors", dir.path);
+    assert_int_equal(moec_routes_save(r, path, 0, NULL), MOEC_OK);
+    assert_int_equal(parse_other(path, "\"n_experts\":\"300\"",
+                                 "\"n_experts\":\"30\"", &err),
+                     MOEC_E_FORMAT);
+    assert_non_null(strstr(err.text, "topk_ids is U16, must be U8"));
     moec_routes_destroy(r);
     tmpdir_remove(&dir);
 }
@@ -337,6 +360,8 @@ static void refuses_data_that_contradicts_itself(void **state)
     refuse_word(path, position - 4, UINT32_MAX, MOEC_RULE_R01);
     refuse_word(path, gap, 1, MOEC_RULE_R01); /* request 1, then 1 */
     refuse_word(path, gap, 9, MOEC_RULE_R01);
+    refuse_word(path, gap, 2, MOEC_RULE_R01); /* request 2, then 1 */
+    refuse_word(path, gap - 16, UINT32_C(1) << 31, MOEC_RULE_R01);
     refuse_word(path, gap - 8, 4, MOEC_RULE_R01);  /* 4 to 4 */
     refuse_word(path, gap - 16, 5, MOEC_RULE_R01); /* meets a row */
     refuse_word(path, request, 1, MOEC_RULE_R01);
@@ -502,6 +527,7 @@ int main(void)
         cmocka_unit_test(refuses_metadata_that_is_wrong),
         cmocka_unit_test(refuses_headers_of_other_forms),
         cmocka_unit_test(passes_over_metadata_of_others),
+        cmocka_unit_test(refuses_ids_of_another_width),
         cmocka_unit_test(refuses_paths_that_are_no_file),
         cmocka_unit_test(refuses_data_that_contradicts_itself),
         cmocka_unit_test(refuses_files_cut_short),

@@ -463,6 +463,32 @@ static void says_where_a_file_shrank(void **state)
     tmpdir_remove(&d);
 }
 
+/* What a caller holds may be less than the file that it tells of. */
+static void refuses_less_than_a_header(void **state)
+{
+    static const char data[] = "\x10\0\0\0\0\0\0\0{}              ";
+    moec_error err = MOEC_ERROR_INIT;
+    tmpdir d = tmpdir_make();
+    moec_header h;
+    int fd;
+
+    (void)state;
+    assert_int_equal(moec_header_parse(&h, data, 24, 24, "s", NULL), MOEC_OK);
+    moec_header_fini(&h);
+    for (size_t n = 0; n < 24; n++)
+        assert_int_equal(moec_header_parse(&h, data, n, 24, "s", NULL),
+                         MOEC_E_FORMAT);
+    assert_int_equal(moec_header_parse(&h, data, 23, 24, "s", &err),
+                     MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_H01);
+    tmpdir_write(&d, "s", data, 7);
+    fd = open(tmpdir_path(&d, "s"), O_RDONLY | O_CLOEXEC);
+    assert_int_equal(moec_header_read(&h, fd, 24, "s", NULL, NULL),
+                     MOEC_E_FORMAT);
+    close(fd);
+    tmpdir_remove(&d);
+}
+
 static void survives_each_allocation_that_fails(void **state)
 {
     static const char header[] = "{\"__metadata__\":{\"a\":\"b\"}," U8(
@@ -506,6 +532,7 @@ int main(void)
         cmocka_unit_test(reads_alike_in_windows_and_at_once),
         cmocka_unit_test(finds_a_duplicate_behind_many_names),
         cmocka_unit_test(says_where_a_file_shrank),
+        cmocka_unit_test(refuses_less_than_a_header),
         cmocka_unit_test(survives_each_allocation_that_fails),
     };
 
