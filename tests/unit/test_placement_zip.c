@@ -32,7 +32,7 @@ typedef struct zip {
 static void put(zip *z, uint64_t v, unsigned n)
 {
     for (unsigned i = 0; i < n; i++)
-        z->b[z->n++] = (unsigned char)(v >> 8 * i);
+        z->b[z->n++] = (unsigned char)(i < 8 ? v >> 8 * i : 0);
 }
 
 static void put_bytes(zip *z, const void *data, size_t n)
