@@ -110,6 +110,17 @@ static void reads_a_tensor_alone_and_in_containers(void **state)
     expect_one(LITERAL(PROTO "}(" T("m") TENSOR "u."), true, "m");
 }
 
+static void numbers_come_in_many_widths(void **state)
+{
+    (void)state;
+    expect_one(LITERAL(PROTO SHAPED("\x8a\1\2\x8a\4\2\0\0\0\x86",
+                                    "\x8a\2\2\0M\1\0\x86") "."),
+               false, "");
+    expect_one(LITERAL(PROTO SHAPED("J\2\0\0\0K\2\x86",
+                                    "\x8a\x08\2\0\0\0\0\0\0\0K\1\x86") "."),
+               false, "");
+}
+
 static void a_memo_gives_back_what_was_put(void **state)
 {
     (void)state;
@@ -313,6 +324,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reads_a_tensor_alone_and_in_containers),
+        cmocka_unit_test(numbers_come_in_many_widths),
         cmocka_unit_test(a_memo_gives_back_what_was_put),
         cmocka_unit_test(refuses_pickles_that_end_early),
         cmocka_unit_test(refuses_words_that_torch_does_not_write),

@@ -636,6 +636,17 @@ static void orders_paths_part_by_part(void **state)
 }
 
 /* A damaged signature is a wrong one, never a lack of memory or a mistake. */
+static void nothing_signed_is_spelt_too(void **state)
+{
+    moec_bundle b = {0};
+    moec_buf out = {0};
+
+    (void)state;
+    assert_int_equal(moec_bundle_pae(&b, true, &out, NULL), MOEC_OK);
+    assert_non_null(memmem(out.data, out.len, " 0 b''", 6));
+    moec_buf_fini(&out);
+}
+
 static void tells_paths_that_are_plain_and_what_is_below(void **state)
 {
     static const char *const good[] = {"a", ".a", "..a", "a/.b/..c", "a b"};
@@ -851,6 +862,7 @@ int main(void)
         cmocka_unit_test(refuses_bundles_it_does_not_understand),
         cmocka_unit_test(spells_bytes_as_python_does),
         cmocka_unit_test(orders_paths_part_by_part),
+        cmocka_unit_test(nothing_signed_is_spelt_too),
         cmocka_unit_test(tells_paths_that_are_plain_and_what_is_below),
         cmocka_unit_test(refuses_statements_of_other_forms),
         cmocka_unit_test(refuses_bundles_with_keys_of_others),

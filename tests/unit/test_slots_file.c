@@ -130,6 +130,62 @@ static void decodes_what_the_fields_say(void **state)
     moec_slots_fini(&s); /* again is fine */
 }
 
+/* Each word at its extremes: refused, or what it says is written again. */
+static void takes_no_word_for_another(void **state)
+{
+    static const uint64_t words[] = {
+        0, 1, INT32_MAX, UINT32_MAX, INT64_MAX, UINT64_MAX, UINT64_MAX - 7};
+    size_t n;
+    unsigned char *data =
+        read_seed(MOEC_TEST_FIXTURES "/corpora/slots", "ok-small", &n);
+
+    (void)state;
+    for (size_t at = 0; at + 8 <= n; at += 4)
+        for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+            unsigned char was[8];
+            moec_buf out = {0};
+
+            memcpy(was, data + at, 8);
+            memcpy(data + at, &words[i], i % 2 ? 8 : 4);
+            if (round_trip(data, n, &out, NULL) == MOEC_OK) {
+                assert_int_equal(out.len, n);
+                assert_memory_equal(out.data, data, n);
+            }
+            moec_buf_fini(&out);
+            memcpy(data + at, was, 8);
+        }
+    free(data);
+}
+
+/* The slot that begins at a byte, and none where none does. */
+static void finds_the_slot_at_a_byte(void **state)
+{
+    size_t n;
+    moec_slots s = {0};
+    void *data = read_seed(MOEC_TEST_FIXTURES "/corpora/slots", "ok-small", &n);
+    uint64_t slot;
+
+    (void)state;
+    assert_int_equal(moec_slots_decode(&s, data, n, NULL), MOEC_OK);
+    free(data);
+    assert_false(moec_slots_find(&s, 0, 0, &slot)); /* a header */
+    assert_false(moec_slots_find(&s, s.n_files, 0, &slot));
+    for (size_t i = 0; i < s.n_tensors; i++) {
+        const moec_ct_tensor *t = &s.tensors[i];
+        uint64_t each = t->n_slots ? t->bytes / t->n_slots : 0;
+
+        for (uint32_t k = 0; each > 1 && k < t->n_slots; k++) {
+            assert_true(moec_slots_find(&s, t->file, t->off + k * each, &slot));
+            assert_int_equal(slot, t->first_slot + k);
+            assert_false(
+                moec_slots_find(&s, t->file, t->off + k * each + 1, &slot));
+        }
+        if (each > 1)
+            assert_false(moec_slots_find(&s, t->file, UINT64_MAX, &slot));
+    }
+    moec_slots_fini(&s);
+}
+
 static void failure_leaves_the_output_alone(void **state)
 {
     moec_slots s = {.n_files = 77};
@@ -160,6 +216,8 @@ int main(void)
         cmocka_unit_test(has_one_encoding_for_each_table),
         cmocka_unit_test(rejects_every_truncation),
         cmocka_unit_test(reports_every_failed_allocation),
+        cmocka_unit_test(takes_no_word_for_another),
+        cmocka_unit_test(finds_the_slot_at_a_byte),
         cmocka_unit_test(failure_leaves_the_output_alone),
         cmocka_unit_test(refuses_to_encode_a_nameless_tensor),
     };

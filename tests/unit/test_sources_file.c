@@ -109,6 +109,33 @@ static void decodes_what_the_fields_say(void **state)
     free(data);
 }
 
+/* Each word at its extremes: refused, or what it says is written again. */
+static void takes_no_word_for_another(void **state)
+{
+    static const uint64_t words[] = {
+        0, 1, INT32_MAX, UINT32_MAX, INT64_MAX, UINT64_MAX, UINT64_MAX - 7};
+    size_t n;
+    unsigned char *data =
+        read_seed(MOEC_TEST_FIXTURES "/corpora/sources", "ok-small", &n);
+
+    (void)state;
+    for (size_t at = 0; at + 8 <= n; at += 4)
+        for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+            unsigned char was[8];
+            moec_buf out = {0};
+
+            memcpy(was, data + at, 8);
+            memcpy(data + at, &words[i], i % 2 ? 8 : 4);
+            if (round_trip(data, n, &out, NULL) == MOEC_OK) {
+                assert_int_equal(out.len, n);
+                assert_memory_equal(out.data, data, n);
+            }
+            moec_buf_fini(&out);
+            memcpy(data + at, was, 8);
+        }
+    free(data);
+}
+
 static void refuses_to_encode_a_path(void **state)
 {
     moec_source_entry e = {.kind = MOEC_SRC_FILE, .name = "a/b"};
@@ -130,6 +157,7 @@ int main(void)
         cmocka_unit_test(rejects_every_changed_data_byte),
         cmocka_unit_test(rejects_every_truncation),
         cmocka_unit_test(reports_every_failed_allocation),
+        cmocka_unit_test(takes_no_word_for_another),
         cmocka_unit_test(refuses_to_encode_a_path),
     };
 
