@@ -2,6 +2,7 @@
 """What the engines' plug-ins share: a checkpoint into a model whose fused
 expert layers are torch parameters, filled in place, everything else through
 the engine's own code; proof that nothing was left out."""
+import ctypes
 import os
 import time
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple,
@@ -146,6 +147,19 @@ def _suffix(name: str) -> str:
     return name.rsplit(".", 1)[1]
 
 
+def _in_huge_pages(p: torch.Tensor) -> None:
+    """A parameter that nobody has touched yet is filled a page fault at a
+    time: make them large ones. Advice; it may be refused."""
+    begin, end = p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()
+    begin, end = begin + -begin % 4096, end - end % 4096
+    if end > begin:
+        _libc.madvise(begin, end - begin, 14)  # MADV_HUGEPAGE
+
+
+_libc = ctypes.CDLL(None)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
 def _interleave(to: torch.Tensor, loaded: torch.Tensor) -> None:
     """Rows gate..., up... of each slot into gate 0, up 0, gate 1, ..."""
     half = loaded.shape[1] // 2
@@ -196,6 +210,7 @@ class _Fill:
             interleave = experts.interleaved and not want["is_w2"]
             if p.dtype == dtype and p.device.type == "cpu" and \
                     not interleave and p.is_contiguous():
+                _in_huge_pages(p)
                 job.place_slots(layer, t, p)
             elif p.dtype == dtype or (p.dtype.is_floating_point and
                                       dtype.is_floating_point and
