@@ -2,14 +2,13 @@
 
 /*
  * The files of an engine: opened a second time for direct reads where the file
- * system gains by them, asked what of them is cached, and stamped: a file that
- * changes between the engine's making and its last read is an error (I13).
+ * system gains by them, and stamped: a file that changes between the engine's
+ * making and its last read is an error (I13).
  */
 
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -17,10 +16,6 @@
 
 /* Smaller files are read through the cache. */
 #define DIRECT_BYTES (UINT64_C(256) << 10)
-
-#ifndef SYS_cachestat
-#  define SYS_cachestat 451 /* Linux 6.5; the number is the same everywhere */
-#endif
 
 /* Memory has nothing to go past, and a network's client loses its readahead.
  * Magic numbers of statfs(2); those that linux/magic.h may lack stand here. */
@@ -151,22 +146,6 @@ moec_status moec_engine_check_file(const moec_engine *e, uint32_t file,
         st.st_mtim.tv_nsec != f->stamp.st_mtim.tv_nsec)
         return changed(f, err);
     return MOEC_OK;
-}
-
-bool moec_engine_is_cached(const moec_engine_fd *f, uint64_t off, uint64_t n)
-{
-    struct {
-        uint64_t off, len;
-    } range = {off, n};
-    struct {
-        uint64_t n_cached, n_dirty, n_writeback, n_evicted, n_recent;
-    } stat = {0};
-    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
-    uint64_t first = off / page, last = (off + n - 1) / page;
-
-    if (syscall(SYS_cachestat, f->f->fd, &range, &stat, 0) != 0)
-        return false;
-    return stat.n_cached >= last - first + 1;
 }
 
 moec_status moec_engine_read_plain(moec_engine *e, uint32_t file, uint64_t off,

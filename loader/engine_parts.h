@@ -157,8 +157,6 @@ moec_status moec_engine_open_files(moec_engine *e, moec_error *err);
 void moec_engine_close_files(moec_engine *e);
 moec_status moec_engine_check_file(const moec_engine *e, uint32_t file,
                                    moec_error *err);
-/* Are all of these bytes in the page cache? False where nobody can tell. */
-bool moec_engine_is_cached(const moec_engine_fd *f, uint64_t off, uint64_t n);
 /* Read through the cache, all of it. */
 moec_status moec_engine_read_plain(moec_engine *e, uint32_t file, uint64_t off,
                                    void *to, size_t n, moec_error *err);

@@ -378,7 +378,7 @@ static void begin(moec_engine_worker *w, moec_engine_op *op)
 
     op->ticket = 0;
     if (!atomic_load(&f->direct) ||
-        moec_engine_is_cached(f, op->r->off, op->r->bytes)) {
+        moec_io_is_cached(f->f->fd, op->r->off, op->r->bytes)) {
         st = read_cached(w, op);
         op_done(w, op, st);
         return;

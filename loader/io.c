@@ -52,8 +52,7 @@ void moec_io_close(moec_io_file *f)
 #  define SYS_cachestat 451 /* Linux 6.5; the number is the same everywhere */
 #endif
 
-/* Does the page cache hold the whole range? False where nobody can tell. */
-static bool is_cached(const moec_io_file *f, uint64_t off, size_t n)
+bool moec_io_is_cached(int fd, uint64_t off, uint64_t n)
 {
     struct {
         uint64_t off, len;
@@ -61,9 +60,10 @@ static bool is_cached(const moec_io_file *f, uint64_t off, size_t n)
     struct {
         uint64_t n_cached, n_dirty, n_writeback, n_evicted, n_recent;
     } stat = {0};
-    uint64_t first = off / ALIGN, last = (off + n - 1) / ALIGN;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t first = off / page, last = (off + n - 1) / page;
 
-    if (syscall(SYS_cachestat, f->fd, &range, &stat, 0) != 0)
+    if (syscall(SYS_cachestat, fd, &range, &stat, 0) != 0)
         return false;
     return stat.n_cached >= last - first + 1;
 }
@@ -136,7 +136,8 @@ moec_status moec_io_read(const moec_io_file *f, moec_io_buf *b, uint64_t off,
         b->n_bytes_read += n;
         return f->read(f->ctx, f->file, off, buf, n, err);
     }
-    if (f->direct_fd < 0 || n < MOEC_IO_DIRECT_BYTES || is_cached(f, off, n)) {
+    if (f->direct_fd < 0 || n < MOEC_IO_DIRECT_BYTES ||
+        moec_io_is_cached(f->fd, off, n)) {
         b->n_bytes_read += n;
         return moec_pread_full(f->fd, f->name, buf, n, off, err);
     }

@@ -42,6 +42,10 @@ void moec_io_open(moec_io_file *f, const char *name, const char *path, int fd,
                   uint64_t bytes, bool no_direct);
 void moec_io_close(moec_io_file *f);
 
+/* Does the page cache hold the whole range (n > 0)? False where nobody can
+ * tell. */
+bool moec_io_is_cached(int fd, uint64_t off, uint64_t n);
+
 /* Read `n` bytes at `off`. Cached pages are taken from the cache, others by
  * O_DIRECT where the request is large, else through the cache. */
 moec_status moec_io_read(const moec_io_file *f, moec_io_buf *b, uint64_t off,
