@@ -36,13 +36,6 @@ static const char *const usual[] = {
     "README.md",
 };
 
-bool moec_web_is_url(const char *text)
-{
-    return strncmp(text, "s3://", 5) == 0 ||
-           strncmp(text, "https://", 8) == 0 ||
-           strncmp(text, "http://", 7) == 0;
-}
-
 void moec_url_escape(moec_buf *out, const char *text, bool slash)
 {
     static const char plain[] =
@@ -327,21 +320,28 @@ static moec_status read_at(void *ctx, size_t file, uint64_t off, void *buf,
     return st;
 }
 
-static moec_status look_again(void *ctx, size_t file, moec_store_file *now,
-                              moec_error *err)
+/* What the server says of a file now. */
+static moec_status ask(moec_web *r, size_t file, moec_http_answer *a,
+                       moec_error *err)
 {
-    moec_web *r = ctx;
     char *url = url_of(r, r->files[file].name);
-    moec_http_answer a;
     moec_http_request q = {.method = "HEAD", .url = url};
     moec_status st;
 
     if (!url)
         return moec_fail_nomem(err, "a URL");
-    st = moec_http_do(&r->http, &q, &a, err);
+    st = moec_http_do(&r->http, &q, a, err);
     moec_free(url);
-    if (st != MOEC_OK)
-        return st;
+    return st;
+}
+
+static moec_status look_again(void *ctx, size_t file, moec_store_file *now,
+                              moec_error *err)
+{
+    moec_web *r = ctx;
+    moec_http_answer a;
+
+    MOEC_TRY(ask(r, file, &a, err));
     *now = r->files[file]; /* an ETag that is equal is the same pointer */
     now->bytes = a.length;
     if (now->etag && strcmp(now->etag, a.etag) != 0)
@@ -352,18 +352,11 @@ static moec_status look_again(void *ctx, size_t file, moec_store_file *now,
 moec_status moec_web_has(moec_web *r, size_t i, uint64_t bytes,
                          const char *digest, bool *yes_out, moec_error *err)
 {
-    char *url = url_of(r, r->files[i].name);
     moec_http_answer a;
-    moec_http_request q = {.method = "HEAD", .url = url};
-    moec_status st;
 
-    if (!url)
-        return moec_fail_nomem(err, "a URL");
-    st = moec_http_do(&r->http, &q, &a, err);
-    moec_free(url);
-    if (st == MOEC_OK)
-        *yes_out = a.length == bytes && strcmp(a.digest, digest) == 0;
-    return st;
+    MOEC_TRY(ask(r, i, &a, err));
+    *yes_out = a.length == bytes && strcmp(a.digest, digest) == 0;
+    return MOEC_OK;
 }
 
 /* ------------------------------------------------------------- open, close */

@@ -20,6 +20,7 @@
  */
 
 #include <stdbool.h>
+#include <string.h>
 
 #include <moec/loader.h>
 
@@ -40,8 +41,14 @@ typedef struct moec_web_stats {
     uint64_t n_requests, n_retries, bytes_read, bytes_written;
 } moec_web_stats;
 
-/* Does the text name a place that is behind a URL? */
-bool moec_web_is_url(const char *text);
+/* Does the text (NULL: no) name a place that is behind a URL? Here, as a
+ * program that was built without libcurl asks too. */
+static inline bool moec_web_is_url(const char *text)
+{
+    return text && (strncmp(text, "s3://", 5) == 0 ||
+                    strncmp(text, "https://", 8) == 0 ||
+                    strncmp(text, "http://", 7) == 0);
+}
 
 /* Look at what is there: for reading. FORMAT (I01) where there is nothing. */
 moec_status moec_web_open(moec_web **out, const char *url,

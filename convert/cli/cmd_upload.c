@@ -22,7 +22,7 @@ static int upload(moec_cli *cli)
     moec_cli_uploaded u = {0};
     const char *dir = moec_cli_path(cli, 0), *url = moec_cli_path(cli, 1);
     char size[24];
-    if (!moec_cli_is_url(url))
+    if (!moec_web_is_url(url))
         return moec_cli_usage(cli, "'%s' is no s3:// URL", url);
     moec_status st = moec_cli_web_upload(dir, url, cli->args.force, &u, &err);
     if (st != MOEC_OK)

@@ -179,10 +179,10 @@ void moec_cli_confine(const moec_cli *cli)
         return;
     /* A URL needs the network, name servers and certificates. */
     for (size_t i = 0; i < cli->args.n_paths; i++) {
-        if (moec_cli_is_url(cli->args.paths[i]))
+        if (moec_web_is_url(cli->args.paths[i]))
             return;
     }
-    if (moec_cli_is_url(cli->args.source))
+    if (moec_web_is_url(cli->args.source))
         return;
     p = calloc(1, sizeof(*p));
     if (p == NULL)

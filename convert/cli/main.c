@@ -177,7 +177,7 @@ static int out_of_memory(const moec_cli *cli)
 static const char *stray_url(const moec_cli *cli)
 {
     for (size_t i = 0; i < cli->args.n_paths; i++) {
-        if (moec_cli_is_url(cli->args.paths[i]) &&
+        if (moec_web_is_url(cli->args.paths[i]) &&
             (i >= 32 || !(cli->cmd->url_paths >> i & 1)))
             return cli->args.paths[i];
     }

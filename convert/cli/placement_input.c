@@ -111,21 +111,6 @@ static moec_status open_target(moec_cli_placed *x, const moec_cli *cli,
 
 /* ------------------------------------------------------------ the file */
 
-static moec_status check_redundant(const moec_cli_placed *x,
-                                   const moec_cli *cli, const char *path,
-                                   moec_error *err)
-{
-    uint32_t e = moec_placement_n_experts(x->p);
-    uint32_t p = moec_placement_n_physical(x->p);
-    if (!given(cli, "redundant") || p - e == cli->args.redundant)
-        return MOEC_OK;
-    return moec_cli_error(err, MOEC_E_MAPPING, MOEC_RULE_P08,
-                          "%s: %" PRIu32 " slots for %" PRIu32
-                          " experts make %" PRIu32
-                          " redundant ones, --redundant says %" PRIu32,
-                          path, p, e, p - e, cli->args.redundant);
-}
-
 static moec_status take_file(moec_cli_placed *x, moec_error *err)
 {
     const moec_placement_file *f = x->file;
@@ -217,7 +202,7 @@ moec_status moec_cli_placed_open(moec_cli_placed *x, const moec_cli *cli,
     free(text);
     if (st == MOEC_OK)
         st = take_file(x, err);
-    return st == MOEC_OK ? check_redundant(x, cli, path, err) : st;
+    return st == MOEC_OK ? moec_cli_check_redundant(cli, x->p, path, err) : st;
 }
 
 moec_status moec_cli_placed_strategy(moec_cli_placed *x, const moec_cli *cli,

@@ -47,7 +47,7 @@ char *moec_cli_hf_cache(void)
 moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
                                  const char *src, moec_error *err)
 {
-    if (moec_cli_is_url(src))
+    if (moec_web_is_url(src))
         return moec_cli_web_ckpt(out, src, cli->args.threads, err);
     moec_ckpt_opts opts = MOEC_CKPT_OPTS_INIT;
     char *cache = moec_cli_hf_cache();
@@ -179,6 +179,22 @@ static moec_status parse_placement(moec_cli_session *s, const moec_cli *cli,
     return st;
 }
 
+moec_status moec_cli_check_redundant(const moec_cli *cli,
+                                     const moec_placement *placement,
+                                     const char *path, moec_error *err)
+{
+    uint32_t e = moec_placement_n_experts(placement);
+    uint32_t p = moec_placement_n_physical(placement);
+    if (!moec_cli_given(&cli->args, cli->cmd->groups, "redundant") ||
+        p - e == cli->args.redundant)
+        return MOEC_OK;
+    return moec_cli_error(err, MOEC_E_MAPPING, MOEC_RULE_P08,
+                          "%s: %" PRIu32 " slots for %" PRIu32
+                          " experts make %" PRIu32
+                          " redundant ones, --redundant says %" PRIu32,
+                          path, p, e, p - e, cli->args.redundant);
+}
+
 moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
                                     moec_error *err)
 {
@@ -190,18 +206,9 @@ moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
         return st;
     st = parse_placement(s, cli, path, text, bytes, err);
     free(text);
-    if (st != MOEC_OK ||
-        !moec_cli_given(&cli->args, cli->cmd->groups, "redundant"))
-        return st;
-    uint32_t e = moec_placement_n_experts(s->placement);
-    uint32_t p = moec_placement_n_physical(s->placement);
-    if (p - e == cli->args.redundant)
-        return MOEC_OK;
-    return moec_cli_error(err, MOEC_E_MAPPING, MOEC_RULE_P08,
-                          "%s: %" PRIu32 " slots for %" PRIu32
-                          " experts make %" PRIu32
-                          " redundant ones, --redundant says %" PRIu32,
-                          path, p, e, p - e, cli->args.redundant);
+    return st == MOEC_OK
+               ? moec_cli_check_redundant(cli, s->placement, path, err)
+               : st;
 }
 
 /* A placement by the loads that --logical-count has. */
@@ -285,7 +292,7 @@ void moec_cli_session_close(moec_cli_session *s)
 moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err)
 {
     static const char *const own[] = {"manifest.json", "slots.bin"};
-    if (moec_cli_is_url(dir)) {
+    if (moec_web_is_url(dir)) {
         *yes = false; /* web_source.h refuses those */
         return MOEC_OK;
     }

@@ -51,6 +51,12 @@ moec_status moec_cli_open_layout(moec_cli_session *s, const moec_cli *cli,
 /* The second half of it, behind open_model. */
 moec_status moec_cli_make_layout(moec_cli_session *s, const moec_cli *cli,
                                  moec_error *err);
+/* P08 where --redundant was said and the placement of `path` has another
+ * number of redundant slots. */
+moec_status moec_cli_check_redundant(const moec_cli *cli,
+                                     const moec_placement *placement,
+                                     const char *path, moec_error *err);
+
 /* The placement of --placement into the session, behind open_model. */
 moec_status moec_cli_open_placement(moec_cli_session *s, const moec_cli *cli,
                                     moec_error *err);

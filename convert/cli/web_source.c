@@ -18,16 +18,7 @@
 #include "option_files.h"
 #include "print.h"
 
-bool moec_cli_is_url(const char *path)
-{
-    return path != NULL && (strncmp(path, "s3://", 5) == 0 ||
-                            strncmp(path, "https://", 8) == 0 ||
-                            strncmp(path, "http://", 7) == 0);
-}
-
 #ifdef MOEC_HAS_STORE
-
-#  include "web.h"
 
 /* A command opens at most a source and another to compare with. */
 static moec_web *opened[4];

@@ -13,8 +13,7 @@
  */
 
 #include "cli.h"
-
-bool moec_cli_is_url(const char *path);
+#include "web.h"
 
 /* Open the checkpoint behind `url`. FORMAT where a conversion is there: only
  * sources are read behind URLs. */
