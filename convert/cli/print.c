@@ -76,6 +76,21 @@ bool moec_cli_is_control(const char *s)
     return is_control((const unsigned char *)s);
 }
 
+bool moec_cli_put_odd(FILE *f, const char **s)
+{
+    size_t n = moec_cli_utf8(*s);
+    if (n == 0) {
+        (void)fputs("\xef\xbf\xbd", f);
+        ++*s;
+        return true;
+    }
+    if (!moec_cli_is_control(*s))
+        return false;
+    for (; n > 0; n--)
+        (void)fprintf(f, "\\\\x%02x", (unsigned)(unsigned char)*(*s)++);
+    return true;
+}
+
 void moec_cli_line(FILE *f, const char *fmt, ...)
 {
     char *text = NULL;

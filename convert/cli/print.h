@@ -25,6 +25,10 @@ size_t moec_cli_utf8(const char *s);
 
 /* True at a control character: C0, DEL, or C1. */
 bool moec_cli_is_control(const char *s);
+/* Where *s begins with no UTF-8 or a control character, write U+FFFD or
+ * "\\xNN" (two backslashes: the second survives the form's own escaping) in its
+ * place, move *s behind it and return true. */
+bool moec_cli_put_odd(FILE *f, const char **s);
 
 /* Print one line and its newline. Control characters (C0, DEL, C1) and bytes
  * that are no UTF-8 come out as \xNN: names come from files, and a file must

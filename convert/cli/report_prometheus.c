@@ -13,12 +13,8 @@ static void put_label(FILE *f, const char *s)
 {
     while (*s != '\0') {
         size_t n = moec_cli_utf8(s);
-        if (n == 0) {
-            (void)fputs("\xef\xbf\xbd", f);
-            s++;
-        } else if (moec_cli_is_control(s)) {
-            for (; n > 0; n--)
-                (void)fprintf(f, "\\\\x%02x", (unsigned)(unsigned char)*s++);
+        if (moec_cli_put_odd(f, &s)) {
+            continue;
         } else if (*s == '"' || *s == '\\') {
             (void)fprintf(f, "\\%c", *s++);
         } else {

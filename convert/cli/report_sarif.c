@@ -13,19 +13,6 @@
 
 static const char schema[] = "https://json.schemastore.org/sarif-2.1.0.json";
 
-static const char *level_of(moec_severity severity)
-{
-    switch (severity) {
-    case MOEC_SEVERITY_NOTE:
-        return "note";
-    case MOEC_SEVERITY_WARNING:
-        return "warning";
-    case MOEC_SEVERITY_ERROR:
-        break;
-    }
-    return "error";
-}
-
 /* A member {"text": ...}. */
 static void text_member(moec_cli_json *j, const char *key, const char *text)
 {
@@ -149,7 +136,7 @@ static void result(moec_cli_json *j, const moec_ci_report *r,
     moec_cli_json_object(j, NULL);
     moec_cli_json_str(j, "ruleId", moec_ci_rule_id(x->f.rule));
     moec_cli_json_u64(j, "ruleIndex", rule_index);
-    moec_cli_json_str(j, "level", level_of(x->f.severity));
+    moec_cli_json_str(j, "level", moec_cli_severity_name(x->f.severity));
     text_member(j, "message", message != NULL ? message : x->f.message);
     location(j, r, x);
     moec_cli_json_object_row(j, "partialFingerprints");
