@@ -323,11 +323,11 @@ static moec_status locate(moec_source *s, const char *path,
                          "%s: its links lead in a circle", path);
     if (errno != ENOENT && errno != ENOTDIR)
         return moec_fail_os(err, errno, "%s: cannot open", path);
-    if (lstat(path, &st) != 0 && errno != ENOENT && errno != ENOTDIR)
-        return moec_fail_os(err, errno, "%s: cannot open", path);
-    if (S_ISLNK(st.st_mode))
+    if (lstat(path, &st) == 0)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01,
                          "%s: a link to something that is not there", path);
+    if (errno != ENOENT && errno != ENOTDIR)
+        return moec_fail_os(err, errno, "%s: cannot open", path);
     id = repo_id_bytes(path);
     if (id == 0 || hf_cache == NULL)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01,
