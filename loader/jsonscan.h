@@ -54,6 +54,27 @@ typedef struct moec_js_text {
     size_t cap;
 } moec_js_text;
 
+/* A scanner over `n` bytes that are all there, every fault of them one rule's.
+ * Free it with moec_js_fini. */
+static inline moec_jsonscan moec_js_over(const void *text, size_t n,
+                                         const char *name, moec_rule rule,
+                                         moec_error *err)
+{
+    const unsigned char *p = (const unsigned char *)text;
+
+    return (moec_jsonscan){.p = p,
+                           .end = p + n,
+                           .start = p,
+                           .name = name,
+                           .err = err,
+                           .n_keys_max = MOEC_JSON_KEYS_MAX,
+                           .json = rule,
+                           .utf8 = rule,
+                           .too_deep = rule,
+                           .duplicate = rule,
+                           .too_many_keys = rule};
+}
+
 /* Byte in the file that is read next. */
 static inline uint64_t moec_js_pos(const moec_jsonscan *s)
 {

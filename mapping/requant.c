@@ -22,6 +22,7 @@
 #include "base/base.h"
 #include "model.h"
 #include "requant.h"
+#include "slot_axes.h"
 
 /* Values of a chunk, where the rows of one scale are not more. */
 #define CHUNK_VALUES     (UINT64_C(1) << 18)
@@ -186,19 +187,6 @@ static const moec_slice *find_slice(const moec_layer_slices *l, uint8_t part,
     return NULL;
 }
 
-/* Features that one of `n` blocks of `whole` covers: as slot_matrix.c. */
-static uint64_t block_of(uint64_t n, uint64_t whole)
-{
-    if (n == 0 || n > whole)
-        return 0;
-    if (n == 1)
-        return whole;
-    for (uint64_t b = 1; b < whole; b *= 2)
-        if (moec_ceil_div(whole, b) == n)
-            return b;
-    return whole % n == 0 ? whole / n : 0;
-}
-
 static bool take_format(source *s, moec_dtype dtype)
 {
     switch (dtype) {
@@ -258,8 +246,8 @@ static moec_status take_scale(const moec_layer_slices *l, source *s,
     } else if (scale->geometry != MOEC_GEO_SCALAR) {
         return refuse(l, "its FP8 has no scales that kernels know", err);
     }
-    s->block_out = block_of(rows, s->tensor_rows);
-    s->block_in = block_of(cols, s->in);
+    s->block_out = moec_scale_block(rows, s->tensor_rows);
+    s->block_in = moec_scale_block(cols, s->in);
     if (scale->by_block) {
         s->block_out = scale->block[0];
         s->block_in = scale->block[1];

@@ -45,25 +45,6 @@ static moec_status refuse(const reader *f, moec_error *err, const char *what)
 
 /* ------------------------------------------------------------- metadata */
 
-/* A scanner over n bytes that are all there. */
-static moec_jsonscan scanner(const char *name, const void *text, size_t n,
-                             moec_error *err)
-{
-    return (moec_jsonscan){
-        .p = text,
-        .end = (const unsigned char *)text + n,
-        .start = text,
-        .name = name,
-        .err = err,
-        .n_keys_max = MOEC_JSON_KEYS_MAX,
-        .json = MOEC_RULE_R01,
-        .utf8 = MOEC_RULE_R01,
-        .too_deep = MOEC_RULE_R01,
-        .duplicate = MOEC_RULE_R01,
-        .too_many_keys = MOEC_RULE_R01,
-    };
-}
-
 /* Read a string that is next into the arena. */
 static moec_status read_string(moec_jsonscan *js, moec_arena *arena,
                                const char **out)
@@ -130,7 +111,8 @@ static moec_status enter_object(moec_jsonscan *js)
 static moec_status read_metadata(reader *f, moec_error *err)
 {
     size_t n = (size_t)f->header.header_bytes - PREFIX;
-    moec_jsonscan js = scanner(f->name, f->data + PREFIX, n, err);
+    moec_jsonscan js =
+        moec_js_over(f->data + PREFIX, n, f->name, MOEC_RULE_R01, err);
     bool more = true;
     moec_status st = enter_object(&js);
 
@@ -487,8 +469,8 @@ static moec_status read_id(const reader *f, moec_jsonscan *js, moec_routes *r,
 
 static moec_status read_names(const reader *f, moec_routes *r, moec_error *err)
 {
-    moec_jsonscan js =
-        scanner("request_ids", f->request_ids, strlen(f->request_ids), err);
+    moec_jsonscan js = moec_js_over(f->request_ids, strlen(f->request_ids),
+                                    "request_ids", MOEC_RULE_R01, err);
     moec_strmap seen = {0};
     moec_arena keys = {0};
     bool more = true;

@@ -380,25 +380,13 @@ moec_status moec_routes_import_sglang(moec_recorder *r,
                                       const char *name, const void *text,
                                       size_t n, moec_error *err)
 {
-    moec_jsonscan js = {
-        .p = text,
-        .start = text,
-        .name = name,
-        .err = err,
-        .n_keys_max = MOEC_JSON_KEYS_MAX,
-        .json = MOEC_RULE_R01,
-        .utf8 = MOEC_RULE_R01,
-        .too_deep = MOEC_RULE_R01,
-        .duplicate = MOEC_RULE_R01,
-        .too_many_keys = MOEC_RULE_R01,
-    };
+    moec_jsonscan js = moec_js_over(text, n, name, MOEC_RULE_R01, err);
     moec_strmap samples = {0};
     moec_arena ids = {0};
     moec_status st;
     size_t at = 0;
 
     MOEC_TRY(moec_form_check(r, opts, name, text, err));
-    js.end = js.p + n;
     while (at < n && is_space(((const char *)text)[at]))
         at++;
     if (at == n || (js.p[at] != '{' && js.p[at] != '['))

@@ -37,4 +37,9 @@ typedef struct moec_slot_axes {
 moec_slot_axes moec_plan_slot_axes(const moec_plan *plan, size_t layer,
                                    size_t t);
 
+/* Features that one of `n` equal blocks of `whole` covers; 0 where that is not
+ * to be told. Without a stated length it is a power of two: 192 features in 2
+ * blocks are 128 + 64. */
+uint64_t moec_scale_block(uint64_t n, uint64_t whole);
+
 #endif

@@ -14,6 +14,7 @@
 
 #include "base/base.h"
 #include "model.h"
+#include "slot_axes.h"
 
 typedef enum part_of_matrix {
     DATA,
@@ -144,10 +145,7 @@ static moec_status find_parts(maker *k, bool w2, const void *const *data)
 
 /* --------------------------------------------------------------- blocks */
 
-/* Features that one of `n` equal blocks of `whole` covers; 0 where that is not
- * to be told. Without a stated length it is a power of two: 192 features in 2
- * blocks are 128 + 64. */
-static uint64_t block_of(uint64_t n, uint64_t whole)
+uint64_t moec_scale_block(uint64_t n, uint64_t whole)
 {
     if (n == 0 || n > whole)
         return 0;
@@ -185,8 +183,8 @@ static moec_status set_blocks(maker *k)
     } else if (t->rank > 3 || (t->rank == 2 && t->shape[1] != k->n_halves)) {
         return unknown(k, t, "scales are matrices, or one number a projection");
     }
-    uint64_t block_out = block_of(out, k->half_out);
-    uint64_t block_in = block_of(in, k->m.n_in);
+    uint64_t block_out = moec_scale_block(out, k->half_out);
+    uint64_t block_in = moec_scale_block(in, k->m.n_in);
     if (k->scale != NULL && k->scale->by_block) {
         block_out = k->scale->block[0];
         block_in = k->scale->block[1];
@@ -356,7 +354,7 @@ static moec_status set_kept(maker *k)
     if (z != NULL &&
         (z->dtype != MOEC_DTYPE_I32 || !is_matrix(z, s->shape[1], out / 8)))
         return unknown(k, z, "zero points are I32 [in/group, out/8]");
-    uint64_t group = block_of(s->shape[1], in);
+    uint64_t group = moec_scale_block(s->shape[1], in);
     if (group == 0)
         return unknown(k, s, "the size of a group is not to be told");
     k->m.block_out = 1;

@@ -154,6 +154,24 @@ moec_finding moec_verify_finding(const moec_verifier *v, moec_rule rule,
     return f;
 }
 
+void moec_verify_add_leaf(const moec_verifier *v, const moec_ct_tensor *t,
+                          uint32_t row, size_t bad, const moec_sha256 *found,
+                          const char *what)
+{
+    const moec_slots *s = &v->files->slots;
+    const moec_ct_slot *slot = &s->slots[t->first_slot + row];
+    char hex_expected[65], hex_found[65];
+    moec_finding f =
+        moec_verify_finding(v, MOEC_RULE_T3, t, row, bad * MOEC_LEAF_BYTES);
+
+    moec_hex(found->b, 32, hex_expected);
+    moec_hex(s->leaves[slot->first_leaf + bad].sha256.b, 32, hex_found);
+    f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
+    f.expected = hex_expected;
+    f.found = hex_found;
+    moec_report_add(v->r, &f, "leaf %zu %s", bad, what);
+}
+
 const moec_ct_slot *moec_verify_first(const moec_verifier *v, size_t layer,
                                       size_t t, uint32_t unit,
                                       const moec_ct_tensor **tensor_out,

@@ -132,6 +132,13 @@ moec_finding moec_verify_finding(const moec_verifier *v, moec_rule rule,
                                  const moec_ct_tensor *t, uint64_t row,
                                  uint64_t at);
 
+/* Report that leaf `bad` of slot `row` of `t` has the digest `found`, not the
+ * one in slots.bin: T3. The bytes that should stand there have `found`, the
+ * ones that do the digest in slots.bin; "leaf 3 `what`". */
+void moec_verify_add_leaf(const moec_verifier *v, const moec_ct_tensor *t,
+                          uint32_t row, size_t bad, const moec_sha256 *found,
+                          const char *what);
+
 /* The slot of slots.bin that is the first to hold (layer, t, unit), or NULL
  * where none does. */
 const moec_ct_slot *moec_verify_first(const moec_verifier *v, size_t layer,

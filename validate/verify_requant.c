@@ -43,26 +43,6 @@ static moec_status read_common(void *ctx, uint32_t tensor, uint64_t off,
     return moec_verify_read(h->v, h->w, file, at + off, buf, n, err);
 }
 
-static void add_difference(const moec_verifier *v, const moec_ct_tensor *ct,
-                           uint32_t row, size_t bad, const moec_sha256 *sha)
-{
-    const moec_slots *s = &v->files->slots;
-    const moec_ct_slot *slot = &s->slots[ct->first_slot + row];
-    char expected[65], found[65];
-    moec_finding f =
-        moec_verify_finding(v, MOEC_RULE_T3, ct, row, bad * MOEC_LEAF_BYTES);
-
-    moec_hex(sha->b, 32, expected);
-    moec_hex(s->leaves[slot->first_leaf + bad].sha256.b, 32, found);
-    f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
-    f.expected = expected;
-    f.found = found;
-    moec_report_add(v->r, &f,
-                    "leaf %zu is not what the quantiser makes of the shared "
-                    "expert's own tensors",
-                    bad);
-}
-
 static moec_status compare(const pass *p, moec_verify_worker *w, size_t layer,
                            size_t t, uint32_t unit, moec_error *err)
 {
@@ -85,7 +65,9 @@ static moec_status compare(const pass *p, moec_verify_worker *w, size_t layer,
                                     &bad, &sha, err));
     }
     if (bad != SIZE_MAX)
-        add_difference(v, ct, row, bad, &sha);
+        moec_verify_add_leaf(v, ct, row, bad, &sha,
+                             "is not what the quantiser makes of the "
+                             "shared expert's own tensors");
     return MOEC_OK;
 }
 

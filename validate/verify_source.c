@@ -89,25 +89,6 @@ static moec_status read_source(void *ctx, uint32_t tensor, uint64_t off,
     return moec_verify_read_source(h->v, h->w, tensor, off, buf, n, err);
 }
 
-static void add_difference(const moec_verifier *v, const moec_ct_tensor *ct,
-                           uint32_t row, size_t bad, const moec_sha256 *sha)
-{
-    const moec_slots *s = &v->files->slots;
-    const moec_ct_slot *slot = &s->slots[ct->first_slot + row];
-    char expected[65], found[65];
-    moec_finding f =
-        moec_verify_finding(v, MOEC_RULE_T3, ct, row, bad * MOEC_LEAF_BYTES);
-
-    moec_hex(sha->b, 32, expected);
-    moec_hex(s->leaves[slot->first_leaf + bad].sha256.b, 32, found);
-    f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
-    f.expected = expected;
-    f.found = found;
-    moec_report_add(v->r, &f,
-                    "leaf %zu does not have the digest of the source's bytes",
-                    bad);
-}
-
 static moec_status compare_unit(moec_verifier *v, moec_verify_worker *w,
                                 size_t layer, size_t t, uint32_t unit,
                                 moec_error *err)
@@ -137,7 +118,8 @@ static moec_status compare_unit(moec_verifier *v, moec_verify_worker *w,
         MOEC_TRY(moec_verify_progress(v, n, err));
     }
     if (bad != SIZE_MAX)
-        add_difference(v, ct, row, bad, &sha);
+        moec_verify_add_leaf(v, ct, row, bad, &sha,
+                             "does not have the digest of the source's bytes");
     return MOEC_OK;
 }
 
@@ -184,7 +166,8 @@ static moec_status run_common(void *ctx, size_t i, uint32_t worker,
         MOEC_TRY(moec_verify_progress(v, n, err));
     }
     if (bad != SIZE_MAX)
-        add_difference(v, ct, 0, bad, &sha);
+        moec_verify_add_leaf(v, ct, 0, bad, &sha,
+                             "does not have the digest of the source's bytes");
     return MOEC_OK;
 }
 

@@ -281,4 +281,30 @@ static inline plan_fixture load_long_open(const tmpdir *dir)
     return x;
 }
 
+/* ----------------------------------------------------- a fixture, converted */
+
+/* One fixture with its conversion, for all tests of a program. */
+typedef struct load_fixture {
+    plan_fixture x;
+    tmpdir dir;
+    load_case hf, conv;
+} load_fixture;
+
+static inline void load_fixture_open(load_fixture *t)
+{
+    moec_plan_opts o = plan_fixture_opts();
+
+    t->x = plan_fixture_open("deepseek_v3_fp8", &o);
+    t->dir = tmpdir_make();
+    t->hf.plan = t->x.plan;
+    load_convert(&t->conv, t->x.layout, &t->dir);
+}
+
+static inline void load_fixture_close(load_fixture *t)
+{
+    moec_conversion_close(t->conv.conversion);
+    tmpdir_remove(&t->dir);
+    plan_fixture_close(&t->x);
+}
+
 #endif

@@ -142,31 +142,19 @@ static void watch_end(watch *w)
     load_arena_free(&w->arena);
 }
 
-/* One fixture with its conversion, for all tests. */
-static struct {
-    plan_fixture x;
-    tmpdir dir;
-    load_case hf, conv;
-} t;
+static load_fixture t;
 
 static int set_up(void **state)
 {
-    moec_plan_opts o = plan_fixture_opts();
-
     (void)state;
-    t.x = plan_fixture_open("deepseek_v3_fp8", &o);
-    t.dir = tmpdir_make();
-    t.hf.plan = t.x.plan;
-    load_convert(&t.conv, t.x.layout, &t.dir);
+    load_fixture_open(&t);
     return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    moec_conversion_close(t.conv.conversion);
-    tmpdir_remove(&t.dir);
-    plan_fixture_close(&t.x);
+    load_fixture_close(&t);
     return 0;
 }
 
