@@ -3,10 +3,10 @@
 /*
  * Blocks that no piece can bring: empty slots, shared experts that are
  * requantised on the way, tensors that a conversion holds only in slots, and
- * parts of what has digests of more than the part. Ranges of a dense block are
- * made in a buffer, checked leaf by leaf, and put from there into the window.
- * A few percent of a load at most, but for tensor-parallel parts of a
- * conversion; several threads, each with a few MiB.
+ * checked bytes that are not adjacent in their rows. Ranges of a dense block
+ * are made in a buffer, checked leaf by leaf, and put from there into the
+ * window. A few percent of a load at most; several threads, each with a few
+ * MiB.
  */
 
 #include <inttypes.h>
@@ -313,18 +313,11 @@ static moec_status fill_from_slots(hand *h, const moec_job_tensor *t,
 static moec_status fill_tensor(hand *h, moec_error *err)
 {
     const moec_job_tensor *t = &h->j->tensors[h->what->layer];
-    moec_stretch from;
-    moec_status st;
 
     h->dst = t->data;
     if (t->w.rows == 0 || t->w.col_bytes == 0)
         return MOEC_OK;
-    if (!moec_loading_tensor(&h->j->ld, t->tensor, &from))
-        return fill_from_slots(h, t, err);
-    h->from = &from;
-    st = fill_ranges(h, &t->w, from.bytes, NULL, 0, err);
-    h->from = NULL;
-    return st;
+    return fill_from_slots(h, t, err);
 }
 
 /* ------------------------------------------------------------- the blocks */

@@ -55,9 +55,13 @@ typedef struct moec_piece {
     uint64_t n_rows, n_cols;
     uint64_t src_row, src_col;
     uint64_t dst_row, dst_col;
-    /* Digests of each MOEC_LEAF_BYTES from `off` on, the last one as short as
-     * it is; NULL: unchecked. Only for pieces adjacent in the file. */
+    /* Digests of each MOEC_LEAF_BYTES from off - lead on, the last one as short
+     * as it is; NULL: unchecked. */
     const moec_leaf *leaves;
+    /* Bytes before `off`, and behind the last, that the leaves cover beside the
+     * piece: with it they are read and checked, and go nowhere. So are gaps
+     * between its rows; their columns are adjacent in the file. */
+    uint64_t lead, trail;
     moec_rule leaf_rule; /* that a wrong leaf breaks; MOEC_RULE_NONE: T3 */
     uint32_t tag;        /* the caller's: names the piece in describe */
     uint32_t unit;       /* with visit: cut at multiples of so many bytes, at
@@ -120,11 +124,12 @@ typedef struct moec_engine_opts {
 
 /* Counted from the start; pollable while it runs. */
 typedef struct moec_engine_stats {
-    uint64_t bytes_needed;   /* of all pieces, equal stretches once */
-    uint64_t bytes_done;     /* in place and checked */
-    uint64_t bytes_read;     /* asked of files, with gaps and alignment */
-    uint64_t bytes_cached;   /* of them, from the page cache */
-    uint64_t bytes_verified; /* with a leaf's digest */
+    uint64_t bytes_needed; /* of all pieces, equal stretches once; without what
+                                only leaves want */
+    uint64_t bytes_done;   /* in place and checked */
+    uint64_t bytes_read;   /* asked of files, with gaps and alignment */
+    uint64_t bytes_cached; /* of them, from the page cache */
+    uint64_t bytes_verified;        /* with a leaf's digest */
     uint64_t n_requests, n_retries; /* short reads and EINTR, EAGAIN */
     uint64_t n_ring_waits;
     uint32_t n_groups_ready;

@@ -234,6 +234,62 @@ static moec_status put_range(moec_engine_worker *w, moec_engine_op *op,
     return MOEC_OK;
 }
 
+/* The bytes of a hull before byte `at` of it that are its piece's. */
+static uint64_t before(const moec_engine_piece *g, uint64_t at)
+{
+    const moec_piece *q = &g->p;
+    uint64_t run = q->n_cols * q->elem_bytes, row;
+
+    if (at <= g->skip)
+        return 0;
+    row = (at - g->skip) / q->src_row;
+    if (row >= q->n_rows)
+        return q->n_rows * run;
+    return row * run + moec_min_u64((at - g->skip) % q->src_row, run);
+}
+
+uint64_t moec_engine_of_hull(const moec_engine_piece *g, uint64_t from,
+                             uint64_t to)
+{
+    return before(g, to) - before(g, from);
+}
+
+/* What of bytes [at, end) of a hull, whose first stands at `src`, is the
+ * piece's: a head row, whole rows, a tail row. */
+static moec_status put_hull(moec_engine_worker *w, moec_engine_op *op,
+                            const moec_engine_piece *h, uint64_t at,
+                            uint64_t end, const unsigned char *src)
+{
+    const moec_piece *q = &h->p;
+    uint64_t run = q->n_cols * q->elem_bytes, begin = at;
+    moec_grid g = {q->elem_bytes, 1,          q->n_cols, q->src_row,
+                   q->src_col,    q->dst_row, q->dst_col};
+
+    at = moec_max_u64(at, h->skip);
+    while (at < end) {
+        uint64_t row = (at - h->skip) / q->src_row;
+        uint64_t col = (at - h->skip) % q->src_row, step = q->src_row - col;
+
+        if (row >= q->n_rows)
+            break;
+        g.n_rows = 1;
+        g.n_cols = 0;
+        if (col == 0 && end - at >= run) {
+            g.n_rows = moec_min_u64(q->n_rows - row,
+                                    (end - at - run) / q->src_row + 1);
+            g.n_cols = q->n_cols;
+            step = g.n_rows * q->src_row;
+        } else if (col < run) {
+            g.n_cols = moec_min_u64(run - col, end - at) / q->elem_bytes;
+        }
+        MOEC_TRY(put(
+            w, op, q->dst + row * q->dst_row + col / q->elem_bytes * q->dst_col,
+            &g, src + (at - begin)));
+        at += step;
+    }
+    return MOEC_OK;
+}
+
 /* Copy bytes [from, from + n) of a part, whose first stands at `src`. */
 static moec_status put_part(moec_engine_worker *w, moec_engine_op *op,
                             const moec_part *p, uint64_t from, uint64_t n,
@@ -244,6 +300,8 @@ static moec_status put_part(moec_engine_worker *w, moec_engine_op *op,
     moec_grid g = {q->elem_bytes, p->n_rows,  p->n_cols, q->src_row,
                    q->src_col,    q->dst_row, q->dst_col};
 
+    if (h->hull)
+        return put_hull(w, op, h, p->at + from, p->at + from + n, src);
     if (h->flat_src)
         return put_range(w, op, q, (p->at + from) / q->elem_bytes,
                          (p->at + from + n) / q->elem_bytes, src);

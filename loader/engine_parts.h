@@ -34,15 +34,19 @@ typedef struct moec_engine_fd {
 
 /* A piece with its axes settled: rows joined where they follow each other,
  * the source's smaller stride on the columns, and elements that are adjacent
- * on both sides taken for bytes. */
+ * on both sides taken for bytes. A hull is the stretch of all leaves that the
+ * piece touches: flat_src, p.off where it begins, and p's element (0, 0) `skip`
+ * bytes behind that. */
 typedef struct moec_engine_piece {
     moec_piece p;
+    uint64_t skip;
     uint64_t src_bytes; /* from the first to the last byte in the file */
     uint32_t unit;      /* cut at multiples of it */
     bool flat_src;      /* adjacent in the file: may be cut anywhere */
     bool flat;          /* and in memory */
     bool dense;         /* rows with gaps that another piece fills */
     bool checked;       /* has leaves, and they are asked for */
+    bool hull;          /* and they cover more than it */
 } moec_engine_piece;
 
 /* What one request has of one piece: of a piece that is adjacent in the file
@@ -167,6 +171,9 @@ void moec_engine_work(moec_engine_worker *w);
 /* engine_check.c */
 /* Where the bytes of a part go, if they are adjacent there; or NULL. */
 unsigned char *moec_engine_place(const moec_engine *e, const moec_part *p);
+/* How many of the bytes [from, to) of a hull are its piece's. */
+uint64_t moec_engine_of_hull(const moec_engine_piece *g, uint64_t from,
+                             uint64_t to);
 /* Check `n` bytes from byte `at` of the part against the piece's leaves. */
 moec_status moec_engine_check(moec_engine_worker *w, const moec_part *p,
                               uint64_t at, const unsigned char *data,

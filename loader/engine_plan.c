@@ -91,11 +91,45 @@ static bool settle(moec_engine_piece *g)
     return true;
 }
 
+/* A piece whose leaves cover more than it: the stretch of them instead. False
+ * where it is none, or a leaf would cut an element. */
+static bool settle_hull(moec_engine_piece *g, const moec_piece *in)
+{
+    moec_piece *p = &g->p;
+    uint64_t run, bytes, elem = in->elem_bytes;
+
+    *p = *in;
+    g->hull = g->flat_src = true;
+    g->flat = false;
+    g->skip = p->lead;
+    if (p->n_cols > 1 && p->src_col != elem)
+        return false;
+    if (p->n_cols == 1 || p->dst_col == elem) { /* bytes */
+        if (!moec_mul_u64(p->n_cols, elem, &p->n_cols))
+            return false;
+        p->elem_bytes = 1;
+        p->dst_col = elem = 1;
+    }
+    if (!moec_mul_u64(p->n_cols, elem, &run))
+        return false;
+    if (p->n_rows == 1)
+        p->src_row = run;
+    if (p->src_row < run || p->src_row % elem != 0 || p->lead % elem != 0 ||
+        p->lead > p->off || !extent(p->n_rows, p->src_row, 1, 0, run, &bytes) ||
+        !moec_add_u64(bytes, p->lead, &bytes) ||
+        !moec_add_u64(bytes, p->trail, &g->src_bytes))
+        return false;
+    p->off -= p->lead;
+    p->src_col = elem;
+    return true;
+}
+
 static moec_status take_piece(const moec_engine *e, const moec_piece *in,
                               size_t i, moec_engine_piece *g, moec_error *err)
 {
     const moec_engine_fd *f;
     uint64_t end;
+    bool ok, hull;
 
     *g = (moec_engine_piece){.p = *in};
     if (in->file >= e->n_files || in->group >= e->n_groups ||
@@ -107,18 +141,21 @@ static moec_status take_piece(const moec_engine *e, const moec_piece *in,
                          i, in->file, e->n_files, in->group, e->n_groups,
                          in->elem_bytes);
     f = &e->files[in->file];
-    if (!settle(g) || !moec_add_u64(in->off, g->src_bytes, &end) ||
-        end > f->f->bytes)
+    g->checked = in->leaves != NULL && e->o.verify != MOEC_ENGINE_NONE;
+    ok = settle(g);
+    hull = g->checked && (in->lead > 0 || in->trail > 0 || !g->flat_src);
+    if (ok && hull)
+        ok = e->o.visit == NULL && settle_hull(g, in);
+    if (!ok || !moec_add_u64(g->p.off, g->src_bytes, &end) || end > f->f->bytes)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "%s: piece %zu of a load reaches beyond the file's "
                          "%ju bytes",
                          f->f->name, i, (uintmax_t)f->f->bytes);
-    g->checked = in->leaves != NULL && e->o.verify != MOEC_ENGINE_NONE;
-    if (g->checked && (!g->flat_src || MOEC_LEAF_BYTES % g->p.elem_bytes != 0))
+    if (g->checked && MOEC_LEAF_BYTES % g->p.elem_bytes != 0)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                         "%s: piece %zu of a load has digests and is not "
-                         "adjacent in the file",
-                         f->f->name, i);
+                         "%s: piece %zu of a load has elements of %u bytes, "
+                         "which its digests cut",
+                         f->f->name, i, in->elem_bytes);
     g->unit = g->checked ? (uint32_t)MOEC_LEAF_BYTES : g->p.elem_bytes;
     if (e->o.visit == NULL)
         return MOEC_OK;
@@ -145,6 +182,7 @@ static int piece_order(const void *pa, const void *pb)
     k = k != 0 ? k : u64_order(a->p.off, b->p.off);
     k = k != 0 ? k : u64_order(a->src_bytes, b->src_bytes);
     k = k != 0 ? k : u64_order(a->p.n_cols, b->p.n_cols);
+    k = k != 0 ? k : u64_order(a->skip, b->skip);
     return k != 0 ? k : u64_order((uintptr_t)a->p.dst, (uintptr_t)b->p.dst);
 }
 
@@ -173,6 +211,17 @@ static uint64_t piece_bytes(const moec_engine_piece *g)
     return g->p.n_rows * g->p.n_cols * g->p.elem_bytes;
 }
 
+/* Does g want nothing that `before`, which has the same source, does not? */
+static bool same_wanted(const moec_engine_piece *before,
+                        const moec_engine_piece *g)
+{
+    const moec_piece *a = &before->p, *b = &g->p;
+
+    return !before->hull ||
+           (g->hull && before->skip == g->skip && a->n_rows == b->n_rows &&
+            a->src_row == b->src_row && piece_bytes(before) == piece_bytes(g));
+}
+
 static moec_status take_pieces(moec_engine *e, const moec_piece *pieces,
                                size_t n, moec_error *err)
 {
@@ -190,7 +239,7 @@ static moec_status take_pieces(moec_engine *e, const moec_piece *pieces,
     for (size_t i = 0; i < m; i++) {
         moec_engine_piece *g = &e->pieces[i];
 
-        if (i == 0 || !same_source(g - 1, g))
+        if (i == 0 || !same_source(g - 1, g) || !same_wanted(g - 1, g))
             e->bytes_needed += piece_bytes(g);
         if (i > 0 && fills(g - 1, g))
             g[-1].dense = g->dense = true;
@@ -410,13 +459,14 @@ static void begin_request(cutter *c, const moec_part *p, uint64_t off,
     c->waste = 0;
 }
 
-/* Put a part into the open request; `same`: its source is that of the part
- * before. */
-static moec_status add_part(cutter *c, moec_part p, uint64_t bytes, bool same)
+/* Put a part into the open request, of which it needs so many bytes more;
+ * `same`: its source is that of the part before. */
+static moec_status add_part(cutter *c, moec_part p, uint64_t needed, bool same)
 {
     unsigned char *dst = moec_engine_place(c->e, &p);
 
     p.same = same;
+    c->cur.needed += needed;
     if (!same) {
         if (dst == NULL || p.off < c->end)
             c->cur.straight = false;
@@ -425,7 +475,6 @@ static moec_status add_part(cutter *c, moec_part p, uint64_t bytes, bool same)
         if (dst == NULL || p.off != c->end ||
             dst != c->dst + (c->end - c->cur.off))
             c->run = false;
-        c->cur.needed += bytes;
         c->end = moec_max_u64(c->end, p.off + p.bytes);
     } else if (dst == NULL) {
         c->cur.straight = false;
@@ -462,8 +511,13 @@ static moec_status cut_flat(cutter *c, const moec_part *a, size_t n)
         }
         p.bytes = take;
         for (size_t i = 0; i < n; i++) {
+            const moec_engine_piece *h = &c->e->pieces[a[i].piece];
+            uint64_t needed = 0;
+
             p.piece = a[i].piece;
-            MOEC_TRY(add_part(c, p, take, i > 0));
+            if (i == 0 || !same_wanted(&c->e->pieces[a[i - 1].piece], h))
+                needed = h->hull ? moec_engine_of_hull(h, at, at + take) : take;
+            MOEC_TRY(add_part(c, p, needed, i > 0));
         }
     }
     return MOEC_OK;
@@ -480,7 +534,8 @@ static moec_status cut_band(cutter *c, const moec_part *p, bool same)
         begin_request(c, p, p->off, dst);
         same = false;
     }
-    return add_part(c, *p, p->n_rows * p->n_cols * g->p.elem_bytes, same);
+    return add_part(c, *p, same ? 0 : p->n_rows * p->n_cols * g->p.elem_bytes,
+                    same);
 }
 
 static moec_status cut(cutter *c, const atoms *v)

@@ -9,8 +9,8 @@
  * the move's strides on the file's side and the window's on the memory's; what
  * is adjacent on both sides is joined to one run.
  *
- * Leaves are of whole stretches, every MiB of them. A piece has leaves where
- * it begins and ends at their borders and is adjacent in the file.
+ * Leaves are of whole stretches, every MiB of them: a piece names how far those
+ * that it touches reach beyond it.
  */
 
 #include <inttypes.h>
@@ -360,24 +360,22 @@ static void settle(moec_piece *p)
     }
 }
 
-static bool is_adjacent_in_file(const moec_piece *p)
-{
-    uint64_t run = p->n_cols * p->elem_bytes;
-
-    return p->src_col == p->elem_bytes && (p->n_rows == 1 || p->src_row == run);
-}
-
-/* Give the piece its leaves, or say that it cannot have them. */
+/* Give the piece its leaves, or say that it cannot have them: its columns are
+ * not adjacent in the file. */
 static bool take_leaves(const cutting *k, moec_piece *p)
 {
+    uint64_t run = p->n_cols * p->elem_bytes;
     uint64_t begin = p->off - k->from->off;
-    uint64_t end = begin + p->n_rows * p->n_cols * p->elem_bytes;
+    uint64_t end = begin + (p->n_rows - 1) * p->src_row + run;
+    uint64_t last = moec_min_u64(
+        k->from->bytes, moec_ceil_div(end, MOEC_LEAF_BYTES) * MOEC_LEAF_BYTES);
 
     if (!k->ld->verify || k->from->leaves == NULL)
         return true;
-    if (!is_adjacent_in_file(p) || begin % MOEC_LEAF_BYTES != 0 ||
-        (end % MOEC_LEAF_BYTES != 0 && end != k->from->bytes))
+    if (p->src_col != p->elem_bytes || p->src_row < run)
         return false;
+    p->lead = begin % MOEC_LEAF_BYTES;
+    p->trail = last - end;
     p->leaves = k->from->leaves + begin / MOEC_LEAF_BYTES;
     return true;
 }
@@ -571,9 +569,12 @@ moec_status moec_loading_tensor_piece(const moec_loading *ld, size_t tensor,
                     .dst_col = 1,
                     .leaf_rule = MOEC_RULE_M07,
                     .tag = tag};
+    *slow_out = false;
+    if (w->rows == 0 || w->col_bytes == 0)
+        return MOEC_OK;
     settle(&p);
     *slow_out = !take_leaves(&k, &p);
-    if (*slow_out || w->rows == 0 || w->col_bytes == 0)
+    if (*slow_out)
         return MOEC_OK;
     return append(out, &p, err);
 }

@@ -13,8 +13,8 @@
  *   conversion does not hold what the plan wants), NOMEM.
  *
  * What no piece can do says so (*slow_out), and is filled block by block
- * (load/slow.c): empty slots, requantised slots, and stretches whose digests
- * cover more bytes than are wanted.
+ * (load/slow.c): empty slots, requantised slots, tensors that stand in slots
+ * only, and checked bytes that are not adjacent in their rows.
  */
 
 #include "base/base.h"

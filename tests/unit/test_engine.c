@@ -250,20 +250,35 @@ static void copy_plainly(const moec_piece *p)
                    p->elem_bytes);
 }
 
+/* Let leaves begin and end somewhere around the piece. */
+static void widen(moec_piece *p, uint64_t bytes)
+{
+    uint64_t left = file_bytes[p->file] - p->off - bytes;
+
+    p->lead = rnd(3) == 0 ? 0 : rnd(p->off / p->elem_bytes + 1);
+    p->lead = p->lead % (MOEC_LEAF_BYTES / p->elem_bytes) * p->elem_bytes;
+    p->trail = rnd(3) == 0 ? 0 : rnd(left + 1);
+}
+
 static void add_leaves(batch *b)
 {
     for (size_t i = 0; i < b->n; i++) {
         moec_piece *p = &b->p[i];
-        uint64_t n = p->n_rows * p->n_cols * p->elem_bytes;
+        uint64_t n = span(p, false), run = p->n_cols * p->elem_bytes;
         const unsigned char *at = content[p->file] + p->off;
+        bool gaps = p->n_rows > 1 && p->src_row != run;
         moec_error err = MOEC_ERROR_INIT;
         moec_leaf *l;
 
-        if ((p->n_rows > 1 && p->src_row != p->n_cols * p->elem_bytes) ||
-            (p->n_cols > 1 && p->src_col != p->elem_bytes) || rnd(4) == 0)
+        if ((p->n_cols > 1 && p->src_col != p->elem_bytes) || rnd(4) == 0 ||
+            (gaps && (p->src_row < run || p->src_row % p->elem_bytes != 0)))
             continue;
-        if (p->elem_bytes % 3 == 0 && p->dst_col != p->elem_bytes)
+        if (p->elem_bytes % 3 == 0 && (gaps || p->dst_col != p->elem_bytes))
             continue;
+        if (p->elem_bytes % 3 != 0 && rnd(2) == 0)
+            widen(p, n);
+        n += p->lead + p->trail;
+        at -= p->lead;
         l = calloc(n / MOEC_LEAF_BYTES + 1, sizeof(*l));
         assert_non_null(l);
         b->leaves[i] = l;

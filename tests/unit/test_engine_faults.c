@@ -221,6 +221,42 @@ static void finds_a_changed_byte(void **state)
     assert_true(b->n_told <= 2);
 }
 
+/* Two columns of a matrix in the middle of the first piece's leaves: they are
+ * checked whole, and what else is in them goes nowhere. */
+static void checks_what_only_leaves_want(void **state)
+{
+    bench *b = *state;
+    moec_engine_opts o = usual(b);
+    moec_piece *p = &b->p[0];
+    unsigned char other = (unsigned char)(b->content[MIB - 1] ^ 8);
+    moec_error err;
+
+    memset(b->to, 0, 2 * MIB);
+    *p = (moec_piece){.off = 4096 + 100,
+                      .dst = b->to,
+                      .elem_bytes = 2,
+                      .n_rows = MIB / 4096,
+                      .n_cols = 2,
+                      .src_row = 4096,
+                      .src_col = 2,
+                      .dst_row = 4,
+                      .dst_col = 2,
+                      .leaves = b->leaves,
+                      .lead = 4096 + 100,
+                      .tag = 70};
+    p->trail = 2 * MIB - p->off - (p->n_rows - 1) * 4096 - 4;
+    assert_int_equal(run(b, &o, &err), MOEC_OK);
+    for (size_t r = 0; r < p->n_rows; r++)
+        assert_memory_equal(b->to + 4 * r, b->content + p->off + 4096 * r, 4);
+    for (size_t i = 4 * p->n_rows; i < 2 * MIB; i++)
+        assert_int_equal(b->to[i], 0);
+    assert_int_equal(pwrite(b->file.fd, &other, 1, MIB - 1), 1);
+    b->n_told = 0;
+    assert_int_equal(run(b, &o, &err), MOEC_E_INTEGRITY);
+    assert_non_null(strstr(err.text, "layer 70 slot 5: leaf 0, from byte 0"));
+    assert_int_equal(b->n_told, 0);
+}
+
 /* --------------------------------------------------------------- files */
 
 static void refuses_a_file_that_changed(void **state)
@@ -319,10 +355,16 @@ static void refuses_pieces_outside(void **state)
     b->p[0].dst = NULL;
     assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
     b->p[0] = good;
-    b->p[0].n_rows = 2; /* digests, and not adjacent in the file */
-    b->p[0].n_cols = MIB;
-    b->p[0].src_row = MIB + 1;
-    b->p[0].dst_row = MIB;
+    b->p[0].n_cols = MIB; /* digests, and columns are not adjacent */
+    b->p[0].src_col = 2;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0] = good;
+    b->p[0].lead = 1; /* before the file */
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0].lead = 0;
+    b->p[0].trail = N_BYTES - 2 * MIB + 1;
+    assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
+    b->p[0].trail = UINT64_MAX;
     assert_int_equal(run(b, &o, &err), MOEC_E_ARG);
     b->p[0] = good;
     assert_int_equal(run(b, &o, &err), MOEC_OK);
@@ -627,6 +669,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CASE(names_the_leaf_that_is_wrong),
         CASE(finds_a_changed_byte),
+        CASE(checks_what_only_leaves_want),
         CASE(refuses_a_file_that_changed),
         CASE(refuses_a_file_that_ends),
         CASE(reads_what_a_new_path_does_not_mean),
