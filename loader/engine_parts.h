@@ -4,7 +4,7 @@
 
 /*
  * What this is: what the files of the engine share: engine.c (its life),
- *   engine_plan.c (requests), engine_files.c (descriptors, caches, stamps),
+ *   engine_pieces.c (what is wanted), engine_plan.c (requests), engine_files.c (descriptors, caches, stamps),
  *   engine_read.c (threads) and engine_check.c (digests, copies). Nobody else
  *   includes it.
  */
@@ -151,6 +151,21 @@ typedef struct moec_engine_worker {
 } moec_engine_worker;
 
 double moec_engine_now(void);
+
+/* engine_pieces.c */
+static inline int moec_engine_order(uint64_t a, uint64_t b)
+{
+    return a < b ? -1 : a > b;
+}
+/* Fill e->pieces, sorted, and e->bytes_needed. */
+moec_status moec_engine_take_pieces(moec_engine *e, const moec_piece *pieces,
+                                    size_t n, moec_error *err);
+/* The same bytes of the same file in the same order? */
+bool moec_engine_same_source(const moec_engine_piece *a,
+                             const moec_engine_piece *b);
+/* Does g want nothing that `before`, which has the same source, does not? */
+bool moec_engine_same_wanted(const moec_engine_piece *before,
+                             const moec_engine_piece *g);
 
 /* engine_plan.c: fill pieces, requests, parts and what needs them. */
 moec_status moec_engine_make_plan(moec_engine *e, const moec_piece *pieces,
