@@ -120,8 +120,8 @@ moec_status moec_cli_placement_page(const moec_cli_page *page, char **out,
 {
     static const char mark[] = "@DATA@";
     const char *at = strstr(moec_placement_html, mark);
-    FILE *f = open_memstream(out, bytes_out);
-    if (f == NULL || at == NULL)
+    FILE *f = at != NULL ? open_memstream(out, bytes_out) : NULL;
+    if (f == NULL)
         return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
                               "no memory for the page");
     (void)fwrite(moec_placement_html, 1, (size_t)(at - moec_placement_html), f);

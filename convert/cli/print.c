@@ -15,6 +15,8 @@
 
 #include "progress.h"
 
+#undef moec_cli_error
+
 /* --------------------------------------------------------------- text */
 
 /* Bytes of the UTF-8 sequence at `s`, 0 where it is none. Strict: no overlong

@@ -86,9 +86,17 @@ void moec_cli_json_hex(moec_cli_json *j, const char *key,
 /* ------------------------------------------------------------- errors */
 
 /* Write an error as the library does: the rule in brackets first. Returns
- * `status`. */
+ * `status`, which is never MOEC_OK: analyzers see one file at a time, and
+ * without the macro follow what did not fail after all. */
 moec_status moec_cli_error(moec_error *err, moec_status status, moec_rule rule,
                            const char *fmt, ...) MOEC_PRINTF(4, 5);
+#define moec_cli_error(...) moec_cli_refused((moec_cli_error)(__VA_ARGS__))
+static inline moec_status moec_cli_refused(moec_status status)
+{
+    if (status == MOEC_OK)
+        __builtin_unreachable();
+    return status;
+}
 
 /* Exit code of a failure: the table of the contract. `err` may be NULL. */
 int moec_cli_exit_of(moec_status status, const moec_error *err);
