@@ -512,6 +512,16 @@ static void drain(moec_engine_worker *w)
                 break;
 }
 
+/* Towards the end fewer and fewer reads: what comes last is digested when the
+ * disk has nothing left to do. */
+static uint32_t most_reading(const moec_engine *e)
+{
+    size_t left =
+        e->n_requests - moec_min_u64(atomic_load(&e->next), e->n_requests);
+
+    return (uint32_t)moec_min_u64(left / e->n_threads + 2, UINT32_MAX);
+}
+
 /* Room for the request, or NULL: something must be finished first. New reads go
  * out before what has come is copied, so some of the room is kept from reads
  * that are under way: devices that serve all reads alike end them all at once,
@@ -520,6 +530,8 @@ static moec_engine_op *room_for(moec_engine_worker *w, const moec_request *r)
 {
     const moec_engine *e = w->e;
 
+    if (w->n_reading >= most_reading(e))
+        return NULL;
     if (!r->in_place)
         return w->n_reading_slots < (3 * e->n_slots + 3) / 4 ? free_slot(w)
                                                              : NULL;
@@ -535,6 +547,21 @@ static const moec_request *take(moec_engine *e)
     return i < e->n_requests ? &e->requests[i] : NULL;
 }
 
+/* Begin what there is room for. Before what came is digested: some disks end
+ * all their reads at once, and rest until the next is there. */
+static void start_reads(moec_engine_worker *w)
+{
+    moec_engine *e = w->e;
+    moec_engine_op *op;
+
+    while (w->held != NULL && !stopped(e) &&
+           (op = room_for(w, w->held)) != NULL) {
+        op->r = w->held;
+        begin(w, op);
+        w->held = take(e);
+    }
+}
+
 void moec_engine_work(moec_engine_worker *w)
 {
     moec_engine *e = w->e;
@@ -547,18 +574,12 @@ void moec_engine_work(moec_engine_worker *w)
     }
     tell_ready(w); /* groups without pieces */
     w->held = take(e);
+    start_reads(w);
     while ((w->held != NULL && !stopped(e)) ||
            w->n_reading + w->n_waiting > 0) {
-        moec_engine_op *op;
-
-        while (w->held != NULL && !stopped(e) &&
-               (op = room_for(w, w->held)) != NULL) {
-            op->r = w->held;
-            begin(w, op);
-            w->held = take(e);
-        }
         if (w->n_reading > 0)
             reap(w);
+        start_reads(w);
         finish_one(w);
     }
     if (e->o.sink != NULL)
