@@ -58,13 +58,6 @@ static moec_status check_opts(const moec_job_opts *opts, moec_job_opts *out,
     memcpy(out, opts,
            opts->struct_bytes < sizeof(*out) ? opts->struct_bytes
                                              : sizeof(*out));
-    if (out->sink != NULL &&
-        (out->sink->struct_bytes < sizeof(moec_load_sink) ||
-         out->ring_bytes == 0 || out->sink->ring == NULL ||
-         out->sink->copy == NULL || out->sink->poll == NULL))
-        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
-                         "a sink has a ring of ring_bytes, copy and poll: use "
-                         "MOEC_LOAD_SINK_INIT");
     if (out->local_size > MOEC_LOCAL_SIZE_MAX)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "%" PRIu32 " processes of a node, at most %u",
@@ -216,6 +209,7 @@ static moec_status choose_plan(moec_job *j, moec_error *err)
 static moec_status set_up(moec_job *j, const moec_conversion *conversion,
                           uint32_t rank, moec_error *err)
 {
+    MOEC_TRY(moec_job_take_sink(j, err));
     if (conversion != NULL) {
         j->files = moec_conversion_files(conversion);
         j->ld.old = moec_conversion_layout(conversion);
@@ -357,26 +351,17 @@ static moec_status on_ready(void *ctx, uint32_t group, uint64_t ticket,
 
 static moec_status prepare(moec_job *j, moec_error *err)
 {
-    moec_engine_opts e = {.n_threads = j->o.n_threads,
-                          .ring_bytes = j->ring_bytes,
-                          .verify = j->verify,
-                          .no_direct = j->o.no_direct != 0,
-                          .no_uring = j->o.no_uring != 0,
-                          .ready = on_ready,
-                          .describe = moec_job_describe,
-                          .ctx = j};
+    moec_engine_opts e = moec_job_engine_opts(j);
     moec_engine *engine = NULL;
 
+    e.ready = on_ready;
+    e.describe = moec_job_describe;
     MOEC_TRY(moec_job_place_all(j, err));
     if (j->diff != NULL)
         MOEC_TRY(moec_job_list_diff(j, err));
     else
         MOEC_TRY(moec_job_list(j, err));
     MOEC_TRY(moec_job_open_files(j, err));
-    if (j->o.sink != NULL)
-        e.sink = moec_job_sink(j, &e.ring_bytes);
-    e.read_at = moec_job_read_at;
-    e.read_ctx = j;
     MOEC_TRY(moec_engine_create(&engine, j->file, j->n_files, j->lists.pieces.v,
                                 j->lists.pieces.n, j->n_groups, &e, err));
     moec_piece_list_fini(&j->lists.pieces); /* the engine has its own */
@@ -573,6 +558,7 @@ void moec_job_destroy(moec_job *j)
     moec_free(j->tensors);
     moec_requant_destroy(j->requant);
     moec_plan_destroy(j->own_plan);
-    moec_free(j->bounce);
+    if (j->o.sink == NULL)
+        moec_free(j->bounce);
     moec_free(j);
 }

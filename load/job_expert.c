@@ -55,20 +55,11 @@ static void set_engine(moec_job *j, moec_engine *e)
 static moec_status run_engine(moec_job *j, const moec_job_lists *l,
                               moec_error *err)
 {
-    moec_engine_opts o = {.n_threads = j->o.n_threads,
-                          .ring_bytes = j->ring_bytes,
-                          .verify = j->verify,
-                          .no_direct = j->o.no_direct != 0,
-                          .no_uring = j->o.no_uring != 0,
-                          .read_at = moec_job_read_at,
-                          .read_ctx = j,
-                          .describe = describe,
-                          .ctx = j};
+    moec_engine_opts o = moec_job_engine_opts(j);
     moec_engine *e = NULL;
     moec_status st;
 
-    if (j->o.sink != NULL)
-        o.sink = moec_job_sink(j, &o.ring_bytes);
+    o.describe = describe;
     j->expert->tags = l->tags;
     st = moec_engine_create(&e, j->file, j->n_files, l->pieces.v, l->pieces.n,
                             1, &o, err);

@@ -80,9 +80,10 @@ moec_status moec_job_follow(moec_job *j, const moec_diff *diff,
     if (j->planned || j->expert != NULL)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "the job was started: it cannot follow a diff");
-    if (j->o.sink != NULL)
+    if (j->o.sink != NULL && !j->o.sink->copies_within)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                         "a diff is followed in host memory only");
+                         "a diff moves rows that are in memory, and this sink "
+                         "copies out of its ring only");
     if (hooks != NULL && hooks->struct_bytes < sizeof(*hooks))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "moec_diff_hooks.struct_bytes is %u: use "
@@ -131,37 +132,71 @@ static unsigned char *row_at(const moec_job *j, uint32_t layer, size_t t,
     return j->bounce + off;
 }
 
-/* Rows of the slot's matrix, from bytes that stand as they do, or densely. */
-static void copy_slot(const moec_job_slots *s, unsigned char *dst,
-                      const unsigned char *src, bool src_dense)
+/* Rows of host memory, or of zeros where `src` is NULL. To a sink they go by its
+ * ring, which no engine uses yet. */
+static moec_status put_rows(moec_job *j, unsigned char *dst, uint64_t dst_row,
+                            const unsigned char *src, uint64_t src_row,
+                            uint64_t run, uint64_t rows, moec_error *err)
 {
-    const moec_window *w = &s->w;
-    uint64_t run = w->n_cols * w->axes.elem;
-    uint64_t row = src_dense
-                       ? (w->axes.half_in_columns ? w->axes.n_halves : 1) * run
-                       : w->row_stride;
-    uint64_t half = w->half_stride;
+    uint64_t room = j->o.sink != NULL ? j->ring_bytes : UINT64_MAX, n, k;
 
-    if (src_dense)
-        half = w->axes.half_in_columns ? run : w->n_rows * run;
-    if (s->extent == w->bytes) {
-        memcpy(dst, src, (size_t)w->bytes);
-        return;
+    for (uint64_t r = 0; r < rows; r += n) {
+        n = moec_min_u64(rows - r, moec_max_u64(room / run, 1));
+        for (uint64_t c = 0; c < run; c += k) {
+            unsigned char *at = dst + r * dst_row + c, *to = at;
+            uint64_t pitch = dst_row;
+
+            k = moec_min_u64(run - c, room);
+            if (j->o.sink != NULL) {
+                to = j->o.sink->ring;
+                pitch = k;
+                MOEC_TRY(moec_job_settle(j, err)); /* nobody reads it now */
+            }
+            for (uint64_t i = 0; i < n; i++)
+                if (src != NULL)
+                    memcpy(to + i * pitch, src + (r + i) * src_row + c,
+                           (size_t)k);
+                else
+                    memset(to + i * pitch, 0, (size_t)k);
+            if (j->o.sink != NULL)
+                MOEC_TRY(moec_job_copy(j, at, dst_row, to, k, k, n, err));
+        }
     }
-    for (uint32_t h = 0; h < w->axes.n_halves; h++)
-        for (uint64_t r = 0; r < w->n_rows; r++)
-            memcpy(dst + h * w->half_stride + r * w->row_stride,
-                   src + h * half + r * row, (size_t)run);
+    return MOEC_OK;
 }
 
-static void zero_slot(const moec_job_slots *s, unsigned char *dst)
+typedef enum slot_source { FROM_ROW, FROM_HOST, FROM_NOTHING } slot_source;
+
+/* Rows of the slot's matrix: from another row of the job's, from host memory,
+ * where they stand densely, or zeros. */
+static moec_status fill_slot(moec_job *j, const moec_job_slots *s,
+                             unsigned char *dst, const unsigned char *src,
+                             slot_source from, moec_error *err)
 {
     const moec_window *w = &s->w;
+    uint64_t run = w->n_cols * w->axes.elem, rows = w->n_rows;
+    uint64_t row = w->row_stride, half = w->half_stride;
+    uint32_t n_halves = w->axes.n_halves;
 
-    for (uint32_t h = 0; h < w->axes.n_halves; h++)
-        for (uint64_t r = 0; r < w->n_rows; r++)
-            memset(dst + h * w->half_stride + r * w->row_stride, 0,
-                   (size_t)(w->n_cols * w->axes.elem));
+    if (from == FROM_HOST) {
+        row = (w->axes.half_in_columns ? n_halves : 1) * run;
+        half = w->axes.half_in_columns ? run : rows * run;
+    }
+    if (s->extent == w->bytes) { /* one run */
+        run = w->bytes;
+        rows = n_halves = 1;
+    }
+    for (uint32_t h = 0; h < n_halves; h++) {
+        unsigned char *to = dst + h * w->half_stride;
+        const unsigned char *at = src != NULL ? src + h * half : NULL;
+
+        if (from == FROM_ROW)
+            MOEC_TRY(
+                moec_job_copy(j, to, w->row_stride, at, row, run, rows, err));
+        else
+            MOEC_TRY(put_rows(j, to, w->row_stride, at, row, run, rows, err));
+    }
+    return MOEC_OK;
 }
 
 static moec_status move_tensor(moec_job *j, const moec_diff_move *m, size_t t,
@@ -175,19 +210,17 @@ static moec_status move_tensor(moec_job *j, const moec_diff_move *m, size_t t,
         return MOEC_OK;
     switch ((moec_diff_source)m->source) {
     case MOEC_DIFF_LOCAL:
-        copy_slot(s, dst, row_at(j, m->layer, t, m->src_row), false);
-        break;
+        return fill_slot(j, s, dst, row_at(j, m->layer, t, m->src_row),
+                         FROM_ROW, err);
     case MOEC_DIFF_HOST:
         MOEC_TRY(j->hooks.host(j->hooks.ctx, m->layer, t, m->unit, &src, err));
         if (src == NULL)
             return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                              "the host hook gave no place for unit %" PRIu32,
                              m->unit);
-        copy_slot(s, dst, src, true);
-        break;
+        return fill_slot(j, s, dst, src, FROM_HOST, err);
     case MOEC_DIFF_ZEROS:
-        zero_slot(s, dst);
-        break;
+        return fill_slot(j, s, dst, NULL, FROM_NOTHING, err);
     case MOEC_DIFF_PEER:
     case MOEC_DIFF_DISK:
         break;
@@ -224,6 +257,8 @@ static moec_status make_bounce(moec_job *j, moec_error *err)
             bytes += j->layers[i].slots[t].extent;
         most = moec_max_u64(most, bytes);
     }
+    if (j->o.sink != NULL)
+        return moec_job_ask(j, most, MOEC_NO_LAYER, &j->bounce, err);
     j->bounce = moec_alloc((size_t)most);
     return j->bounce != NULL ? MOEC_OK : moec_fail_nomem(err, "a bounce row");
 }
@@ -242,6 +277,8 @@ moec_status moec_job_make_moves(moec_job *j, moec_error *err)
         if (m->layer != layer)
             round = 0;
         layer = m->layer;
+        if (round < m->round || m->source == MOEC_DIFF_PEER)
+            MOEC_TRY(moec_job_settle(j, err));
         for (; round < m->round; round++)
             if (j->hooks.round != NULL)
                 MOEC_TRY(j->hooks.round(j->hooks.ctx, layer, round + 1, err));
@@ -252,5 +289,5 @@ moec_status moec_job_make_moves(moec_job *j, moec_error *err)
                 if (concerns(j, m, t))
                     MOEC_TRY(move_tensor(j, m, t, err));
     }
-    return MOEC_OK;
+    return moec_job_settle(j, err);
 }

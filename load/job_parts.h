@@ -6,7 +6,8 @@
  * What this is: the inside of a moec_job, shared by the files of load/ and by
  *   nobody else: job.c (its life), job_place.c (where things go),
  *   job_pieces.c (what the engine gets), slow.c (what it cannot do),
- *   job_common.c (several processes), job_expert.c (one expert).
+ *   job_sink.c (host memory or a sink's), job_common.c (several processes),
+ *   job_expert.c (one expert), job_follow.c (a re-placement).
  */
 
 #include <pthread.h>
@@ -109,10 +110,10 @@ struct moec_job {
     moec_job_lists lists;
     uint64_t ring_bytes;
     moec_engine *engine;
-    unsigned char *slow_ring; /* of a sink's ring, for slow.c */
+    moec_load_sink load_sink; /* what o.sink points to */
     moec_engine_sink sink;
     pthread_mutex_t sink_lock, file_lock;
-    uint64_t last_ticket; /* of slow.c; sink_lock */
+    uint64_t last_ticket; /* of moec_job_copy; sink_lock */
     void *common_map;     /* shared memfd */
     bool common_entered;
     uint64_t common_map_bytes;
@@ -131,7 +132,8 @@ struct moec_job {
     struct moec_job_experts *expert; /* job_expert.c */
     const moec_diff *diff;           /* job_follow.c */
     moec_diff_hooks hooks;
-    unsigned char *bounce; /* a row of all tensors of a layer */
+    unsigned char *bounce; /* a row of all tensors of a layer; with a sink the
+                              caller's */
 };
 
 /* ------------------------------------------------------------------ job.c */
@@ -156,6 +158,9 @@ moec_status moec_job_make_moves(moec_job *j, moec_error *err);
 
 /* Choose ring_bytes under the cap, or refuse. */
 moec_status moec_job_choose_ring(moec_job *j, moec_error *err);
+/* Ask the memory callback. */
+moec_status moec_job_ask(moec_job *j, uint64_t bytes, uint32_t layer,
+                         unsigned char **out, moec_error *err);
 /* Ask for memory: afterwards every slot tensor and source tensor that is
  * loaded has its data. */
 moec_status moec_job_place_all(moec_job *j, moec_error *err);
@@ -197,8 +202,22 @@ moec_status moec_slow_group(moec_job *j, uint32_t group, uint64_t *ticket,
                             moec_error *err);
 moec_status moec_slow_blocks(moec_job *j, const moec_slow_block *blocks,
                              size_t n, uint64_t *ticket, moec_error *err);
-/* The engine's sink, less the part of its ring that slow.c takes. */
-const moec_engine_sink *moec_job_sink(moec_job *j, uint64_t *ring_bytes);
+
+/* ------------------------------------------------------------- job_sink.c */
+
+/* Take the caller's sink. ARG where it is none. */
+moec_status moec_job_take_sink(moec_job *j, moec_error *err);
+/* A leaf's bytes of the sink's ring that engines leave to slow.c, or NULL. */
+unsigned char *moec_job_slow_ring(const moec_job *j);
+/* What all engines of the job have in common. */
+moec_engine_opts moec_job_engine_opts(moec_job *j);
+/* Copy rows into the destination: at once, or by the sink, in order; `src` is
+ * host memory or of the sink's ring, or another destination. */
+moec_status moec_job_copy(moec_job *j, void *dst, uint64_t dst_row,
+                          const void *src, uint64_t src_row, uint64_t row_bytes,
+                          uint64_t rows, moec_error *err);
+/* Wait for all of these copies. */
+moec_status moec_job_settle(moec_job *j, moec_error *err);
 
 /* ----------------------------------------------------------- job_common.c */
 

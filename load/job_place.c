@@ -348,7 +348,9 @@ static uint64_t list_bytes(const moec_job *j)
 {
     uint64_t threads = j->o.n_threads != 0 ? j->o.n_threads : moec_cpu_count();
 
-    return (j->diff != NULL ? moec_diff_sums(j->diff).bounce_bytes : 0) +
+    return (j->diff != NULL && j->o.sink == NULL
+                ? moec_diff_sums(j->diff).bounce_bytes
+                : 0) +
            count_pieces(j) * (MOEC_JOB_PIECE_BYTES + sizeof(moec_piece) +
                               sizeof(moec_job_tag)) +
            threads * (MOEC_SLOW_BYTES + moec_requant_memory(j->requant));
@@ -383,8 +385,8 @@ moec_status moec_job_choose_ring(moec_job *j, moec_error *err)
 
 /* ---------------------------------------------------------------- memory */
 
-static moec_status ask(moec_job *j, uint64_t bytes, uint32_t layer,
-                       unsigned char **out, moec_error *err)
+moec_status moec_job_ask(moec_job *j, uint64_t bytes, uint32_t layer,
+                         unsigned char **out, moec_error *err)
 {
     moec_memory_request want = {.struct_bytes = sizeof(want),
                                 .kind = j->o.memory_kind,
@@ -433,7 +435,7 @@ static moec_status place_common(moec_job *j, moec_error *err)
 
     if (shares_common(j))
         return moec_job_common_map(j, err);
-    MOEC_TRY(ask(j, arena_of_common(j, 0), MOEC_NO_LAYER, &base, err));
+    MOEC_TRY(moec_job_ask(j, arena_of_common(j, 0), MOEC_NO_LAYER, &base, err));
     if (base != NULL)
         settle_common(j, base);
     return MOEC_OK;
@@ -446,7 +448,8 @@ moec_status moec_job_place_all(moec_job *j, moec_error *err)
     if (j->o.layer_arenas || shares_common(j)) {
         MOEC_TRY(place_common(j, err));
     } else { /* one request for everything */
-        MOEC_TRY(ask(j, moec_job_arena_bytes(j), MOEC_NO_LAYER, &base, err));
+        MOEC_TRY(moec_job_ask(j, moec_job_arena_bytes(j), MOEC_NO_LAYER, &base,
+                              err));
         if (base == NULL)
             return MOEC_OK;
         settle_common(j, base);
@@ -455,14 +458,16 @@ moec_status moec_job_place_all(moec_job *j, moec_error *err)
         return MOEC_OK;
     }
     if (!j->o.layer_arenas) {
-        MOEC_TRY(ask(j, moec_job_arena_bytes(j), MOEC_NO_LAYER, &base, err));
+        MOEC_TRY(moec_job_ask(j, moec_job_arena_bytes(j), MOEC_NO_LAYER, &base,
+                              err));
         for (uint32_t i = 0; base != NULL && i < j->n_order; i++)
             settle_layer(j, j->order[i], base);
         return MOEC_OK;
     }
     for (uint32_t i = 0; i < j->n_order; i++) {
         uint32_t layer = j->order[i];
-        MOEC_TRY(ask(j, arena_of_layer(j, layer, 0), layer, &base, err));
+        MOEC_TRY(
+            moec_job_ask(j, arena_of_layer(j, layer, 0), layer, &base, err));
         if (base != NULL)
             settle_layer(j, layer, base);
     }

@@ -145,25 +145,12 @@ static moec_status put(void *ctx, uint64_t dst_off, uint64_t dst_row,
                        uint64_t row_bytes, uint64_t rows, moec_error *err)
 {
     hand *h = ctx;
-    moec_job *j = h->j;
-    moec_status st;
-    int done = 0;
 
     if (h->what->unit != MOEC_UNIT_EMPTY)
-        atomic_fetch_add(&j->slow_done, row_bytes * rows);
-    if (j->o.sink == NULL) {
-        for (uint64_t r = 0; r < rows; r++)
-            memcpy(h->dst + dst_off + r * dst_row, src + r * src_row,
-                   (size_t)row_bytes);
-        return MOEC_OK;
-    }
-    (void)pthread_mutex_lock(&j->sink_lock);
-    st = j->o.sink->copy(j->o.sink->ctx, h->dst + dst_off, dst_row, src,
-                         src_row, row_bytes, rows, &j->last_ticket, err);
-    if (st == MOEC_OK) /* the buffer is used again at once */
-        st = j->o.sink->poll(j->o.sink->ctx, j->last_ticket, 1, &done, err);
-    (void)pthread_mutex_unlock(&j->sink_lock);
-    return st;
+        atomic_fetch_add(&h->j->slow_done, row_bytes * rows);
+    MOEC_TRY(moec_job_copy(h->j, h->dst + dst_off, dst_row, src, src_row,
+                           row_bytes, rows, err));
+    return moec_job_settle(h->j, err); /* the buffer is used again at once */
 }
 
 /* Does the window take any byte of [from, to) of the dense slot? */
@@ -322,14 +309,18 @@ static moec_status fill_tensor(hand *h, moec_error *err)
 
 /* ------------------------------------------------------------- the blocks */
 
-static moec_status hire(hand *h, moec_job *j, uint32_t i, moec_error *err)
+static moec_status hire(hand *h, moec_job *j, moec_error *err)
 {
     h->j = j;
     h->leaf_off = UINT64_MAX;
     h->leaf = moec_alloc((size_t)MOEC_LEAF_BYTES);
-    h->out = j->slow_ring != NULL && i == 0
-                 ? j->slow_ring
-                 : moec_alloc((size_t)MOEC_LEAF_BYTES);
+    h->out = j->o.sink != NULL ? moec_job_slow_ring(j)
+                               : moec_alloc((size_t)MOEC_LEAF_BYTES);
+    if (h->out == NULL && j->o.sink != NULL)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "a sink's ring of %" PRIu64 " bytes is too small for "
+                         "this load: it takes more than %" PRIu64,
+                         j->ring_bytes, 2 * MOEC_LEAF_BYTES);
     if (h->leaf == NULL || h->out == NULL)
         return moec_fail_nomem(err, "buffers of a load");
     return MOEC_OK;
@@ -339,7 +330,7 @@ static void dismiss(hand *h)
 {
     if (h->j == NULL)
         return;
-    if (h->out != h->j->slow_ring)
+    if (h->j->o.sink == NULL)
         moec_free(h->out);
     moec_free(h->leaf);
     moec_scratch_fini(&h->scratch);
@@ -353,7 +344,7 @@ static moec_status run_block(void *ctx, size_t item, uint32_t worker,
 
     MOEC_TRY(check_cancelled(r->j, err));
     if (h->j == NULL)
-        MOEC_TRY(hire(h, r->j, worker, err));
+        MOEC_TRY(hire(h, r->j, err));
     h->what = &r->blocks[item].what;
     if (h->what->t == MOEC_NO_SLOTS)
         return fill_tensor(h, err);
@@ -403,48 +394,4 @@ moec_status moec_slow_group(moec_job *j, uint32_t group, uint64_t *ticket,
     if (end == lo)
         return MOEC_OK;
     return moec_slow_blocks(j, l->slow + lo, end - lo, ticket, err);
-}
-
-/* ------------------------------------------------------------------ sink */
-
-/* The engine's threads and ours take turns. */
-static moec_status sink_copy(void *ctx, void *dst, uint64_t dst_row,
-                             const void *src, uint64_t src_row,
-                             uint64_t row_bytes, uint64_t rows,
-                             uint64_t *ticket_out, moec_error *err)
-{
-    moec_job *j = ctx;
-    moec_status st;
-
-    (void)pthread_mutex_lock(&j->sink_lock);
-    st = j->o.sink->copy(j->o.sink->ctx, dst, dst_row, src, src_row, row_bytes,
-                         rows, ticket_out, err);
-    (void)pthread_mutex_unlock(&j->sink_lock);
-    return st;
-}
-
-static moec_status sink_poll(void *ctx, uint64_t ticket, int block,
-                             int *done_out, moec_error *err)
-{
-    moec_job *j = ctx;
-    moec_status st;
-
-    (void)pthread_mutex_lock(&j->sink_lock);
-    st = j->o.sink->poll(j->o.sink->ctx, ticket, block, done_out, err);
-    (void)pthread_mutex_unlock(&j->sink_lock);
-    return st;
-}
-
-const moec_engine_sink *moec_job_sink(moec_job *j, uint64_t *ring_bytes)
-{
-    j->sink = (moec_engine_sink){.ctx = j,
-                                 .ring = j->o.sink->ring,
-                                 .copy = sink_copy,
-                                 .poll = sink_poll};
-    *ring_bytes = j->o.ring_bytes;
-    if (j->lists.n_slow > 0 && *ring_bytes > 2 * MOEC_LEAF_BYTES) {
-        *ring_bytes -= MOEC_LEAF_BYTES;
-        j->slow_ring = (unsigned char *)j->o.sink->ring + *ring_bytes;
-    }
-    return &j->sink;
 }

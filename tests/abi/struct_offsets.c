@@ -719,6 +719,7 @@ static const struct frozen frozen[] = {
 
     SIZE(moec_load_sink, 40),
     FIELD(moec_load_sink, struct_bytes, 0),
+    FIELD(moec_load_sink, copies_within, 4),
     FIELD(moec_load_sink, ctx, 8),
     FIELD(moec_load_sink, ring, 16),
     FIELD(moec_load_sink, copy, 24),

@@ -24,6 +24,7 @@
 #include <cmocka.h>
 
 #include "engine.h"
+#include "late_sink.h"
 #include "threads_left.h"
 #include "tmpdir.h"
 
@@ -534,56 +535,6 @@ static void reads_where_io_uring_is_forbidden(void **state)
 
 /* ---------------------------------------------------------------- sinks */
 
-typedef struct copy {
-    unsigned char *dst;
-    const unsigned char *src;
-    uint64_t dst_row, src_row, row_bytes, rows;
-} copy;
-
-/* Copies that happen only when somebody asks whether they have. */
-typedef struct device {
-    copy queue[4096];
-    uint64_t n, done;
-    int busy; /* in a call */
-    uint64_t fail_at;
-} device;
-
-static moec_status device_copy(void *ctx, void *dst, uint64_t dst_row,
-                               const void *src, uint64_t src_row,
-                               uint64_t row_bytes, uint64_t rows,
-                               uint64_t *ticket_out, moec_error *err)
-{
-    device *d = ctx;
-
-    assert_int_equal(__atomic_add_fetch(&d->busy, 1, __ATOMIC_SEQ_CST), 1);
-    assert_true(d->n < 4096);
-    d->queue[d->n++] = (copy){dst, src, dst_row, src_row, row_bytes, rows};
-    *ticket_out = d->n;
-    __atomic_sub_fetch(&d->busy, 1, __ATOMIC_SEQ_CST);
-    if (d->n == d->fail_at)
-        return moec_fail(err, MOEC_E_NO_DEVICE, MOEC_RULE_NONE, "it fell off");
-    return MOEC_OK;
-}
-
-static moec_status device_poll(void *ctx, uint64_t ticket, int block,
-                               int *done_out, moec_error *err)
-{
-    device *d = ctx;
-
-    (void)err;
-    assert_int_equal(__atomic_add_fetch(&d->busy, 1, __ATOMIC_SEQ_CST), 1);
-    if (block || d->n - d->done > 3)
-        while (d->done < ticket) {
-            const copy *c = &d->queue[d->done++];
-            for (uint64_t r = 0; r < c->rows; r++)
-                memcpy(c->dst + r * c->dst_row, c->src + r * c->src_row,
-                       c->row_bytes);
-        }
-    *done_out = d->done >= ticket;
-    __atomic_sub_fetch(&d->busy, 1, __ATOMIC_SEQ_CST);
-    return MOEC_OK;
-}
-
 static uint64_t last_ticket;
 
 static moec_status keep_ticket(void *ctx, uint32_t group, uint64_t ticket,
@@ -599,17 +550,17 @@ static moec_status keep_ticket(void *ctx, uint32_t group, uint64_t ticket,
 static void feeds_a_sink_from_its_own_ring(void **state)
 {
     bench *b = *state;
-    device *d = calloc(1, sizeof(*d));
+    late_sink *d = calloc(1, sizeof(*d));
     unsigned char *ring = aligned_alloc(4096, 8 * MIB);
 
     assert_non_null(d);
     assert_non_null(ring);
-    for (int how = 0; how < 6; how++) {
-        moec_engine_sink sink = {d, ring, device_copy, device_poll};
+    for (int how = 0; how < 7; how++) {
+        moec_engine_sink sink = {d, ring, late_sink_copy, late_sink_poll};
         moec_engine_opts o = usual(b);
         moec_error err;
 
-        *d = (device){.fail_at = how == 5 ? 2 : 0};
+        *d = (late_sink){.fail_at = how == 6 ? 2 : 0};
         o.sink = &sink;
         o.ring_bytes = 8 * MIB;
         o.n_threads = 1 + (uint32_t)how % 2;
@@ -639,10 +590,25 @@ static void feeds_a_sink_from_its_own_ring(void **state)
                                    .dst_row = 403,
                                    .dst_col = 8};
         }
+        if (how == 5) { /* a part of what its leaves cover */
+            b->p[1] = (moec_piece){.group = 1,
+                                   .off = 2 * MIB + 64,
+                                   .dst = b->to + 2 * MIB,
+                                   .elem_bytes = 2,
+                                   .n_rows = 2 * MIB / 1024,
+                                   .n_cols = 100,
+                                   .src_row = 1024,
+                                   .src_col = 2,
+                                   .dst_row = 203,
+                                   .dst_col = 2,
+                                   .leaves = &b->leaves[2],
+                                   .lead = 64,
+                                   .trail = 1024 - 200 - 64};
+        }
         assert_int_equal(run(b, &o, &err),
-                         how == 5 ? MOEC_E_NO_DEVICE : MOEC_OK);
+                         how == 6 ? MOEC_E_NO_DEVICE : MOEC_OK);
         assert_int_equal(d->done, d->n); /* nothing reads the ring any more */
-        if (how == 5)
+        if (how == 6)
             break;
         assert_int_equal(last_ticket <= d->n, 1);
         assert_memory_equal(b->to, b->content, 2 * MIB);

@@ -17,6 +17,7 @@
 
 #include "convert.h"
 #include "execute.h"
+#include "late_sink.h"
 #include "load_case.h"
 #include "plan_fixture.h"
 #include "tmpdir.h"
@@ -542,61 +543,9 @@ static void shared_rows_are_filled_from_a_common_store(void **state)
 
 /* ------------------------------------------------------------------ sink */
 
-/* A device: copies are queued and made when somebody asks. */
-typedef struct device {
-    unsigned char *ring;
-    uint64_t ticket, done;
-    size_t n;
-    struct {
-        unsigned char *dst;
-        const unsigned char *src;
-        uint64_t dst_row, src_row, row_bytes, rows;
-    } q[4096];
-} device;
-
-static moec_status device_poll(void *ctx, uint64_t ticket, int block,
-                               int *done_out, moec_error *err)
-{
-    device *d = ctx;
-
-    (void)err;
-    if (block || d->n > 100) {
-        for (size_t i = 0; i < d->n; i++)
-            for (uint64_t r = 0; r < d->q[i].rows; r++)
-                memcpy(d->q[i].dst + r * d->q[i].dst_row,
-                       d->q[i].src + r * d->q[i].src_row,
-                       (size_t)d->q[i].row_bytes);
-        d->n = 0;
-        d->done = d->ticket;
-    }
-    *done_out = ticket <= d->done;
-    return MOEC_OK;
-}
-
-static moec_status device_copy(void *ctx, void *dst, uint64_t dst_row,
-                               const void *src, uint64_t src_row,
-                               uint64_t row_bytes, uint64_t rows,
-                               uint64_t *ticket_out, moec_error *err)
-{
-    device *d = ctx;
-    int done;
-
-    assert_true((const unsigned char *)src >= d->ring);
-    if (d->n == 4096)
-        (void)device_poll(ctx, d->ticket, 1, &done, err);
-    d->q[d->n].dst = dst;
-    d->q[d->n].src = src;
-    d->q[d->n].dst_row = dst_row;
-    d->q[d->n].src_row = src_row;
-    d->q[d->n].row_bytes = row_bytes;
-    d->q[d->n++].rows = rows;
-    *ticket_out = ++d->ticket;
-    return MOEC_OK;
-}
-
 typedef struct sunk {
     load_arena arena;
-    device *d;
+    late_sink *d;
     uint32_t n_ready;
 } sunk;
 
@@ -615,26 +564,27 @@ static moec_status sunk_ready(void *ctx, uint32_t layer, uint64_t ticket,
 
     (void)layer;
     x->n_ready++;
-    return device_poll(x->d, ticket, 1, &done, err);
+    return late_sink_poll(x->d, ticket, 1, &done, err);
 }
 
 static void load_sunk(const load_case *c)
 {
-    moec_load_sink sink = {
-        .struct_bytes = sizeof(sink), .copy = device_copy, .poll = device_poll};
+    moec_load_sink sink = {.struct_bytes = sizeof(sink),
+                           .copy = late_sink_copy,
+                           .poll = late_sink_poll};
     moec_error err = MOEC_ERROR_INIT;
     moec_job_opts o = load_opts();
-    device *d = calloc(1, sizeof(*d));
+    late_sink *d = calloc(1, sizeof(*d));
+    void *ring = NULL;
     sunk x = {.d = d};
     moec_job *job = NULL;
 
     assert_non_null(d);
     o.n_threads = 1;
     o.ring_bytes = 8u << 20;
-    assert_int_equal(
-        posix_memalign((void **)&d->ring, 4096, (size_t)o.ring_bytes), 0);
+    assert_int_equal(posix_memalign(&ring, 4096, (size_t)o.ring_bytes), 0);
     sink.ctx = d;
-    sink.ring = d->ring;
+    sink.ring = ring;
     o.sink = &sink;
     o.memory = sunk_memory;
     o.memory_kind = MOEC_MEMORY_DEVICE;
@@ -648,7 +598,7 @@ static void load_sunk(const load_case *c)
         load_compare_layer(c, job, 1, i);
     moec_job_destroy(job);
     load_arena_free(&x.arena);
-    free(d->ring);
+    free(ring);
     free(d);
 }
 

@@ -21,6 +21,7 @@
 #include <jansson.h>
 
 #include "base/base.h"
+#include "late_sink.h"
 #include "load_case.h"
 #include "plan_fixture.h"
 
@@ -255,6 +256,8 @@ typedef struct peers {
     moec_job *job;
     size_t n_peer, n_host;
     unsigned char *host;
+    late_sink *sink; /* NULL: the rows are in host memory */
+    load_arena arena;
 } peers;
 
 static moec_status bring(void *ctx, const moec_diff_move *m, void *const *rows,
@@ -263,7 +266,9 @@ static moec_status bring(void *ctx, const moec_diff_move *m, void *const *rows,
     peers *p = ctx;
     const image *from = &p->old[m->peer];
 
-    (void)err;
+    if (p->sink != NULL && p->sink->done != p->sink->n)
+        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
+                         "copies are on their way that the row depends on");
     p->n_peer++;
     for (size_t k = 0; k < moec_plan_n_slot_tensors(from->plan, m->layer);
          k++) {
@@ -295,12 +300,23 @@ static int even_in_host(void *ctx, size_t layer, uint32_t unit)
     return unit % 2 == 0;
 }
 
-/* From `old` to `now` on one rank, and compare with what must be there. */
+static moec_status bounce_memory(void *ctx, const moec_memory_request *want,
+                                 void **out, moec_error *err)
+{
+    return load_memory(&((peers *)ctx)->arena, want, out, err);
+}
+
+/* From `old` to `now` on one rank, in memory or through a sink, and compare
+ * with what must be there. */
 static moec_job_stats follow(const moec_plan *old, const moec_plan *now,
                              uint32_t rank, const image *all,
-                             const moec_diff_opts *o)
+                             const moec_diff_opts *o, bool sunk)
 {
     load_case c = {now, t.conv.conversion, t.x.ckpt};
+    moec_load_sink sink = {.struct_bytes = sizeof(sink),
+                           .copies_within = 1,
+                           .copy = late_sink_copy,
+                           .poll = late_sink_poll};
     moec_diff_hooks hooks = MOEC_DIFF_HOOKS_INIT;
     moec_job_opts jo = load_opts();
     moec_error err = MOEC_ERROR_INIT;
@@ -310,6 +326,15 @@ static moec_job_stats follow(const moec_plan *old, const moec_plan *now,
     uint32_t rows = 64;
     image mine;
 
+    if (sunk) {
+        p.sink = sink.ctx = calloc(1, sizeof(*p.sink));
+        assert_non_null(p.sink);
+        jo.ring_bytes = 8u << 20;
+        assert_int_equal(posix_memalign(&sink.ring, 4096, 8u << 20), 0);
+        jo.sink = &sink;
+        jo.memory = bounce_memory;
+        jo.ctx = &p;
+    }
     image_alloc(&mine, old, rank, rows);
     for (size_t i = 0; i < moec_plan_n_layers(old); i++)
         for (size_t k = 0; k < moec_plan_n_slot_tensors(old, i); k++) {
@@ -336,7 +361,10 @@ static moec_job_stats follow(const moec_plan *old, const moec_plan *now,
     moec_job_destroy(p.job);
     moec_diff_destroy(diff);
     image_free(&mine);
+    load_arena_free(&p.arena);
     free(p.host);
+    free(p.sink);
+    free(sink.ring);
     return s;
 }
 
@@ -357,9 +385,11 @@ static void a_replacement_equals_a_fresh_load(void **state)
             image_load(&all[r]);
         }
         for (uint32_t r = 0; r < 2; r++)
-            read += follow(old, now, r, all, &o).bytes_read;
+            read += follow(old, now, r, all, &o, false).bytes_read;
         if (round == 0) /* all is in somebody's memory */
             assert_true(read == 0);
+        for (uint32_t r = 0; r < 2; r++)
+            (void)follow(old, now, r, all, &o, true);
         for (uint32_t r = 0; r < 2; r++)
             image_free(&all[r]);
         moec_plan_destroy(old);
@@ -394,7 +424,7 @@ static void a_replacement_reads_what_changes(void **state)
         load_ok(moec_plan_diff(&diff, old, now, r, &o, &err), &err);
         changed += moec_diff_sums(diff).bytes_disk;
         moec_diff_destroy(diff);
-        read += follow(old, now, r, all, &o).bytes_read;
+        read += follow(old, now, r, all, &o, r == 1).bytes_read;
         image_free(&all[r]);
     }
     assert_true(changed > 0);
@@ -430,6 +460,15 @@ static void a_diff_needs_its_rows_in_memory(void **state)
     memset(&err, 0, sizeof(err));
     assert_int_equal(moec_job_follow(job, diff, NULL, &err), MOEC_E_ARG);
     assert_non_null(strstr(err.text, "no hook takes them"));
+    moec_job_destroy(job);
+    jo.sink =
+        &(const moec_load_sink){sizeof(moec_load_sink), .ring = &m,
+                                .copy = late_sink_copy, .poll = late_sink_poll};
+    memset(&err, 0, sizeof(err));
+    load_ok(moec_job_create(&job, now, t.conv.conversion, 0, &jo, &err), &err);
+    assert_int_equal(moec_job_follow(job, diff, NULL, &err),
+                     MOEC_E_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "copies out of its ring only"));
     moec_job_destroy(job);
     moec_diff_destroy(diff);
     image_free(&m);

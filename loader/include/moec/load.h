@@ -92,8 +92,9 @@ typedef struct moec_tensor_dst {
  * sink's (pinned) memory of `ring_bytes` of the options, and every stretch is
  * copied from there by the sink. */
 typedef struct moec_load_sink {
-    uint32_t struct_bytes; /* sizeof(moec_load_sink) */
-    uint32_t reserved;
+    uint32_t struct_bytes;  /* sizeof(moec_load_sink) */
+    uint32_t copies_within; /* 1: `src` of copy may be a destination too, as
+                               moec_job_follow wants it */
     void *ctx;
     void *ring; /* 4096-aligned, ring_bytes of the options */
     /* Enqueue a 2-D copy out of the ring: `rows` of `row_bytes`. *ticket_out
@@ -323,11 +324,13 @@ typedef struct moec_diff_hooks {
 
 /* Make the job execute `diff` instead of a load: of moec_plan_diff from the
  * plan whose rows the placed tensors hold, to the job's plan and rank. All slot
- * tensors must be placed, in host memory, for the rows of both plans. LOCAL,
- * HOST and ZEROS moves are made in their order, PEER ones handed over, then all
- * DISK ones are read at once; ready is called for each layer when its are
- * there. `diff` and `hooks` (NULL where there are no PEER and HOST moves) are
- * borrowed until wait. ARG after start. */
+ * tensors must be placed, for the rows of both plans. LOCAL, HOST and ZEROS
+ * moves are made in their order, PEER ones handed over when those before them
+ * are done, then all DISK ones are read at once; ready is called for each layer
+ * when its are there. With a sink the memory callback is asked for the row that
+ * cycles go through (moec_diff_sums.bounce_bytes is not 0). `diff` and `hooks`
+ * (NULL where there are no PEER and HOST moves) are borrowed until wait. ARG
+ * after start; UNSUPPORTED with a sink that does not copy within. */
 MOEC_API moec_status moec_job_follow(moec_job *job, const moec_diff *diff,
                                      const moec_diff_hooks *hooks,
                                      moec_error *err);
