@@ -11,9 +11,12 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
+
+#include <pthread.h>
 
 #include <moec/moec.h>
 
@@ -36,9 +39,11 @@ static struct {
     moec_ckpt *ckpt;
     moec_model *model;
     moec_placement *placement;
-    moec_plan *plan;
+    moec_plan *plan, *turned; /* the second: experts the other way round */
     moec_layout *layout;
     moec_kernels *kernels;
+    moec_conversion *conversion;
+    void *rows[8][16]; /* of rank 0, by planned layer and slot tensor */
 } at;
 
 /* ------------------------------------------------------------------ calls
@@ -386,6 +391,91 @@ static moec_status unconvert(moec_error *err)
     return st;
 }
 
+/* A job over the rows that are there. */
+static moec_status job(moec_job **out, const moec_plan *plan, moec_error *err)
+{
+    moec_job_opts o = MOEC_JOB_OPTS_INIT;
+
+    o.n_threads = 1;
+    o.ring_bytes = 4u << 20;
+    MOEC_TRY(moec_job_create(out, plan, at.conversion, 0, &o, err));
+    plan = moec_job_plan(*out);
+    for (size_t i = 0; i < moec_plan_n_layers(plan); i++)
+        for (size_t t = 0; t < moec_plan_n_slot_tensors(plan, i); t++) {
+            moec_slot_dst d = {.data = at.rows[i][t]};
+            MOEC_TRY(moec_job_place_slots(*out, i, t, &d, err));
+        }
+    return MOEC_OK;
+}
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t come;
+    uint32_t n;
+    moec_status status;
+    moec_error why;
+} told = {.lock = PTHREAD_MUTEX_INITIALIZER, .come = PTHREAD_COND_INITIALIZER};
+
+static void tell(void *ctx, uint64_t ticket, moec_status status,
+                 const moec_error *why)
+{
+    (void)ctx;
+    (void)ticket;
+    pthread_mutex_lock(&told.lock);
+    told.n++;
+    told.status = status;
+    if (why != NULL)
+        told.why = *why;
+    pthread_cond_signal(&told.come);
+    pthread_mutex_unlock(&told.lock);
+}
+
+static moec_status read_expert(moec_error *err)
+{
+    moec_job *x = NULL;
+    moec_status st = job(&x, NULL, err);
+
+    told.n = 0;
+    if (st == MOEC_OK)
+        st = moec_job_read_expert(x, 1, 5, 0, 0, tell, NULL, NULL, err);
+    if (st == MOEC_OK) { /* it was taken: told once */
+        pthread_mutex_lock(&told.lock);
+        while (told.n == 0)
+            pthread_cond_wait(&told.come, &told.lock);
+        st = told.status;
+        if (st != MOEC_OK)
+            *err = told.why;
+        pthread_mutex_unlock(&told.lock);
+    }
+    moec_job_destroy(x);
+    assert_true(told.n <= 1);
+    return st;
+}
+
+/* From the conversion's plan to at.turned: cycles, so there is a bounce row. */
+static moec_status follow(moec_error *err)
+{
+    moec_diff_opts o = MOEC_DIFF_OPTS_INIT;
+    moec_diff *diff = NULL;
+    moec_job *x = NULL;
+
+    o.no_peers = 1;
+    moec_status st = moec_plan_diff(
+        &diff, moec_layout_plan(moec_conversion_layout(at.conversion)),
+        at.turned, 0, &o, err);
+    if (st == MOEC_OK)
+        st = job(&x, at.turned, err);
+    if (st == MOEC_OK)
+        st = moec_job_follow(x, diff, NULL, err);
+    if (st == MOEC_OK)
+        st = moec_job_start(x, err);
+    if (st == MOEC_OK)
+        st = moec_job_wait(x, err);
+    moec_job_destroy(x);
+    moec_diff_destroy(diff);
+    return st;
+}
+
 /* ------------------------------------------------------------------ sweep */
 
 typedef moec_status (*call_fn)(moec_error *err);
@@ -431,6 +521,40 @@ static void sweep(call_fn fn, const char *name)
            (unsigned long long)n, (unsigned long long)tried);
 }
 
+/* What jobs load from, and rows for them. */
+static void make_rows(void)
+{
+    moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
+    moec_error err = MOEC_ERROR_INIT;
+    const moec_plan *plan;
+    moec_placement *p = NULL;
+    int32_t rows[8 * 8];
+    size_t n;
+
+    assert_int_equal(
+        moec_conversion_open(&at.conversion, at.conv, at.families, NULL),
+        MOEC_OK);
+    plan = moec_layout_plan(moec_conversion_layout(at.conversion));
+    n = moec_plan_n_layers(plan);
+    assert_in_range(n, 2, 8);
+    for (size_t i = 0; i < n * 8; i++) /* 3 2 1 0 on the first rank */
+        rows[i] = (int32_t)(i % 8 < 4 ? 3 - i % 8 : 11 - i % 8);
+    rows[0] = 4; /* and one from elsewhere */
+    rows[7] = 3;
+    if (moec_placement_from_rows(&p, (uint32_t)n, 8, 8, rows, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    o.n_ranks = 2;
+    o.placement = p;
+    assert_int_equal(
+        moec_plan_create(&at.turned, moec_plan_model(plan), &o, NULL), MOEC_OK);
+    moec_placement_destroy(p);
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = 0; t < moec_plan_n_slot_tensors(plan, i); t++) {
+            const moec_slot_tensor *s = moec_plan_slot_tensor(plan, i, t);
+            at.rows[i][t] = calloc((size_t)s->shape[0], (size_t)s->slot_bytes);
+        }
+}
+
 static int make_all(void **state)
 {
     moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
@@ -450,12 +574,19 @@ static int make_all(void **state)
     assert_int_equal(moec_plan_create(&at.plan, at.model, &o, NULL), MOEC_OK);
     assert_int_equal(moec_layout_create(&at.layout, at.plan, 0, NULL), MOEC_OK);
     assert_int_equal(moec_kernels_open(&at.kernels, NULL, NULL), MOEC_OK);
-    return moec_convert(at.layout, at.conv, &c, &stats, NULL) != MOEC_OK;
+    assert_int_equal(moec_convert(at.layout, at.conv, &c, &stats, NULL),
+                     MOEC_OK);
+    make_rows();
+    return 0;
 }
 
 static int free_all(void **state)
 {
     (void)state;
+    for (size_t i = 0; i < 8 * 16; i++)
+        free(at.rows[i / 16][i % 16]);
+    moec_plan_destroy(at.turned);
+    moec_conversion_close(at.conversion);
     moec_kernels_close(at.kernels);
     moec_layout_destroy(at.layout);
     moec_plan_destroy(at.plan);
@@ -499,6 +630,8 @@ static void every_call_survives_each_failed_allocation(void **state)
         {"validate", validate},
         {"convert", convert},
         {"unconvert", unconvert},
+        {"read_expert", read_expert},
+        {"follow", follow},
     };
 
     (void)state;
