@@ -22,6 +22,7 @@
 
 /* ------------------------------------------------------------ verdicts */
 
+MOEC_PRINTF(3, 0)
 static void set_verdict(moec_self *s, moec_case_result result, const char *fmt,
                         va_list ap)
 {

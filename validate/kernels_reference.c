@@ -51,9 +51,9 @@ static moec_status compare_answer(moec_l3_layer *l, const moec_reference *part,
         l->result->golden_max_abs_err =
             fmax(l->result->golden_max_abs_err, worst);
         if (!(worst <= limit)) {
-            moec_l3_number a = moec_l3_say(want[at]);
+            moec_l3_number a = moec_l3_say((double)want[at]);
             moec_l3_number b = moec_l3_say(
-                mine[(part->first + at / cols) * stride + at % cols]);
+                (double)mine[(part->first + at / cols) * stride + at % cols]);
             moec_finding f =
                 moec_l3_finding(l, MOEC_RULE_K07, MOEC_SEVERITY_ERROR);
 

@@ -3,11 +3,12 @@
 # All fuzz targets for a while, and a table of what came of it (results.md has
 # what was run):
 #
-#   SECONDS_EACH=300 sh tests/fuzz/run_long.sh DIR NAME=SEEDS[:SEEDS] ...
+#   SECONDS_EACH=300 sh tests/fuzz/run_long.sh DIR NAME,BYTES=SEEDS[:SEEDS] ...
 #
 # DIR has the programs fuzz_NAME and keeps what they learn in DIR/fuzz/NAME
 # from one time to the next; findings stay there as crash-*, leak-*, timeout-*,
-# and make it fail. JOBS targets run at a time (the CPUs there are).
+# and make it fail. BYTES is the longest input. JOBS targets run at a time (the
+# CPUs there are).
 #
 # usage: as cmake --build build/fuzz --target fuzz-long calls it
 set -u
@@ -17,11 +18,15 @@ seconds=${SECONDS_EACH:-300}
 jobs=${JOBS:-$(nproc)}
 work=$dir/fuzz
 mkdir -p "$work"
+# Half of the time went into stacks of allocations, which a finding's second
+# run prints as well.
+ASAN_OPTIONS=${ASAN_OPTIONS:-malloc_context_size=3:quarantine_size_mb=16}
+export ASAN_OPTIONS
 
-one() { # NAME SEEDS
+one() { # NAME BYTES SEEDS
     name=$1
     mkdir -p "$work/$name/corpus" "$work/$name/found" "$work/$name/seeds"
-    echo "$2" | tr ':' '\n' | while read -r path; do
+    echo "$3" | tr ':' '\n' | while read -r path; do
         if [ -d "$path" ]; then
             find "$path" -type f -exec cp {} "$work/$name/seeds" \;
         else
@@ -30,15 +35,21 @@ one() { # NAME SEEDS
         fi
     done
     "$dir/fuzz_$name" -max_total_time="$seconds" -print_final_stats=1 \
-        -rss_limit_mb=2048 -timeout=10 -max_len=65536 \
+        -rss_limit_mb=2048 -timeout=10 -max_len="$2" \
         -artifact_prefix="$work/$name/found/" \
         "$work/$name/corpus" "$work/$name/seeds" >"$work/$name/log" 2>&1
     echo $? >"$work/$name/rc"
+    executed "$name" >>"$work/$name/executions"
+}
+
+executed() { # NAME: what its last run did
+    sed -n 's/^stat::number_of_executed_units: *//p' "$work/$1/log"
 }
 
 running=0
 for word in "$@"; do
-    one "${word%%=*}" "${word#*=}" &
+    head=${word%%=*}
+    one "${head%,*}" "${head#*,}" "${word#*=}" &
     running=$((running + 1))
     if [ "$running" -ge "$jobs" ]; then
         wait
@@ -52,9 +63,9 @@ all=0
 echo "| target | executions | a second | coverage | features | corpus | findings |"
 echo "|---|---|---|---|---|---|---|"
 for word in "$@"; do
-    name=${word%%=*}
+    name=${word%%,*}
     log=$work/$name/log
-    n=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    n=$(executed "$name")
     rate=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
     # The last line that tells: "#8192 pulse cov: 512 ft: 1024 corp: 99/12Kb".
     last=$(grep ' cov: ' "$log" | tail -n 1)
@@ -67,5 +78,6 @@ for word in "$@"; do
     echo "| $name | ${n:-died} | ${rate:--} | ${cov:--} | ${ft:--} |" \
         "${corpus:--} | $found |"
 done
-echo "$all executions in all, $seconds s a target"
+echo "$all executions, $seconds s a target;" \
+    "$(cat "$work"/*/executions | awk '{ n += $1 } END { print n }') of all runs"
 exit $failed
