@@ -37,16 +37,6 @@ enum {
 
 typedef struct moec_cli moec_cli;
 
-/* What the sandbox (confine.h) leaves to a command. Those with a word beyond
- * NOT list moec_group_sandbox. */
-typedef enum moec_cli_confinement {
-    MOEC_CONFINE_NOT = 0,       /* plug-ins, reports anywhere */
-    MOEC_CONFINE_READS,         /* all its paths are inputs */
-    MOEC_CONFINE_WRITES_FIRST,  /* its first path is made anew */
-    MOEC_CONFINE_WRITES_SECOND, /* its second path is */
-    MOEC_CONFINE_SIGNS          /* a file in its first path, or --signature */
-} moec_cli_confinement;
-
 /* One command. `groups` is its option table. */
 typedef struct moec_cli_command {
     const char *name;
@@ -62,7 +52,6 @@ typedef struct moec_cli_command {
      * has name, line and about alone. Names of those are "placement check",
      * their JSON "moec.placement/1" with "action": "check". */
     const struct moec_cli_command *const *subs;
-    moec_cli_confinement confine;
 } moec_cli_command;
 
 struct moec_cli {

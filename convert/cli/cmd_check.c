@@ -40,12 +40,8 @@ static const moec_cli_opt own_opts[] = {
      NULL, NULL, 0},
 };
 static const moec_cli_group own = {"Check", own_opts, 6};
-static const moec_cli_group *const groups[] = {&own,
-                                               &moec_group_report,
-                                               &moec_group_topology,
-                                               &moec_group_sandbox,
-                                               &moec_group_common,
-                                               NULL};
+static const moec_cli_group *const groups[] = {
+    &own, &moec_group_report, &moec_group_topology, &moec_group_common, NULL};
 
 const char *moec_check_level_name(moec_level level)
 {
@@ -494,5 +490,4 @@ const moec_cli_command moec_cmd_check = {
     .groups = groups,
     .min_paths = 0,
     .max_paths = 1,
-    .confine = MOEC_CONFINE_READS,
 };

@@ -29,9 +29,13 @@ static const moec_cli_opt sign_opts[] = {
 };
 static const moec_cli_group signing = {"Signing", sign_opts, 1};
 
-static const moec_cli_group *const groups[] = {
-    &moec_group_topology, &moec_group_ranks,  &own, &moec_group_write, &signing,
-    &moec_group_sandbox,  &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&moec_group_topology,
+                                               &moec_group_ranks,
+                                               &own,
+                                               &moec_group_write,
+                                               &signing,
+                                               &moec_group_common,
+                                               NULL};
 
 static int dry_run(const moec_cli *cli, const moec_cli_session *s,
                    const moec_cli_ranks *ranks, const char *out)
@@ -200,7 +204,6 @@ const moec_cli_command moec_cmd_convert = {
                 "convert ./Mixtral ./ep4 --ep 4 --dry-run --json\n"
                 "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --ranks auto",
     .groups = groups,
-    .confine = MOEC_CONFINE_WRITES_SECOND,
     .min_paths = 2,
     .max_paths = 2,
     .url_paths = 1u,

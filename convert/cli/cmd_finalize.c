@@ -20,8 +20,7 @@ static const moec_cli_opt opts[] = {
      0},
 };
 static const moec_cli_group own = {"Writing", opts, 1};
-static const moec_cli_group *const groups[] = {&own, &moec_group_sandbox,
-                                               &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
 
 /* OUT is there and nothing waits beside it: somebody has finished it. A job
  * that is started again asks twice. */
@@ -111,7 +110,6 @@ const moec_cli_command moec_cmd_finalize = {
     .examples = "finalize ./V3-ep32\n"
                 "finalize ./V3-ep32 --json",
     .groups = groups,
-    .confine = MOEC_CONFINE_WRITES_FIRST,
     .min_paths = 1,
     .max_paths = 1,
 };

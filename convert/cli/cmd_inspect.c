@@ -20,8 +20,7 @@ static const moec_cli_opt own_opts[] = {
      "a family description beside the built-in ones", NULL, NULL, 0},
 };
 static const moec_cli_group own = {"Inspect", own_opts, 2};
-static const moec_cli_group *const groups[] = {&own, &moec_group_sandbox,
-                                               &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
 
 /* Sums over the tensor table. */
 typedef struct census {
@@ -429,7 +428,6 @@ const moec_cli_command moec_cmd_inspect = {
                 "inspect --json deepseek-ai/DeepSeek-V3@main\n"
                 "inspect model-00001-of-00163.safetensors",
     .groups = groups,
-    .confine = MOEC_CONFINE_READS,
     .min_paths = 0,
     .max_paths = 1,
     .url_paths = 1u,

@@ -11,8 +11,7 @@
 #include "written.h"
 
 static const moec_cli_group *const groups[] = {
-    &moec_group_topology, &moec_group_ranks, &moec_group_sandbox,
-    &moec_group_common, NULL};
+    &moec_group_topology, &moec_group_ranks, &moec_group_common, NULL};
 
 /* What it came to, once it is known. */
 static int tell(moec_cli *cli, const moec_cli_session *s,
@@ -79,7 +78,6 @@ const moec_cli_command moec_cmd_plan = {
     .examples = "plan ./DeepSeek-V3 --ep 32 --redundant 32\n"
                 "plan ./DeepSeek-V3 --ep 8 --placement eplb.json --json",
     .groups = groups,
-    .confine = MOEC_CONFINE_READS,
     .min_paths = 1,
     .max_paths = 1,
     .url_paths = 1u,

@@ -31,8 +31,7 @@ static const moec_cli_opt own_opts[] = {
      "replace an older signature", NULL, NULL, 0},
 };
 static const moec_cli_group own = {"Signing", own_opts, 6};
-static const moec_cli_group *const groups[] = {&own, &moec_group_sandbox,
-                                               &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
 
 static moec_sign_opts sign_opts(const moec_cli *cli, const char *key)
 {
@@ -154,7 +153,6 @@ const moec_cli_command moec_cmd_sign = {
                 "--certificate-chain ca.pem\n"
                 "sign ./V3-ep32 --key key.pem --signature v3.sig --force",
     .groups = groups,
-    .confine = MOEC_CONFINE_SIGNS,
     .min_paths = 1,
     .max_paths = 1,
 };

@@ -9,8 +9,8 @@
 #include "print.h"
 #include "written.h"
 
-static const moec_cli_group *const groups[] = {
-    &moec_group_write, &moec_group_sandbox, &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&moec_group_write,
+                                               &moec_group_common, NULL};
 
 static int dry_run(const moec_cli *cli, const char *dir, const char *out)
 {
@@ -75,7 +75,6 @@ const moec_cli_command moec_cmd_unconvert = {
     .examples = "unconvert ./V3-ep32 ./V3-again\n"
                 "unconvert ./V3-ep32 ./V3-again --dry-run",
     .groups = groups,
-    .confine = MOEC_CONFINE_WRITES_SECOND,
     .min_paths = 2,
     .max_paths = 2,
 };

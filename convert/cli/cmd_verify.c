@@ -19,8 +19,8 @@ static const moec_cli_opt own_opts[] = {
      "the manifest's digests stand in for it", 0},
 };
 static const moec_cli_group own = {"Verify", own_opts, 1};
-static const moec_cli_group *const groups[] = {
-    &own, &moec_group_report, &moec_group_sandbox, &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&own, &moec_group_report,
+                                               &moec_group_common, NULL};
 
 static void print_json(const moec_cli *cli, const moec_report *report, bool ok)
 {
@@ -91,7 +91,6 @@ const moec_cli_command moec_cmd_verify = {
     .examples = "verify ./V3-ep32\n"
                 "verify ./V3-ep32 --source ./DeepSeek-V3 --json",
     .groups = groups,
-    .confine = MOEC_CONFINE_READS,
     .min_paths = 1,
     .max_paths = 1,
 };

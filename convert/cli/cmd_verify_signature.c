@@ -28,8 +28,7 @@ static const moec_cli_opt own_opts[] = {
      "files that are not signed are no finding", NULL, NULL, 0},
 };
 static const moec_cli_group own = {"Signature", own_opts, 5};
-static const moec_cli_group *const groups[] = {&own, &moec_group_sandbox,
-                                               &moec_group_common, NULL};
+static const moec_cli_group *const groups[] = {&own, &moec_group_common, NULL};
 
 static void print_json(const moec_cli *cli, const moec_signature *s,
                        const moec_signature_stats *stats)
@@ -129,7 +128,6 @@ const moec_cli_command moec_cmd_verify_signature = {
                 "verify-signature ./DeepSeek-V3 --signature v3.sig --key "
                 "key.pub",
     .groups = groups,
-    .confine = MOEC_CONFINE_READS,
     .min_paths = 1,
     .max_paths = 1,
 };

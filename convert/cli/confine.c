@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From a command line to the paths that the process may still touch. Read:
- * every path argument, every option whose argument is a file, what the links
- * of a Hugging Face snapshot lead to, and the cache where a path argument is
- * no path. Written: the directory that holds OUT, because OUT is renamed into
- * it; for a signature or a report the directory that holds it.
+ * From a command line to the paths that the process may still touch: the table
+ * says what of it each command writes, and all else that it names is read.
+ * Where a command reads a checkpoint, that is what the links of a Hugging Face
+ * snapshot lead to as well, and the cache where a path argument is no path.
+ * What is written is given by the directory that holds it: outputs are made
+ * beside their place, and renamed.
  */
 #include "confine.h"
 
@@ -18,22 +19,78 @@
 #include "session.h"
 #include "web_source.h"
 
-enum { PATHS_MAX = 256 };
+enum {
+    READS = 0,            /* its paths: checkpoints, or files beside others */
+    READS_FILES = 1,      /* its paths, and nothing beside them */
+    WRITES_FIRST = 2,     /* its first path */
+    WRITES_SECOND = 4,    /* its second path */
+    WRITES_WITHIN = 8,    /* into the directory that its first path is ... */
+    WRITES_SIGNATURE = 16 /* ... or --signature, where that is said */
+};
+
+/* What each command may do, beside the paths of options: --out, --html,
+ * --counts and --report are written, all others are read. */
+static const struct {
+    const char *command;
+    unsigned may;
+} table[] = {
+    {"check", READS},
+    {"convert", WRITES_SECOND},
+    {"diff", READS},
+    {"explain", READS},
+    {"finalize", WRITES_FIRST},
+    {"inspect", READS},
+    {"load", READS},
+    {"place", WRITES_FIRST | WRITES_SECOND},
+    {"placement check", READS_FILES},
+    {"placement eplb", READS_FILES},
+    {"placement export", READS_FILES | WRITES_SECOND},
+    {"placement import", READS_FILES | WRITES_SECOND},
+    {"placement show", READS_FILES},
+    {"plan", READS},
+    {"routes check", READS_FILES},
+    {"routes export", READS_FILES | WRITES_SECOND},
+    {"routes import", READS_FILES},
+    {"routes merge", READS_FILES},
+    {"selftest", READS},
+    {"sign", WRITES_WITHIN | WRITES_SIGNATURE},
+    {"stats", READS_FILES},
+    {"unconvert", WRITES_SECOND},
+    {"upload", READS},
+    {"validate", READS},
+    {"verify", READS},
+    {"verify-signature", READS},
+};
+
+static unsigned may_of(const moec_cli *cli)
+{
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++) {
+        if (strcmp(table[i].command, cli->cmd->name) == 0)
+            return table[i].may;
+    }
+    return READS;
+}
 
 typedef struct paths {
-    moec_sandbox_path at[PATHS_MAX];
-    char *own[PATHS_MAX];
-    size_t n;
+    moec_sandbox_path *at;
+    size_t n, cap;
 } paths;
 
-/* Takes `path`, which may be NULL. A path too many stays closed. */
+/* Takes `path`, which may be NULL. Without memory it stays closed. */
 static void add(paths *p, char *path, moec_sandbox_access access)
 {
-    if (path == NULL || p->n == PATHS_MAX) {
+    if (path != NULL && p->n == p->cap) {
+        size_t cap = p->cap * 2 + 16;
+        void *at = realloc(p->at, cap * sizeof(p->at[0]));
+        if (at != NULL) {
+            p->at = at;
+            p->cap = cap;
+        }
+    }
+    if (path == NULL || p->n == p->cap) {
         free(path);
         return;
     }
-    p->own[p->n] = path;
     p->at[p->n++] = (moec_sandbox_path){.path = path, .access = access};
 }
 
@@ -82,6 +139,17 @@ static void add_input(paths *p, const char *path)
     free(real);
 }
 
+/* A file that is made anew: beside its place. What is there and is no plain
+ * file is written to as it is. */
+static void add_output(paths *p, const char *path)
+{
+    struct stat sb;
+    bool special = path != NULL && stat(path, &sb) == 0 &&
+                   !S_ISREG(sb.st_mode) && !S_ISDIR(sb.st_mode);
+    if (path != NULL)
+        add(p, special ? strdup(path) : parent_of(path), MOEC_SANDBOX_WRITE);
+}
+
 /* Does the option's argument name something to read? */
 static bool is_file(const moec_cli_opt *o)
 {
@@ -106,96 +174,93 @@ static void add_option(paths *p, const moec_cli_args *a, const moec_cli_opt *o)
             add(p, strdup(list->words[i]), MOEC_SANDBOX_READ);
     } else if (*(const char *const *)field != NULL) {
         const char *path = *(const char *const *)field;
-        if (strcmp(o->arg, "SRC") == 0)
+        /* Of activations the directory is opened: fixture.json is there. */
+        if (strcmp(o->arg, "SRC") == 0 || path == a->golden ||
+            path == a->inputs)
             add_input(p, path);
         else
             add(p, strdup(path), MOEC_SANDBOX_READ);
     }
 }
 
-/* A report replaces a file, in whose directory it is made; what is there and
- * is no plain file is written to as it is. */
-static void add_reports(paths *p, const moec_cli_list *list)
-{
-    for (size_t i = 0; i < list->n; i++) {
-        const char *file = moec_ci_report_file(list->words[i]);
-        struct stat sb;
-        if (file == NULL)
-            continue;
-        if (stat(file, &sb) == 0 && !S_ISREG(sb.st_mode))
-            add(p, strdup(file), MOEC_SANDBOX_WRITE);
-        else
-            add(p, parent_of(file), MOEC_SANDBOX_WRITE);
-    }
-}
-
-static void add_outputs(paths *p, const moec_cli *cli)
-{
-    const char *first = moec_cli_path(cli, 0), *second = moec_cli_path(cli, 1);
-    const char *signature = cli->args.signature;
-    add_reports(p, &cli->args.reports);
-    switch (cli->cmd->confine) {
-    case MOEC_CONFINE_NOT:
-    case MOEC_CONFINE_READS:
-        return;
-    case MOEC_CONFINE_WRITES_FIRST:
-        if (first != NULL)
-            add(p, parent_of(first), MOEC_SANDBOX_WRITE);
-        return;
-    case MOEC_CONFINE_WRITES_SECOND:
-        if (second != NULL)
-            add(p, parent_of(second), MOEC_SANDBOX_WRITE);
-        return;
-    case MOEC_CONFINE_SIGNS:
-        if (signature != NULL)
-            add(p, parent_of(signature), MOEC_SANDBOX_WRITE);
-        else if (first != NULL)
-            add(p, strdup(first), MOEC_SANDBOX_WRITE);
-        return;
-    }
-}
-
-static void add_inputs(paths *p, const moec_cli *cli)
+static void add_inputs(paths *p, const moec_cli *cli, unsigned may)
 {
     const moec_cli_group *const *g = cli->cmd->groups;
     size_t n = cli->args.n_paths;
-    /* The second path of these is the output. */
-    if (cli->cmd->confine == MOEC_CONFINE_WRITES_SECOND && n > 1)
+    if ((may & WRITES_SECOND) && n > 1)
         n = 1;
-    for (size_t i = 0; i < n; i++)
-        add_input(p, cli->args.paths[i]);
+    for (size_t i = 0; i < n; i++) {
+        if (may & READS_FILES)
+            add(p, strdup(cli->args.paths[i]), MOEC_SANDBOX_READ);
+        else
+            add_input(p, cli->args.paths[i]);
+    }
     for (; *g != NULL; g++) {
         for (size_t i = 0; i < (*g)->n; i++)
             add_option(p, &cli->args, &(*g)->opts[i]);
     }
 }
 
+static void add_outputs(paths *p, const moec_cli *cli, unsigned may)
+{
+    const char *first = moec_cli_path(cli, 0), *second = moec_cli_path(cli, 1);
+    const moec_cli_args *a = &cli->args;
+    /* `placement import --strategy` has no input. */
+    if ((may & WRITES_FIRST) || ((may & WRITES_SECOND) && a->strategy != 0))
+        add_output(p, first);
+    if (may & WRITES_SECOND)
+        add_output(p, second);
+    if ((may & WRITES_SIGNATURE) && a->signature != NULL)
+        add_output(p, a->signature);
+    else if ((may & WRITES_WITHIN) && first != NULL)
+        add(p, strdup(first), MOEC_SANDBOX_WRITE);
+    add_output(p, a->out);
+    add_output(p, a->html);
+    add_output(p, a->counts_out);
+    for (size_t i = 0; i < a->reports.n; i++)
+        add_output(p, moec_ci_report_file(a->reports.words[i]));
+}
+
+/* A plug-in's driver maps devices, forks, and talks: CUDA's compiles kernels
+ * into a cache of its own, MPI starts its daemons and opens sockets at any
+ * time. Neither says what it needs. */
+static bool has_plugin(const moec_cli_args *a)
+{
+    return a->mpi || a->device == MOEC_CHOICE_DEVICE_CUDA;
+}
+
+static bool wants_network(const moec_cli_args *a)
+{
+    for (size_t i = 0; i < a->n_paths; i++) {
+        if (moec_web_is_url(a->paths[i]))
+            return true;
+    }
+    return moec_web_is_url(a->source);
+}
+
+static bool switched_off(const moec_cli_args *a)
+{
+    const char *word = getenv("MOEC_NO_SANDBOX");
+    return a->no_sandbox || (word != NULL && word[0] != '\0');
+}
+
 void moec_cli_confine(const moec_cli *cli)
 {
+    unsigned may = may_of(cli);
     moec_sandbox_result r;
     uint8_t digest[32];
-    paths *p;
-    if (cli->cmd->confine == MOEC_CONFINE_NOT || cli->args.no_sandbox)
+    paths p = {0};
+    if (switched_off(&cli->args) || has_plugin(&cli->args))
         return;
-    /* A URL needs the network, name servers and certificates. */
-    for (size_t i = 0; i < cli->args.n_paths; i++) {
-        if (moec_web_is_url(cli->args.paths[i]))
-            return;
-    }
-    if (moec_web_is_url(cli->args.source))
-        return;
-    p = calloc(1, sizeof(*p));
-    if (p == NULL)
-        return;
-    add_inputs(p, cli);
-    add_outputs(p, cli);
+    add_inputs(&p, cli, may);
+    add_outputs(&p, cli, may);
     /* libcrypto reads its configuration the first time that it is asked. */
     (void)moec_digest_memory("", 0, digest, NULL);
-    r = moec_sandbox_enter(p->at, p->n);
+    r = moec_sandbox_enter(p.at, p.n, wants_network(&cli->args));
     if (cli->args.verbose >= 2)
         moec_cli_line(stderr, "moe-convert: sandbox: Landlock %d, seccomp %s",
                       r.landlock, r.seccomp ? "on" : "off");
-    for (size_t i = 0; i < p->n; i++)
-        free(p->own[i]);
-    free(p);
+    for (size_t i = 0; i < p.n; i++)
+        free((void *)(uintptr_t)p.at[i].path);
+    free(p.at);
 }

@@ -4,7 +4,7 @@
 
 /*
  * What this is: which paths a command line names, and the sandbox around
- *   them. A command says in its row of the table what it writes.
+ *   them. confine.c has a table of what each command writes.
  * Lifetime: until the process ends.
  * Threads: one thread at a time, before any other is started.
  * Errors: none: sandbox.h.
@@ -12,7 +12,8 @@
 
 #include "cli.h"
 
-/* Enter the sandbox, unless the command has none or --no-sandbox was said. */
+/* Enter the sandbox, unless --no-sandbox or MOEC_NO_SANDBOX was said or a
+ * plug-in is asked for. */
 void moec_cli_confine(const moec_cli *cli);
 
 #endif

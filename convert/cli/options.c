@@ -97,13 +97,6 @@ static const moec_cli_opt write_opts[] = {
      "never go around the page cache", NULL, NULL, 0},
 };
 
-static const moec_cli_opt sandbox_opts[] = {
-    {"no-sandbox", 0, MOEC_KIND_FLAG, FIELD(no_sandbox), NULL,
-     "keep the rights that the command does not need: other paths, programs, "
-     "network",
-     NULL, NULL, 0},
-};
-
 static const moec_cli_opt common_opts[] = {
     {"json", 0, MOEC_KIND_FLAG, FIELD(json), NULL,
      "one JSON document on stdout", NULL, NULL, 0},
@@ -121,6 +114,10 @@ static const moec_cli_opt common_opts[] = {
      0},
     {"strict", 0, MOEC_KIND_FLAG, FIELD(strict), NULL,
      "warnings become findings: exit 1, nothing written", NULL, NULL, 0},
+    {"no-sandbox", 0, MOEC_KIND_FLAG, FIELD(no_sandbox), NULL,
+     "keep the rights that the command does not need: other paths, programs, "
+     "network; so does MOEC_NO_SANDBOX=1 in the environment",
+     NULL, NULL, 0},
     {"help", 'h', MOEC_KIND_FLAG, FIELD(help), NULL, "this text", NULL, NULL,
      0},
 };
@@ -137,7 +134,6 @@ const moec_cli_group moec_group_balance = {"Balance", topology_opts,
 const moec_cli_group moec_group_topology = GROUP("Topology", topology_opts);
 const moec_cli_group moec_group_report = GROUP("Report", report_opts);
 const moec_cli_group moec_group_write = GROUP("Writing", write_opts);
-const moec_cli_group moec_group_sandbox = GROUP("Sandbox", sandbox_opts);
 const moec_cli_group moec_group_common = GROUP("Common", common_opts);
 
 /* ------------------------------------------------------------ numbers */

@@ -143,7 +143,6 @@ extern const moec_cli_group moec_group_topology;
 extern const moec_cli_group moec_group_balance;
 extern const moec_cli_group moec_group_report; /* ci_report.h writes them */
 extern const moec_cli_group moec_group_write;
-extern const moec_cli_group moec_group_sandbox;
 extern const moec_cli_group moec_group_common;
 extern const moec_cli_opt moec_opt_family;
 

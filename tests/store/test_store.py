@@ -287,6 +287,30 @@ class CommandLine(unittest.TestCase):
         said = self.run_convert("inspect", "s3://models/out", want=3)
         self.assertIn("download it first", said)
 
+    @unittest.skipUnless(os.environ.get("MOEC_PROBE"), "no probe")
+    def test_connects_and_does_nothing_else(self):
+        """With tests/support/sandbox_probe.c in the process, and by a name."""
+        self.run_convert("convert", self.source, "out", "--ep", "2")
+        said = self.run_convert("inspect", self.source, "-v", "-v")
+        if "Landlock 0" in said or "seccomp on" not in said:
+            self.skipTest("no sandbox here")
+        secret = os.path.join(self.tmp.name, "secret")
+        with open(secret, "w"):
+            pass
+        os.mkdir(os.path.join(self.tmp.name, "at"))
+        os.environ.update(LD_PRELOAD=os.environ["MOEC_PROBE"],
+                          PROBE_OUTSIDE=secret, PROBE_SECRET=secret)
+        self.addCleanup(os.environ.pop, "LD_PRELOAD")
+        named = self.url.replace("127.0.0.1", "localhost")
+        for words in (("upload", "out", "s3://models/out"),
+                      ("convert", named + "/models/V3", "at/out", "--ep", "2"),
+                      ("verify", "out", "--source", "s3://models/V3")):
+            said = self.run_convert(*words)
+            self.assertIn("probe: socket ALLOWED", said)
+            for what in ("ptrace", "fork", "read outside", "write outside",
+                         "exec"):
+                self.assertIn("probe: %s refused" % what, said)
+
     def test_says_where_a_url_cannot_be(self):
         said = self.run_convert("convert", self.source, "s3://models/x",
                                 "--ep", "2", want=2)

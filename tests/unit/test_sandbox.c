@@ -6,6 +6,7 @@
 #include "tmpdir.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
@@ -16,6 +17,7 @@
 
 static tmpdir d;
 static moec_sandbox_result got;
+static struct sockaddr_in server; /* of this process, for the children */
 
 static const char *in(const char *name)
 {
@@ -52,7 +54,7 @@ static int teardown(void **state)
 }
 
 /* Run `fn` in a child inside the sandbox; 0 from it is good, else the line. */
-static void inside(int (*fn)(void))
+static void inside(int (*fn)(void), bool network)
 {
     int status = 0;
     pid_t pid = fork();
@@ -62,7 +64,7 @@ static void inside(int (*fn)(void))
         moec_sandbox_path paths[] = {{in("in"), MOEC_SANDBOX_READ},
                                      {in("out"), MOEC_SANDBOX_WRITE},
                                      {in("absent"), MOEC_SANDBOX_READ}};
-        got = moec_sandbox_enter(paths, 3);
+        got = moec_sandbox_enter(paths, 3, network);
         _exit(fn());
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
@@ -131,6 +133,28 @@ static int makes_an_output(void)
     return 0;
 }
 
+/* What a source behind a URL needs, and no more. */
+static int speaks_to_a_server(void)
+{
+    char *const argv[] = {NULL};
+    int fd;
+
+    NEED(seccomp);
+    fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    WANT(fd >= 0);
+    WANT(connect(fd, (struct sockaddr *)&server, sizeof(server)) == 0);
+    WANT(send(fd, "x", 1, MSG_NOSIGNAL) == 1);
+    WANT(listen(fd, 1) < 0 && errno == EPERM);
+    WANT(execve("/bin/true", argv, argv) != 0 && errno == EPERM);
+    WANT(fork() < 0 && errno == EPERM);
+    NEED(landlock);
+    WANT(try_open("/etc/passwd", O_RDONLY) == 0);
+    WANT(try_open("/etc/passwd", O_WRONLY) == EACCES);
+    WANT(try_open(in("other/x"), O_RDONLY) == EACCES);
+    WANT(try_open(in("in/x"), O_RDONLY) == 0);
+    return 0;
+}
+
 /* Nothing of this may reach the world, whatever was read. */
 static int reaches_nobody(void)
 {
@@ -187,31 +211,49 @@ static int signals_nobody(void)
 static void opens_only_what_the_command_names(void **state)
 {
     (void)state;
-    inside(reads_and_writes);
+    inside(reads_and_writes, false);
 }
 
 static void makes_the_output_and_nothing_elsewhere(void **state)
 {
     (void)state;
-    inside(makes_an_output);
+    inside(makes_an_output, false);
 }
 
 static void runs_and_reaches_nobody(void **state)
 {
     (void)state;
-    inside(reaches_nobody);
+    inside(reaches_nobody, false);
+}
+
+static void connects_where_it_has_a_network(void **state)
+{
+    socklen_t n = sizeof(server);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    (void)state;
+    server.sin_family = AF_INET;
+    server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (fd < 0 || bind(fd, (struct sockaddr *)&server, n) != 0) {
+        (void)fprintf(stderr, "no network here: not tried\n");
+        skip();
+    }
+    assert_int_equal(listen(fd, 1), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&server, &n), 0);
+    inside(speaks_to_a_server, true);
+    assert_int_equal(close(fd), 0);
 }
 
 static void threads_and_rings_go_on_working(void **state)
 {
     (void)state;
-    inside(goes_on_working);
+    inside(goes_on_working, false);
 }
 
 static void sends_no_signals(void **state)
 {
     (void)state;
-    inside(signals_nobody);
+    inside(signals_nobody, false);
 }
 
 int main(void)
@@ -220,6 +262,7 @@ int main(void)
         cmocka_unit_test(opens_only_what_the_command_names),
         cmocka_unit_test(makes_the_output_and_nothing_elsewhere),
         cmocka_unit_test(runs_and_reaches_nobody),
+        cmocka_unit_test(connects_where_it_has_a_network),
         cmocka_unit_test(threads_and_rings_go_on_working),
         cmocka_unit_test(sends_no_signals),
     };
