@@ -113,10 +113,9 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
 moec_status moec_finalize(const char *out_dir, const moec_convert_opts *opts,
                           moec_convert_stats *stats, moec_error *err);
 
-/* Give the source's files back: converted checkpoint `dir` into the new
- * directory `out_dir`. */
-moec_status moec_unconvert(const char *dir, const char *out_dir,
-                           const moec_convert_opts *opts,
+/* Give the source's files back: those of the conversion opts->source into the
+ * new directory `out_dir`. */
+moec_status moec_unconvert(const char *out_dir, const moec_convert_opts *opts,
                            moec_convert_stats *stats, moec_error *err);
 
 #endif

@@ -39,6 +39,13 @@ static void put_program(moec_buf *b, const char *command)
                     moec_version(), MOEC_FORMAT_VERSION);
 }
 
+void moec_identity_version(moec_buf *out, const char *name, uint64_t bytes,
+                           const char *etag)
+{
+    moec_buf_printf(out, "source file %s: %llu bytes, version %s\n", name,
+                    (unsigned long long)bytes, etag ? etag : "none");
+}
+
 moec_status moec_identity_file(moec_buf *out, const char *name, int fd,
                                moec_error *err)
 {
@@ -196,8 +203,8 @@ moec_status moec_identity_conversion(const moec_converted *c, moec_buf *out,
 {
     moec_buf text = {0};
     moec_sha256 sum;
-    moec_status st = moec_read_file(c->dirfd, MOEC_MANIFEST_NAME,
-                                    MOEC_JSON_BYTES_MAX, &text, err);
+    moec_status st = moec_converted_load(c, MOEC_MANIFEST_NAME,
+                                         MOEC_JSON_BYTES_MAX, &text, err);
 
     if (st == MOEC_OK)
         st = moec_sha256_of(text.data, text.len, &sum, err);
@@ -208,10 +215,15 @@ moec_status moec_identity_conversion(const moec_converted *c, moec_buf *out,
     moec_identity_hex(out, "sources.bin ", &c->manifest.sources_file.sha256);
     for (size_t i = 0; i < c->manifest.n_files; i++) {
         const char *name = c->manifest.files[i].name;
+        const moec_store_file *f = moec_converted_behind(c, name);
         uint64_t bytes;
         int fd;
 
-        MOEC_TRY(moec_open_regular(c->dirfd, name, &fd, &bytes, err));
+        if (f != NULL) {
+            moec_identity_version(out, name, f->bytes, f->etag);
+            continue;
+        }
+        MOEC_TRY(moec_converted_file(c, name, &fd, &bytes, err));
         st = moec_identity_file(out, name, fd, err);
         close(fd);
         MOEC_TRY(st);

@@ -31,6 +31,9 @@ moec_status moec_identity_conversion(const moec_converted *c, moec_buf *out,
                                      moec_error *err);
 moec_status moec_identity_file(moec_buf *out, const char *name, int fd,
                                moec_error *err);
+/* A file behind a source, by what that says of it. */
+void moec_identity_version(moec_buf *out, const char *name, uint64_t bytes,
+                           const char *etag);
 void moec_identity_hex(moec_buf *out, const char *what, const moec_sha256 *sum);
 
 #endif

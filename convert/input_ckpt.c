@@ -144,8 +144,7 @@ static moec_status identify_shard(const moec_ckpt *ckpt, size_t i,
 
     if (!moec_ckpt_is_remote(ckpt))
         return moec_identity_file(out, f->name, moec_ckpt_fd(ckpt, i), err);
-    moec_buf_printf(out, "source file %s: %llu bytes, version %s\n", f->name,
-                    (unsigned long long)f->bytes, f->etag ? f->etag : "none");
+    moec_identity_version(out, f->name, f->bytes, f->etag);
     return MOEC_OK;
 }
 

@@ -357,8 +357,7 @@ static moec_status open_extra(const moec_input *in, size_t i, moec_extra *out,
     moec_extra x = {.name = e->name, .fd = -1};
 
     if (e->copied != NULL) {
-        MOEC_TRY(
-            moec_open_regular(f->conv->dirfd, x.name, &x.fd, &x.bytes, err));
+        MOEC_TRY(moec_converted_file(f->conv, x.name, &x.fd, &x.bytes, err));
         x.sha256 = &e->copied->sha256;
     } else {
         x.data = e->inside->data;

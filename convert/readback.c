@@ -133,25 +133,18 @@ moec_status moec_readback_open(moec_readback *rb, const moec_layout *layout,
     rb->layout = layout;
     rb->conv = conv;
     rb->files = moec_calloc(n + 1, sizeof(*rb->files));
-    rb->paths = moec_calloc(n + 1, sizeof(*rb->paths));
-    if (rb->files == NULL || rb->paths == NULL)
+    if (rb->files == NULL)
         return moec_fail_nomem(err, "files of the conversion");
     for (size_t i = 0; i < n; i++) {
         const moec_out_file *f = moec_layout_file(layout, i);
-        moec_buf path = {0};
-        uint64_t bytes;
-        int fd;
+        moec_io_file *io = &rb->files[i];
 
-        MOEC_TRY(moec_open_regular(conv->dirfd, f->name, &fd, &bytes, err));
-        moec_buf_printf(&path, "%s/%s", conv->dir, f->name);
-        rb->paths[i] = path.data;
-        moec_io_open(&rb->files[i], f->name, path.oom ? NULL : path.data, fd,
-                     bytes, no_direct);
+        MOEC_TRY(moec_converted_io(conv, f->name, no_direct, io, err));
         rb->n_files = i + 1;
-        if (bytes != f->bytes)
+        if (io->bytes != f->bytes)
             return moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_M05,
                              "%s: %llu bytes, expected %llu", f->name,
-                             (unsigned long long)bytes,
+                             (unsigned long long)io->bytes,
                              (unsigned long long)f->bytes);
     }
     return MOEC_OK;
@@ -176,13 +169,9 @@ void moec_readback_close(moec_readback *rb)
         moec_io_close(&rb->files[i]);
         close(rb->files[i].fd);
     }
-    for (size_t i = 0; rb->paths != NULL && i < moec_layout_n_files(rb->layout);
-         i++)
-        moec_free(rb->paths[i]);
     for (uint32_t i = 0; i < rb->n_readers; i++)
         moec_scratch_fini(&rb->readers[i].scratch);
     moec_free(rb->readers);
-    moec_free(rb->paths);
     moec_free(rb->files);
 }
 
@@ -193,7 +182,7 @@ moec_status moec_readback_copied(const moec_converted *conv,
     size_t before = out->len;
     moec_sha256 got;
 
-    MOEC_TRY(moec_read_file(conv->dirfd, c->name, c->bytes, out, err));
+    MOEC_TRY(moec_converted_load(conv, c->name, c->bytes, out, err));
     MOEC_TRY(moec_sha256_of(out->data + before, out->len - before, &got, err));
     if (out->len - before == c->bytes &&
         memcmp(&got, &c->sha256, sizeof(got)) == 0)

@@ -273,19 +273,16 @@ static moec_status unconvert_into(back *b, const char *out_dir, moec_error *err)
     return moec_out_job_end(&b->job, write_all(b, err), err);
 }
 
-moec_status moec_unconvert(const char *dir, const char *out_dir,
-                           const moec_convert_opts *opts,
+moec_status moec_unconvert(const char *out_dir, const moec_convert_opts *opts,
                            moec_convert_stats *stats, moec_error *err)
 {
-    moec_conversion *c = NULL;
     moec_convert_stats none = {0};
     struct timespec begin, end;
 
     *stats = none;
     clock_gettime(CLOCK_MONOTONIC, &begin);
-    MOEC_TRY(moec_conversion_open(&c, dir, NULL, err));
-    back b = {.layout = moec_conversion_layout(c),
-              .conv = moec_conversion_files(c),
+    back b = {.layout = moec_conversion_layout(opts->source),
+              .conv = moec_conversion_files(opts->source),
               .opts = opts};
     b.src = moec_model_ckpt(moec_plan_model(moec_layout_plan(b.layout)));
     moec_status st = unconvert_into(&b, out_dir, err);
@@ -296,7 +293,6 @@ moec_status moec_unconvert(const char *dir, const char *out_dir,
     stats->bytes_written = atomic_load(&b.crew.done_bytes) - b.resumed_bytes;
     stats->durability_uncertain = st == MOEC_E_DURABILITY;
     free_back(&b);
-    moec_conversion_close(c);
     clock_gettime(CLOCK_MONOTONIC, &end);
     stats->seconds = (double)(end.tv_sec - begin.tv_sec) +
                      (double)(end.tv_nsec - begin.tv_nsec) * 1e-9;

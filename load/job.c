@@ -298,8 +298,8 @@ static void *run(void *arg)
     if (st == MOEC_OK)
         st = moec_engine_wait(j->engine, &why);
     /* the engine looks at files again, not at a caller's source */
-    if (st == MOEC_OK && j->files == NULL && moec_ckpt_fd(j->ckpt, 0) < 0)
-        st = moec_ckpt_check_unchanged(j->ckpt, &why);
+    if (st == MOEC_OK)
+        st = moec_job_look_again(j, &why);
     if (st != MOEC_OK)
         moec_job_common_failed(j);
     (void)moec_job_end_thread(j, st, &why);

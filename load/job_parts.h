@@ -106,6 +106,7 @@ struct moec_job {
     size_t n_files;
     moec_engine_file *file; /* fd -1: not open */
     char **paths;           /* of a conversion's */
+    bool *looked_at;        /* of one behind a source: asked what they are */
     /* of the run */
     moec_job_lists lists;
     uint64_t ring_bytes;
@@ -187,6 +188,8 @@ void moec_job_lists_fini(moec_job_lists *l);
 moec_status moec_job_open_files(moec_job *j, moec_error *err);
 /* Open file `i` if it is not. */
 moec_status moec_job_open_file(moec_job *j, size_t i, moec_error *err);
+/* Fail with I13 where a file behind a caller's source is another one now. */
+moec_status moec_job_look_again(const moec_job *j, moec_error *err);
 void moec_job_close_files(moec_job *j);
 /* moec_engine_opts.describe and read_at. */
 void moec_job_describe(void *ctx, const moec_piece *piece, char *buf, size_t n);

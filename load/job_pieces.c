@@ -188,14 +188,19 @@ static moec_status open_converted(moec_job *j, size_t i, moec_error *err)
     uint64_t bytes = 0;
     int fd = -1;
 
-    MOEC_TRY(moec_open_regular(j->files->dirfd, f->name, &fd, &bytes, err));
-    e->fd = fd;
-    moec_buf_printf(&path, "%s/%s", j->files->dir, f->name);
-    if (path.oom) {
-        moec_buf_fini(&path);
-        return moec_fail_nomem(err, "a path");
+    if (j->files->remote != NULL) {
+        MOEC_TRY(moec_converted_check(j->files, f->name, &bytes, err));
+        j->looked_at[i] = true;
+    } else {
+        MOEC_TRY(moec_open_regular(j->files->dirfd, f->name, &fd, &bytes, err));
+        e->fd = fd;
+        moec_buf_printf(&path, "%s/%s", j->files->dir, f->name);
+        if (path.oom) {
+            moec_buf_fini(&path);
+            return moec_fail_nomem(err, "a path");
+        }
+        e->path = j->paths[i] = path.data;
     }
-    e->path = j->paths[i] = path.data;
     if (bytes != f->bytes)
         return moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_M05,
                          "%s: %" PRIu64 " bytes, expected %" PRIu64, f->name,
@@ -205,9 +210,22 @@ static moec_status open_converted(moec_job *j, size_t i, moec_error *err)
 
 moec_status moec_job_open_file(moec_job *j, size_t i, moec_error *err)
 {
-    if (j->files == NULL || j->file[i].fd >= 0)
+    if (j->files == NULL || j->file[i].fd >= 0 || j->looked_at[i])
         return MOEC_OK;
     return open_converted(j, i, err);
+}
+
+moec_status moec_job_look_again(const moec_job *j, moec_error *err)
+{
+    uint64_t bytes;
+
+    if (j->files == NULL && moec_ckpt_is_remote(j->ckpt))
+        return moec_ckpt_check_unchanged(j->ckpt, err);
+    for (size_t i = 0; j->files != NULL && i < j->n_files; i++)
+        if (j->looked_at[i])
+            MOEC_TRY(
+                moec_converted_check(j->files, j->file[i].name, &bytes, err));
+    return MOEC_OK;
 }
 
 /* The table of all files; those of a checkpoint are open already. */
@@ -220,7 +238,8 @@ static moec_status make_files(moec_job *j, moec_error *err)
         return MOEC_OK;
     j->file = moec_calloc(n + 1, sizeof(*j->file));
     j->paths = moec_calloc(n + 1, sizeof(*j->paths));
-    if (j->file == NULL || j->paths == NULL)
+    j->looked_at = moec_calloc(n + 1, sizeof(*j->looked_at));
+    if (j->file == NULL || j->paths == NULL || j->looked_at == NULL)
         return moec_fail_nomem(err, "files of a job");
     for (size_t i = 0; i < n; i++) {
         moec_engine_file *e = &j->file[i];
@@ -257,6 +276,7 @@ void moec_job_close_files(moec_job *j)
             close(j->file[i].fd);
         moec_free(j->paths[i]);
     }
+    moec_free(j->looked_at);
     moec_free(j->paths);
     moec_free(j->file);
 }
@@ -269,6 +289,8 @@ moec_status moec_job_read_at(void *ctx, uint32_t file, uint64_t off, void *buf,
 
     if (f->fd >= 0)
         return moec_pread_full(f->fd, f->name, buf, n, off, err);
+    if (j->files != NULL)
+        return moec_converted_read(j->files, f->name, off, buf, n, err);
     return moec_ckpt_read_file(j->ckpt, file, off, buf, n, err);
 }
 

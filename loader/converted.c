@@ -16,6 +16,7 @@
 
 #include "base/base.h"
 #include "converted.h"
+#include "remote.h"
 
 bool moec_plain_name(const char *s, size_t n)
 {
@@ -29,6 +30,110 @@ bool moec_plain_name(const char *s, size_t n)
     return moec_utf8_valid(s, n, &bad);
 }
 
+/* ----------------------------------------------------- where files are */
+
+static moec_status find_remote(const moec_converted *c, const char *name,
+                               size_t *out, moec_error *err)
+{
+    *out = moec_remote_find(c->remote, name);
+    if (*out != SIZE_MAX)
+        return MOEC_OK;
+    return moec_fail_os(err, ENOENT, "%s: cannot open", name);
+}
+
+moec_status moec_converted_file(const moec_converted *c, const char *name,
+                                int *fd_out, uint64_t *bytes_out,
+                                moec_error *err)
+{
+    size_t i;
+
+    if (c->remote == NULL)
+        return moec_open_regular(c->dirfd, name, fd_out, bytes_out, err);
+    MOEC_TRY(find_remote(c, name, &i, err));
+    MOEC_TRY(moec_remote_open(c->remote, i, fd_out, err));
+    *bytes_out = moec_remote_file(c->remote, i)->bytes;
+    return MOEC_OK;
+}
+
+moec_status moec_converted_load(const moec_converted *c, const char *name,
+                                uint64_t max, moec_buf *out, moec_error *err)
+{
+    uint64_t bytes;
+    size_t i;
+
+    if (c->remote == NULL)
+        return moec_read_file(c->dirfd, name, max, out, err);
+    MOEC_TRY(find_remote(c, name, &i, err));
+    bytes = moec_remote_file(c->remote, i)->bytes;
+    if (bytes > max)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I04,
+                         "%s: %" PRIu64 " bytes, the limit is %" PRIu64, name,
+                         bytes, max);
+    if (!moec_buf_reserve(out, (size_t)bytes))
+        return moec_fail_nomem(err, name);
+    MOEC_TRY(moec_remote_read(c->remote, i, 0, out->data + out->len,
+                              (size_t)bytes, err));
+    out->len += (size_t)bytes;
+    return MOEC_OK;
+}
+
+const moec_store_file *moec_converted_behind(const moec_converted *c,
+                                             const char *name)
+{
+    size_t i = c->remote == NULL ? SIZE_MAX : moec_remote_find(c->remote, name);
+
+    return i == SIZE_MAX ? NULL : moec_remote_file(c->remote, i);
+}
+
+moec_status moec_converted_read(const moec_converted *c, const char *name,
+                                uint64_t off, void *buf, size_t n,
+                                moec_error *err)
+{
+    size_t i;
+
+    MOEC_TRY(find_remote(c, name, &i, err));
+    return moec_remote_read(c->remote, i, off, buf, n, err);
+}
+
+moec_status moec_converted_check(const moec_converted *c, const char *name,
+                                 uint64_t *bytes_out, moec_error *err)
+{
+    size_t i;
+
+    MOEC_TRY(find_remote(c, name, &i, err));
+    *bytes_out = moec_remote_file(c->remote, i)->bytes;
+    return moec_remote_check(c->remote, i, err);
+}
+
+static moec_status read_remote(const void *ctx, size_t file, uint64_t off,
+                               void *buf, size_t n, moec_error *err)
+{
+    const moec_converted *c = ctx;
+
+    return moec_remote_read(c->remote, file, off, buf, n, err);
+}
+
+/* The same file once more for direct reads: through its descriptor, so that it
+ * is surely the same one. */
+moec_status moec_converted_io(const moec_converted *c, const char *name,
+                              bool no_direct, moec_io_file *out,
+                              moec_error *err)
+{
+    char path[32];
+    uint64_t bytes;
+    int fd;
+
+    MOEC_TRY(moec_converted_file(c, name, &fd, &bytes, err));
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    moec_io_open(out, name, path, fd, bytes, no_direct || c->remote != NULL);
+    if (c->remote != NULL) {
+        out->read = read_remote;
+        out->ctx = c;
+        out->file = moec_remote_find(c->remote, name);
+    }
+    return MOEC_OK;
+}
+
 /* -------------------------------------------------------- reading them */
 
 static moec_status read_manifest(moec_converted *c, const char *name,
@@ -38,7 +143,7 @@ static moec_status read_manifest(moec_converted *c, const char *name,
     moec_error why = MOEC_ERROR_INIT;
     moec_status st;
 
-    st = moec_read_file(c->dirfd, name, MOEC_JSON_BYTES_MAX, &text, &why);
+    st = moec_converted_load(c, name, MOEC_JSON_BYTES_MAX, &text, &why);
     if (st == MOEC_E_IO && why.os_errno == ENOENT)
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
                        "no " MOEC_MANIFEST_NAME ": not a finished conversion; "
@@ -63,7 +168,7 @@ static moec_status read_own(const moec_converted *c, const moec_mf_copied *f,
     moec_status st;
     moec_sha256 sha;
 
-    st = moec_read_file(c->dirfd, f->name, f->bytes, out, &why);
+    st = moec_converted_load(c, f->name, f->bytes, out, &why);
     if ((st == MOEC_E_IO && why.os_errno == ENOENT) ||
         (st == MOEC_E_FORMAT && why.rule != MOEC_RULE_I04))
         return moec_fail(err, MOEC_E_FORMAT, rule,
@@ -239,23 +344,28 @@ static moec_status check_sources(const moec_converted *c, moec_error *err)
     return MOEC_OK;
 }
 
-static moec_status open_dir(moec_converted *c, const char *dir, moec_error *err)
+static moec_status name_it(moec_converted *c, const char *name, moec_error *err)
 {
-    size_t n = strlen(dir) + 1;
+    size_t n = strlen(name) + 1;
 
     c->dir = moec_alloc(n);
     if (!c->dir)
         return moec_fail_nomem(err, "a path");
-    memcpy(c->dir, dir, n);
+    memcpy(c->dir, name, n);
+    return MOEC_OK;
+}
+
+static moec_status open_dir(moec_converted *c, const char *dir, moec_error *err)
+{
+    MOEC_TRY(name_it(c, dir, err));
     c->dirfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (c->dirfd < 0)
         return moec_fail_os(err, errno, "not a directory to open");
     return MOEC_OK;
 }
 
-static moec_status open_all(moec_converted *c, const char *dir, moec_error *err)
+static moec_status open_all(moec_converted *c, moec_error *err)
 {
-    MOEC_TRY(open_dir(c, dir, err));
     MOEC_TRY(read_manifest(c, MOEC_MANIFEST_NAME, err));
     MOEC_TRY(read_slots(c, err));
     MOEC_TRY(read_sources(c, err));
@@ -264,10 +374,9 @@ static moec_status open_all(moec_converted *c, const char *dir, moec_error *err)
     return check_sources(c, err);
 }
 
-static moec_status open_begun(moec_converted *c, const char *dir,
-                              const char *manifest, moec_error *err)
+static moec_status open_begun(moec_converted *c, const char *manifest,
+                              moec_error *err)
 {
-    MOEC_TRY(open_dir(c, dir, err));
     MOEC_TRY(read_manifest(c, manifest, err));
     MOEC_TRY(read_sources(c, err));
     return check_sources(c, err);
@@ -278,9 +387,10 @@ static moec_status open_one(moec_converted *out, const char *dir,
                             const char *manifest, moec_error *err)
 {
     moec_converted c = {.dirfd = -1};
-    moec_status st =
-        manifest ? open_begun(&c, dir, manifest, err) : open_all(&c, dir, err);
+    moec_status st = open_dir(&c, dir, err);
 
+    if (st == MOEC_OK)
+        st = manifest ? open_begun(&c, manifest, err) : open_all(&c, err);
     if (st != MOEC_OK) {
         moec_error_prefix(err, "%s", dir);
         moec_converted_close(&c);
@@ -302,6 +412,27 @@ moec_status moec_converted_open_begun(moec_converted *out, const char *dir,
     return open_one(out, dir, manifest, err);
 }
 
+moec_status moec_converted_open_source(moec_converted *out,
+                                       const moec_store *store, moec_error *err)
+{
+    moec_converted c = {.dirfd = -1};
+    moec_status st;
+
+    MOEC_TRY(moec_remote_create(&c.remote, store, err));
+    st = name_it(&c, moec_remote_name(c.remote), err);
+    if (st == MOEC_OK)
+        st = open_all(&c, err);
+    if (st != MOEC_OK) {
+        moec_error_prefix(err, "%s", moec_remote_name(c.remote));
+        if (c.dir == NULL)
+            moec_remote_destroy(c.remote);
+        moec_converted_close(&c);
+        return st;
+    }
+    *out = c;
+    return MOEC_OK;
+}
+
 /* `dir` tells an opened object from one of zeros, whose descriptor is 0. */
 void moec_converted_close(moec_converted *c)
 {
@@ -309,6 +440,7 @@ void moec_converted_close(moec_converted *c)
         return;
     if (c->dirfd >= 0)
         close(c->dirfd);
+    moec_remote_destroy(c->remote);
     moec_sources_fini(&c->sources);
     moec_slots_fini(&c->slots);
     moec_manifest_fini(&c->manifest);

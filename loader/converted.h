@@ -10,7 +10,10 @@
  * Errors: FORMAT (M01..M04), IO, NOMEM.
  */
 
+#include <moec/loader.h>
+
 #include "base/base.h"
+#include "io.h"
 
 #define MOEC_MANIFEST_NAME   "manifest.json"
 #define MOEC_SLOTS_NAME      "slots.bin"
@@ -236,8 +239,9 @@ void moec_manifest_fini(moec_manifest *m);
 /* ------------------------------------------------- the three together */
 
 typedef struct moec_converted {
-    char *dir;
-    int dirfd;
+    char *dir;                  /* path, or the name of the caller's source */
+    int dirfd;                  /* -1: behind `remote` */
+    struct moec_remote *remote; /* NULL: a directory */
     moec_manifest manifest;
     moec_sha256 manifest_sha256; /* of the very bytes that were decoded */
     uint64_t manifest_bytes;
@@ -256,5 +260,33 @@ void moec_converted_close(moec_converted *c);
  * and knows no digests yet: there is no slots.bin to read. */
 moec_status moec_converted_open_begun(moec_converted *out, const char *dir,
                                       const char *manifest, moec_error *err);
+
+/* The same of a caller's source, which is copied but for ctx. */
+moec_status moec_converted_open_source(moec_converted *out,
+                                       const moec_store *store,
+                                       moec_error *err);
+
+/* Open file `name`: IO with os_errno ENOENT where it is absent. Behind a source
+ * the descriptor has all of a small file, and of a data file its header. */
+moec_status moec_converted_file(const moec_converted *c, const char *name,
+                                int *fd_out, uint64_t *bytes_out,
+                                moec_error *err);
+/* Append all of file `name`, which has at most `max` bytes (I04). */
+moec_status moec_converted_load(const moec_converted *c, const char *name,
+                                uint64_t max, moec_buf *out, moec_error *err);
+/* Open data file `name` for bulk reading; out->fd is the caller's to close. */
+moec_status moec_converted_io(const moec_converted *c, const char *name,
+                              bool no_direct, moec_io_file *out,
+                              moec_error *err);
+/* File `name` behind a source; NULL where there is none. */
+const moec_store_file *moec_converted_behind(const moec_converted *c,
+                                             const char *name);
+/* Read bytes of file `name` behind a source. */
+moec_status moec_converted_read(const moec_converted *c, const char *name,
+                                uint64_t off, void *buf, size_t n,
+                                moec_error *err);
+/* Fail with I13 where file `name` behind a source is another one now. */
+moec_status moec_converted_check(const moec_converted *c, const char *name,
+                                 uint64_t *bytes_out, moec_error *err);
 
 #endif

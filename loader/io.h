@@ -18,7 +18,7 @@ typedef struct moec_io_file {
     uint64_t bytes;
     int fd;        /* buffered; borrowed */
     int direct_fd; /* O_DIRECT, owned; -1: not to be had */
-    /* Where fd is -1: file `file` of who reads it. */
+    /* Not NULL: reads file `file` in the place of descriptors. */
     moec_status (*read)(const void *ctx, size_t file, uint64_t off, void *buf,
                         size_t n, moec_error *err);
     const void *ctx;

@@ -16,7 +16,7 @@
 #include "web_parts.h"
 
 #define LIST_BYTES_MAX  (UINT64_C(64) << 20) /* of a page */
-#define INDEX_BYTES_MAX (UINT64_C(64) << 20) /* over HTTP */
+#define SMALL_BYTES_MAX (UINT64_C(64) << 20) /* of a file fetched whole */
 #define READ_BYTES      (UINT64_C(16) << 20) /* of one request */
 
 /* What a checkpoint has beside its shards, where nobody lists. */
@@ -226,6 +226,51 @@ static moec_status head(moec_web *r, const char *name, bool optional,
     return moec_web_add(r, name, a.length, a.etag[0] ? a.etag : NULL, err);
 }
 
+/* Fetch a small file whole; FORMAT (I01) where it is absent. Listed with what
+ * the answer says of it. */
+static moec_status fetch(moec_web *r, const char *name, moec_buf *text,
+                         moec_error *err)
+{
+    char *url = url_of(r, name);
+    moec_http_answer a;
+    moec_http_request q = {
+        .method = "GET", .url = url, .text = text, .text_max = SMALL_BYTES_MAX};
+    moec_status st;
+
+    if (!url)
+        return moec_fail_nomem(err, "a URL");
+    st = moec_http_do(&r->http, &q, &a, err);
+    moec_free(url);
+    if (st != MOEC_OK)
+        return st;
+    return moec_web_add(r, name, text->len, a.etag[0] ? a.etag : NULL, err);
+}
+
+/* Files of a conversion: its manifest names them. What is wrong with it the
+ * opening says. */
+static moec_status head_converted(moec_web *r, const moec_buf *text,
+                                  moec_error *err)
+{
+    moec_manifest m;
+    moec_status st;
+
+    if (moec_manifest_decode(&m, text->len > 0 ? text->data : "", text->len,
+                             NULL) != MOEC_OK)
+        return MOEC_OK;
+    st = head(r, MOEC_SLOTS_NAME, true, err);
+    if (st == MOEC_OK)
+        st = head(r, MOEC_SOURCES_NAME, true, err);
+    if (st == MOEC_OK)
+        st = head(r, MOEC_INDEX_NAME, true, err);
+    for (size_t i = 0; st == MOEC_OK && i < m.n_files; i++)
+        st = head(r, m.files[i].name, true, err);
+    for (size_t i = 0; st == MOEC_OK && i < m.n_copied; i++)
+        if (strcmp(m.copied[i].name, MOEC_INDEX_NAME) != 0)
+            st = head(r, m.copied[i].name, true, err);
+    moec_manifest_fini(&m);
+    return st;
+}
+
 /* Shards that the index names, each once. */
 static moec_status head_shards(moec_web *r, const moec_buf *index,
                                moec_error *err)
@@ -254,34 +299,27 @@ static moec_status head_shards(moec_web *r, const moec_buf *index,
 
 static moec_status list_usual(moec_web *r, moec_error *err)
 {
-    static const char index_name[] = "model.safetensors.index.json";
-    char *url = url_of(r, index_name);
-    moec_buf index = {0};
+    moec_buf text = {0};
     moec_error why = MOEC_ERROR_INIT;
-    moec_http_answer a;
-    moec_http_request q = {.method = "GET",
-                           .url = url,
-                           .text = &index,
-                           .text_max = INDEX_BYTES_MAX};
-    moec_status st;
+    moec_status st = fetch(r, MOEC_MANIFEST_NAME, &text, &why);
+    bool converted = st == MOEC_OK;
 
-    if (!url)
-        return moec_fail_nomem(err, "a URL");
-    st = moec_http_do(&r->http, &q, &a, &why);
-    moec_free(url);
-    if (st == MOEC_OK) {
-        st = moec_web_add(r, index_name, index.len, a.etag[0] ? a.etag : NULL,
-                          err);
-        if (st == MOEC_OK && index.len > 0)
-            st = head_shards(r, &index, err);
-    } else if (st == MOEC_E_FORMAT) {
-        st = MOEC_OK; /* one file, perhaps */
-    } else if (err) {
-        *err = why;
+    if (converted) {
+        st = head_converted(r, &text, &why);
+    } else if (st == MOEC_E_FORMAT) { /* no conversion */
+        why = (moec_error)MOEC_ERROR_INIT;
+        st = fetch(r, MOEC_INDEX_NAME, &text, &why);
+        if (st == MOEC_OK && text.len > 0)
+            st = head_shards(r, &text, &why);
+        else if (st == MOEC_E_FORMAT)
+            st = MOEC_OK; /* one file, perhaps */
     }
-    for (size_t i = 0; st == MOEC_OK && i < sizeof(usual) / sizeof(*usual); i++)
-        st = head(r, usual[i], true, err);
-    moec_buf_fini(&index);
+    for (size_t i = 0;
+         st == MOEC_OK && !converted && i < sizeof(usual) / sizeof(*usual); i++)
+        st = head(r, usual[i], true, &why);
+    if (st != MOEC_OK && err)
+        *err = why;
+    moec_buf_fini(&text);
     return st;
 }
 

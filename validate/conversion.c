@@ -75,8 +75,8 @@ static moec_status read_config(const moec_conversion *c, moec_buf *out,
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
                          "%s/%s: copied: no %s", c->files.dir,
                          MOEC_MANIFEST_NAME, CONFIG_NAME);
-    MOEC_TRY(moec_read_file(c->files.dirfd, want->name, MOEC_JSON_BYTES_MAX,
-                            out, err));
+    MOEC_TRY(moec_converted_load(&c->files, want->name, MOEC_JSON_BYTES_MAX,
+                                 out, err));
     MOEC_TRY(moec_sha256_of(out->data, out->len, &sha, err));
     if (memcmp(sha.b, want->sha256.b, sizeof(sha.b)) != 0)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M08,
@@ -320,16 +320,22 @@ static moec_status check_files(const moec_conversion *c, moec_error *err)
 
 /* ------------------------------------------------------------ the object */
 
+/* Of `store` where that is given; `begun` is a manifest's name or NULL. */
 static moec_status read_files(moec_conversion **out, const char *dir,
-                              const char *begun, moec_error *err)
+                              const moec_store *store, const char *begun,
+                              moec_error *err)
 {
     moec_conversion *c = moec_calloc(1, sizeof(*c));
     moec_status st;
 
     if (c == NULL)
         return moec_fail_nomem(err, "conversion");
-    st = begun ? moec_converted_open_begun(&c->files, dir, begun, err)
-               : moec_converted_open(&c->files, dir, err);
+    if (store != NULL)
+        st = moec_converted_open_source(&c->files, store, err);
+    else if (begun != NULL)
+        st = moec_converted_open_begun(&c->files, dir, begun, err);
+    else
+        st = moec_converted_open(&c->files, dir, err);
     if (st != MOEC_OK) {
         moec_free(c);
         return st;
@@ -339,15 +345,15 @@ static moec_status read_files(moec_conversion **out, const char *dir,
 }
 
 moec_status moec_conversion_read(moec_conversion **out, const char *dir,
-                                 moec_error *err)
+                                 const moec_store *store, moec_error *err)
 {
-    return read_files(out, dir, NULL, err);
+    return read_files(out, dir, store, NULL, err);
 }
 
 moec_status moec_conversion_read_begun(moec_conversion **out, const char *dir,
                                        const char *manifest, moec_error *err)
 {
-    return read_files(out, dir, manifest, err);
+    return read_files(out, dir, NULL, manifest, err);
 }
 
 moec_status moec_conversion_rebuild(moec_conversion *c,
@@ -364,13 +370,15 @@ moec_status moec_conversion_rebuild(moec_conversion *c,
     return check_files(c, err);
 }
 
-moec_status moec_conversion_open(moec_conversion **out, const char *dir,
-                                 const moec_families *families, moec_error *err)
+moec_status moec_conversion_open_at(moec_conversion **out, const char *dir,
+                                    const moec_store *store,
+                                    const moec_families *families,
+                                    moec_error *err)
 {
     moec_conversion *c;
     moec_status st;
 
-    MOEC_TRY(moec_conversion_read(&c, dir, err));
+    MOEC_TRY(moec_conversion_read(&c, dir, store, err));
     st = moec_conversion_rebuild(c, families, err);
     if (st != MOEC_OK) {
         moec_conversion_close(c);
@@ -378,6 +386,23 @@ moec_status moec_conversion_open(moec_conversion **out, const char *dir,
     }
     *out = c;
     return MOEC_OK;
+}
+
+moec_status moec_conversion_open(moec_conversion **out, const char *dir,
+                                 const moec_families *families, moec_error *err)
+{
+    return moec_conversion_open_at(out, dir, NULL, families, err);
+}
+
+moec_status moec_conversion_open_source(moec_conversion **out,
+                                        const moec_store *store,
+                                        const moec_families *families,
+                                        moec_error *err)
+{
+    static const moec_store none = {0};
+
+    return moec_conversion_open_at(out, NULL, store != NULL ? store : &none,
+                                   families, err);
 }
 
 void moec_conversion_close(moec_conversion *c)

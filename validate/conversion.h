@@ -15,9 +15,15 @@
 #include "base/base.h"
 #include "converted.h"
 
+/* Both steps, of directory `dir` or, where it is not NULL, of `store`. */
+moec_status moec_conversion_open_at(moec_conversion **out, const char *dir,
+                                    const moec_store *store,
+                                    const moec_families *families,
+                                    moec_error *err);
+
 /* Step 1: read manifest.json, slots.bin and sources.bin. */
 moec_status moec_conversion_read(moec_conversion **out, const char *dir,
-                                 moec_error *err);
+                                 const moec_store *store, moec_error *err);
 
 /* Step 1 of a conversion under way: its manifest has the name `manifest`, and
  * there is no slots.bin. */

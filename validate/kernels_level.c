@@ -564,13 +564,17 @@ moec_status moec_validate_patched(moec_validation **out, const char *dir,
                      .dir = dir,
                      .mutation = mutation,
                      .patches = patches,
-                     .dropped = SIZE_MAX,
-                     .dirfd = -1};
+                     .dropped = SIZE_MAX};
     moec_validation *x = moec_calloc(1, sizeof(*x));
     moec_status st;
 
     if (x == NULL)
         return moec_fail_nomem(err, "validation");
+    if (v.opts->struct_bytes >=
+        offsetof(moec_validate_opts, store) + sizeof(v.opts->store))
+        v.store = v.opts->store;
+    if (v.store != NULL)
+        v.dir = v.store->name;
     st = moec_report_create(&x->report, err);
     if (st == MOEC_OK && pthread_mutex_init(&v.lock, NULL) != 0)
         st = moec_fail_nomem(err, "a lock");

@@ -218,9 +218,16 @@ static moec_status check_header(moec_level3 *v, size_t i, int fd, bool *right,
     return st;
 }
 
+static void close_io(moec_io_file *f)
+{
+    moec_io_close(f);
+    if (f->fd >= 0)
+        close(f->fd);
+}
+
 /* Is the file there, with its size and, where others are not seen, its header?
- * Damage is a finding; *fd_out stays -1 then. */
-static moec_status look_at(moec_level3 *v, size_t i, int *fd_out,
+ * Damage is a finding; the descriptor of *io_out stays -1 then. */
+static moec_status look_at(moec_level3 *v, size_t i, moec_io_file *io_out,
                            moec_error *err)
 {
     const moec_out_file *f = moec_layout_file(v->layout, i);
@@ -231,32 +238,31 @@ static moec_status look_at(moec_level3 *v, size_t i, int *fd_out,
                                    (ranked ? (uint32_t)MOEC_HAS_RANK : 0u),
                             .file = f->name,
                             .rank = f->rank};
-    uint64_t bytes = 0;
+    moec_io_file io = {.fd = -1, .direct_fd = -1};
     bool right = true;
-    int fd = -1;
     moec_error e = MOEC_ERROR_INIT;
-    moec_status st = moec_open_regular(v->dirfd, f->name, &fd, &bytes, &e);
+    moec_status st =
+        moec_converted_io(moec_conversion_files(v->c), f->name, false, &io, &e);
 
     if (st != MOEC_OK && !moec_report_is_damage(&e)) {
         if (err != NULL && err->status == MOEC_OK)
             *err = e;
         return st;
     }
-    if (st == MOEC_OK && ranked && bytes >= f->header_bytes)
-        st = check_header(v, i, fd, &right, err);
-    if (fd >= 0 && st != MOEC_OK) {
-        close(fd);
-        return st;
-    }
-    if (right && (fd < 0 || bytes != f->bytes)) {
+    if (st == MOEC_OK && ranked && io.bytes >= f->header_bytes)
+        st = check_header(v, i, io.fd, &right, err);
+    else
+        st = MOEC_OK;
+    if (st == MOEC_OK && right && (io.fd < 0 || io.bytes != f->bytes)) {
         moec_report_add(v->r, &finding, "%s",
-                        fd < 0 ? "cannot be opened" : "has another size");
+                        io.fd < 0 ? "cannot be opened" : "has another size");
         right = false;
     }
-    if (!right && fd >= 0)
-        close(fd);
-    *fd_out = right ? fd : -1;
-    return MOEC_OK;
+    if (st == MOEC_OK && right)
+        *io_out = io;
+    else
+        close_io(&io);
+    return st;
 }
 
 /* Open the files of the conversion; a missing one is a finding. */
@@ -267,7 +273,6 @@ moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
     *all_out = true;
     if (v->dir == NULL)
         return MOEC_OK;
-    v->dirfd = moec_conversion_files(v->c)->dirfd;
     v->out_io = moec_calloc(n + 1, sizeof(*v->out_io));
     if (v->out_io == NULL)
         return moec_fail_nomem(err, "table of data files");
@@ -275,23 +280,11 @@ moec_status moec_l3_open_files(moec_level3 *v, bool *all_out, moec_error *err)
         v->out_io[i].fd = v->out_io[i].direct_fd = -1;
     for (size_t i = 0; i < n; i++) {
         const moec_out_file *f = moec_layout_file(v->layout, i);
-        moec_buf path = {0};
-        int fd = -1;
 
         if (!is_mine(v, f))
             continue;
-        MOEC_TRY(look_at(v, i, &fd, err));
-        *all_out = *all_out && fd >= 0;
-        if (fd < 0)
-            continue;
-        moec_buf_printf(&path, "%s/%s", v->dir, f->name);
-        if (path.oom) {
-            close(fd);
-            moec_buf_fini(&path);
-            return moec_fail_nomem(err, "path of a data file");
-        }
-        moec_io_open(&v->out_io[i], f->name, path.data, fd, f->bytes, false);
-        moec_buf_fini(&path);
+        MOEC_TRY(look_at(v, i, &v->out_io[i], err));
+        *all_out = *all_out && v->out_io[i].fd >= 0;
     }
     return MOEC_OK;
 }
@@ -355,9 +348,7 @@ void moec_l3_close(moec_level3 *v)
     moec_free(v->workers);
     for (size_t i = 0; v->out_io != NULL && i < moec_layout_n_files(v->layout);
          i++) {
-        moec_io_close(&v->out_io[i]);
-        if (v->out_io[i].fd >= 0)
-            close(v->out_io[i].fd);
+        close_io(&v->out_io[i]);
     }
     moec_free(v->out_io);
     for (size_t i = 0; v->source_io != NULL && i < moec_ckpt_n_files(v->source);
@@ -387,7 +378,8 @@ moec_status moec_l3_open(moec_level3 *v, moec_error *err)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "neither a directory nor a layout");
     if (v->dir != NULL) {
-        MOEC_TRY(moec_conversion_open(&v->c, v->dir, o->families, err));
+        MOEC_TRY(
+            moec_conversion_open_at(&v->c, v->dir, v->store, o->families, err));
         v->layout = moec_conversion_layout(v->c);
         v->source = o->source;
     } else {

@@ -56,6 +56,7 @@ typedef struct moec_level3 {
     moec_report *r;
     const moec_validate_opts *opts;
     const char *dir;           /* of the conversion; NULL: slots in memory */
+    const moec_store *store;   /* where it is instead; NULL: in `dir` */
     moec_conversion *c;        /* of `dir` */
     const moec_layout *layout; /* the conversion's, or the caller's */
     const moec_plan *plan;
@@ -64,7 +65,6 @@ typedef struct moec_level3 {
     const moec_ckpt *source;
     moec_io_file *source_io; /* by file of `source` */
     moec_io_file *out_io;    /* by file of `layout`; fd -1: cannot be read */
-    int dirfd;
     moec_patches *patches;
     moec_mutation mutation; /* MOEC_MUTATION_COUNT: none */
     moec_kernels *k[2];

@@ -509,13 +509,22 @@ static void verifier_fini(moec_verifier *v)
     pthread_mutex_destroy(&v->lock);
 }
 
+/* Callers of before there were sources have none. */
+static const moec_store *store_of(const moec_verify_opts *opts)
+{
+    return opts->struct_bytes >=
+                   offsetof(moec_verify_opts, store) + sizeof(opts->store)
+               ? opts->store
+               : NULL;
+}
+
 /* sources.bin is read with manifest.json and slots.bin; its loss alone is
  * damage like any other. */
 static moec_status verify_into(moec_verifier *v, const char *dir,
                                moec_error *err)
 {
     moec_error e = MOEC_ERROR_INIT;
-    moec_status st = moec_conversion_read(&v->c, dir, &e);
+    moec_status st = moec_conversion_read(&v->c, dir, store_of(v->opts), &e);
 
     if (st == MOEC_OK) {
         v->files = moec_conversion_files(v->c);

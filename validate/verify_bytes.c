@@ -260,12 +260,24 @@ static moec_status make_files(const pass *p, open_files *o, moec_error *err)
     for (size_t i = 0; i < n; i++) {
         const moec_ct_file *c = &p->v->files->slots.files[i];
 
+        o->f[i] = (moec_engine_file){c->name, NULL, -1, c->bytes};
+        if (p->v->io[i].read != NULL)
+            continue;
         snprintf(o->path[i], sizeof(o->path[i]), "/proc/self/fd/%d",
                  p->v->io[i].fd);
-        o->f[i] =
-            (moec_engine_file){c->name, o->path[i], p->v->io[i].fd, c->bytes};
+        o->f[i].path = o->path[i];
+        o->f[i].fd = p->v->io[i].fd;
     }
     return MOEC_OK;
+}
+
+/* Of a file behind a source. */
+static moec_status read_at(void *ctx, uint32_t file, uint64_t off, void *buf,
+                           size_t n, moec_error *err)
+{
+    const moec_io_file *f = &((const pass *)ctx)->v->io[file];
+
+    return f->read(f->ctx, f->file, off, buf, n, err);
 }
 
 static moec_status run_engine(pass *p, const open_files *o,
@@ -274,6 +286,8 @@ static moec_status run_engine(pass *p, const open_files *o,
 {
     moec_engine_opts opts = {.n_threads = p->v->opts->n_threads,
                              .ring_bytes = ring,
+                             .read_at = read_at,
+                             .read_ctx = p,
                              .visit = visit,
                              .ctx = p};
     moec_engine_stats stats;

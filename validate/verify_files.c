@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "index.h"
+#include "remote.h"
 #include "verify.h"
 
 #define COPY_BYTES ((size_t)1 << 20)
@@ -80,8 +81,7 @@ static moec_status verify_copy(moec_verifier *v, const moec_mf_copied *c,
     uint64_t bytes = 0;
     moec_sha256 sha;
     int fd = -1;
-    moec_status st =
-        moec_open_regular(v->files->dirfd, c->name, &fd, &bytes, &e);
+    moec_status st = moec_converted_file(v->files, c->name, &fd, &bytes, &e);
 
     if (st != MOEC_OK)
         return settle(v, c->name, MOEC_RULE_M08, &e, err);
@@ -168,36 +168,26 @@ done:
     return st;
 }
 
-/* The same file once more for direct reads, and surely the same one. */
-static void open_data(moec_io_file *f, const char *name, int fd, uint64_t bytes)
-{
-    char path[32];
-
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    moec_io_open(f, name, path, fd, bytes, false);
-}
-
 static moec_status verify_file(moec_verifier *v, size_t i, moec_error *err)
 {
     const moec_ct_file *c = &v->files->slots.files[i];
     moec_finding f = about(MOEC_RULE_M05, c->name);
     moec_error e = MOEC_ERROR_INIT;
-    uint64_t bytes = 0;
-    int fd = -1;
-    moec_status st =
-        moec_open_regular(v->files->dirfd, c->name, &fd, &bytes, &e);
+    moec_io_file io;
+    moec_status st = moec_converted_io(v->files, c->name, false, &io, &e);
 
     if (st != MOEC_OK)
         return settle(v, c->name, MOEC_RULE_M05, &e, err);
-    if (bytes != c->bytes) {
+    if (io.bytes != c->bytes) {
         moec_report_add(v->r, &f,
-                        "%" PRIu64 " bytes, the manifest says %" PRIu64, bytes,
-                        c->bytes);
-        close(fd);
+                        "%" PRIu64 " bytes, the manifest says %" PRIu64,
+                        io.bytes, c->bytes);
+        moec_io_close(&io);
+        close(io.fd);
         return MOEC_OK;
     }
-    open_data(&v->io[i], c->name, fd, bytes);
-    st = verify_header(v, i, fd, &e);
+    v->io[i] = io;
+    st = verify_header(v, i, io.fd, &e);
     return st == MOEC_OK ? st : settle(v, c->name, MOEC_RULE_M06, &e, err);
 }
 
@@ -229,7 +219,17 @@ static bool is_known(const moec_manifest *m, const char *name)
 }
 
 /* A rank file of another conversion beside ours would be loaded with it. */
-static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
+static void look_at_name(moec_verifier *v, const char *name)
+{
+    moec_finding f = about(MOEC_RULE_M05, name);
+
+    if (looks_like_ours(name) && !is_known(&v->files->manifest, name))
+        moec_report_add(v->r, &f,
+                        "a data file that the manifest does not "
+                        "name");
+}
+
+static moec_status look_at_directory(moec_verifier *v, moec_error *err)
 {
     int fd = openat(v->files->dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const struct dirent *e;
@@ -246,13 +246,7 @@ static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
     errno = 0;
     /* NOLINTNEXTLINE(concurrency-mt-unsafe): nobody else has this stream */
     while ((e = readdir(dir)) != NULL) {
-        moec_finding f = about(MOEC_RULE_M05, e->d_name);
-
-        if (looks_like_ours(e->d_name) &&
-            !is_known(&v->files->manifest, e->d_name))
-            moec_report_add(v->r, &f,
-                            "a data file that the manifest does not "
-                            "name");
+        look_at_name(v, e->d_name);
         errno = 0;
     }
     if (errno != 0)
@@ -261,6 +255,16 @@ static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
     return st;
 }
 
+static moec_status verify_no_extra(moec_verifier *v, moec_error *err)
+{
+    const moec_remote *remote = v->files->remote;
+
+    if (remote == NULL)
+        return look_at_directory(v, err);
+    for (size_t i = 0; i < moec_remote_n_files(remote); i++)
+        look_at_name(v, moec_remote_file(remote, i)->name);
+    return MOEC_OK;
+}
 /* ------------------------------------------------------------- the index */
 
 typedef struct index_check {
@@ -324,7 +328,7 @@ static moec_status verify_index(moec_verifier *v, moec_error *err)
 
     if (st != MOEC_OK || k.names.n == 0)
         goto done;
-    st = moec_open_regular(v->files->dirfd, MOEC_INDEX_NAME, &fd, &bytes, &e);
+    st = moec_converted_file(v->files, MOEC_INDEX_NAME, &fd, &bytes, &e);
     if (st == MOEC_OK)
         st = moec_index_read(fd, bytes, MOEC_INDEX_NAME, MOEC_INDEX_CHECKED,
                              check_entry, &k, &facts, &e);

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "results.h"
+#include "session.h"
 
 /* ----------------------------------------------------------------- text */
 
@@ -305,7 +306,7 @@ int moec_ci_write_findings(const moec_cli *cli, moec_report *report,
     moec_ci_report r;
     /* Only for the places of findings that name none. */
     moec_status st =
-        moec_conversion_open(&c, moec_cli_path(cli, 0), NULL, &err);
+        moec_cli_open_conversion(&c, moec_cli_path(cli, 0), NULL, &err);
     const moec_layout *layout =
         st == MOEC_OK ? moec_conversion_layout(c) : NULL;
     int code;

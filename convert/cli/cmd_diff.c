@@ -571,4 +571,5 @@ const moec_cli_command moec_cmd_diff = {
     .groups = groups,
     .min_paths = 2,
     .max_paths = 2,
+    .url_paths = 3u,
 };

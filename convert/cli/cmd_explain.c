@@ -14,6 +14,7 @@
 #include "print.h"
 #include "session.h"
 #include "trace.h"
+#include "web_source.h"
 
 static const moec_cli_opt own_opts[] = {
     {"layer", 'l', MOEC_KIND_TEXT, offsetof(moec_cli_args, layer), "I|mtp.K",
@@ -248,7 +249,9 @@ static moec_status run_trace(moec_trace *t, const moec_cli *cli, bool converted,
     }
     st = moec_cli_open_families(s, cli, err);
     if (st == MOEC_OK)
-        st = moec_conversion_open(c, path, s->families, err);
+        st = moec_cli_open_conversion(c, path, s->families, err);
+    if (st == MOEC_OK)
+        st = moec_cli_web_store(&t->store, path, err);
     if (st == MOEC_OK)
         st = moec_trace_run(t, moec_conversion_layout(*c), path, err);
     return st;

@@ -15,6 +15,7 @@
 #include "print.h"
 #include "progress.h"
 #include "session.h"
+#include "web_source.h"
 
 static const moec_cli_opt own_opts[] = {
     {"rank", 0, MOEC_KIND_U32, offsetof(moec_cli_args, rank), "R",
@@ -159,6 +160,11 @@ static moec_status open_signature(loading *l, moec_error *err)
     moec_signature_opts o = MOEC_SIGNATURE_OPTS_INIT;
     if (l->cli->args.require_signature == NULL)
         return MOEC_OK;
+    if (moec_web_is_url(moec_cli_path(l->cli, 0)))
+        return moec_cli_error(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
+                              "--require-signature: signatures are of "
+                              "directories, %s is none: download it first",
+                              moec_cli_path(l->cli, 0));
     o.key = l->cli->args.require_signature;
     o.signature = l->cli->args.signature;
     return moec_signature_open(&l->signature, moec_cli_path(l->cli, 0), &o,
@@ -406,4 +412,5 @@ const moec_cli_command moec_cmd_load = {
     .groups = groups,
     .min_paths = 1,
     .max_paths = 1,
+    .url_paths = 1u,
 };

@@ -7,18 +7,15 @@
 
 #include "cli.h"
 #include "print.h"
+#include "session.h"
 #include "written.h"
 
 static const moec_cli_group *const groups[] = {&moec_group_write,
                                                &moec_group_common, NULL};
 
-static int dry_run(const moec_cli *cli, const char *dir, const char *out)
+static int dry_run(const moec_cli *cli, const moec_conversion *c,
+                   const char *out)
 {
-    moec_error err = MOEC_ERROR_INIT;
-    moec_conversion *c = NULL;
-    moec_status st = moec_conversion_open(&c, dir, NULL, &err);
-    if (st != MOEC_OK)
-        return moec_cli_fail(cli, st, &err);
     const moec_plan *plan = moec_layout_plan(moec_conversion_layout(c));
     const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(plan));
     size_t n = moec_ckpt_n_files(ckpt);
@@ -45,7 +42,6 @@ static int dry_run(const moec_cli *cli, const char *dir, const char *out)
         }
         moec_cli_line(stdout, "dry run: %s is not written", out);
     }
-    moec_conversion_close(c);
     return MOEC_EXIT_OK;
 }
 
@@ -54,14 +50,23 @@ static int unconvert(moec_cli *cli)
     moec_error err = MOEC_ERROR_INIT;
     moec_convert_stats stats = {0};
     moec_cli_progress progress;
+    moec_conversion *c = NULL;
     const char *dir = moec_cli_path(cli, 0), *out = moec_cli_path(cli, 1);
-    if (cli->args.dry_run)
-        return dry_run(cli, dir, out);
-    moec_convert_opts opts = moec_cli_convert_opts(cli, &progress);
-    moec_cli_progress_begin(&progress, cli);
-    moec_status st = moec_unconvert(dir, out, &opts, &stats, &err);
-    moec_cli_progress_end(&progress);
-    return moec_cli_report_written(cli, out, &stats, NULL, st, &err);
+    moec_status st = moec_cli_open_conversion(&c, dir, NULL, &err);
+    int code;
+    if (st == MOEC_OK && cli->args.dry_run) {
+        code = dry_run(cli, c, out);
+    } else {
+        moec_convert_opts opts = moec_cli_convert_opts(cli, &progress);
+        opts.source = c;
+        moec_cli_progress_begin(&progress, cli);
+        if (st == MOEC_OK)
+            st = moec_unconvert(out, &opts, &stats, &err);
+        moec_cli_progress_end(&progress);
+        code = moec_cli_report_written(cli, out, &stats, NULL, st, &err);
+    }
+    moec_conversion_close(c);
+    return code;
 }
 
 const moec_cli_command moec_cmd_unconvert = {
@@ -77,4 +82,5 @@ const moec_cli_command moec_cmd_unconvert = {
     .groups = groups,
     .min_paths = 2,
     .max_paths = 2,
+    .url_paths = 1u,
 };

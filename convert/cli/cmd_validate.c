@@ -15,6 +15,7 @@
 #include "progress.h"
 #include "results.h"
 #include "session.h"
+#include "web_source.h"
 
 static const moec_cli_opt own_opts[] = {
     {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
@@ -82,7 +83,10 @@ static moec_status run(const moec_cli *cli, const needs *n,
 {
     moec_validate_opts opts = moec_cli_validate_opts(cli);
     moec_cli_progress progress;
-    moec_status st;
+    moec_status st =
+        moec_cli_web_store(&opts.store, moec_cli_path(cli, 0), err);
+    if (st != MOEC_OK)
+        return st;
     opts.source = n->source;
     opts.device = n->device;
     opts.exchange = n->exchange;
@@ -222,4 +226,5 @@ const moec_cli_command moec_cmd_validate = {
     .groups = groups,
     .min_paths = 1,
     .max_paths = 1,
+    .url_paths = 1u,
 };

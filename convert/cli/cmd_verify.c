@@ -12,6 +12,7 @@
 #include "progress.h"
 #include "session.h"
 #include "verdict.h"
+#include "web_source.h"
 
 static const moec_cli_opt own_opts[] = {
     {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
@@ -49,6 +50,8 @@ static int verify(moec_cli *cli)
         return moec_cli_usage(cli, "%s", wrong);
     if (cli->args.source != NULL)
         st = moec_cli_open_source(&source, cli, cli->args.source, &err);
+    if (st == MOEC_OK)
+        st = moec_cli_web_store(&opts.store, moec_cli_path(cli, 0), &err);
     if (st == MOEC_OK) {
         opts.n_threads = cli->args.threads;
         opts.source = source;
@@ -93,4 +96,5 @@ const moec_cli_command moec_cmd_verify = {
     .groups = groups,
     .min_paths = 1,
     .max_paths = 1,
+    .url_paths = 1u,
 };

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 
 #include "option_files.h"
+#include "web_source.h"
 
 static const moec_cli_opt placed_opts[] = {
     {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
@@ -191,7 +192,7 @@ moec_status moec_cli_placed_open(moec_cli_placed *x, const moec_cli *cli,
     char *text = NULL;
     size_t bytes = 0;
     struct stat sb;
-    if (stat(path, &sb) == 0 && S_ISDIR(sb.st_mode))
+    if (moec_web_is_url(path) || (stat(path, &sb) == 0 && S_ISDIR(sb.st_mode)))
         return open_conversion(x, cli, path, err);
     moec_status st = open_target(x, cli, &target, err);
     if (st == MOEC_OK)

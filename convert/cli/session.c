@@ -47,13 +47,16 @@ char *moec_cli_hf_cache(void)
 moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
                                  const char *src, moec_error *err)
 {
-    if (moec_web_is_url(src))
-        return moec_cli_web_ckpt(out, src, cli->args.threads, err);
     moec_ckpt_opts opts = MOEC_CKPT_OPTS_INIT;
-    char *cache = moec_cli_hf_cache();
+    const moec_store *store = NULL;
+    moec_status st = moec_cli_web_store(&store, src, err);
     opts.n_threads = cli->args.threads;
+    if (st != MOEC_OK || store != NULL)
+        return st == MOEC_OK ? moec_ckpt_open_source(out, store, &opts, err)
+                             : st;
+    char *cache = moec_cli_hf_cache();
     opts.hf_cache = cache;
-    moec_status st = moec_ckpt_open(out, src, &opts, err);
+    st = moec_ckpt_open(out, src, &opts, err);
     free(cache);
     return st;
 }
@@ -89,11 +92,24 @@ static moec_status take_family(moec_cli_session *s, const char *src,
     return MOEC_OK;
 }
 
+moec_status moec_cli_open_conversion(moec_conversion **out, const char *path,
+                                     const moec_families *families,
+                                     moec_error *err)
+{
+    const moec_store *store = NULL;
+    moec_status st = moec_cli_web_store(&store, path, err);
+    if (st != MOEC_OK)
+        return st;
+    return store != NULL
+               ? moec_conversion_open_source(out, store, families, err)
+               : moec_conversion_open(out, path, families, err);
+}
+
 static moec_status open_conversion(moec_cli_session *s, const char *src,
                                    moec_error *err)
 {
     moec_status st =
-        moec_conversion_open(&s->conversion, src, s->families, err);
+        moec_cli_open_conversion(&s->conversion, src, s->families, err);
     if (st != MOEC_OK)
         return st;
     const moec_layout *layout = moec_conversion_layout(s->conversion);
@@ -289,15 +305,27 @@ void moec_cli_session_close(moec_cli_session *s)
     memset(s, 0, sizeof(*s));
 }
 
+static bool has_file(const moec_store *store, const char *name)
+{
+    for (size_t i = 0; i < store->n_files; i++) {
+        if (strcmp(store->files[i].name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
 moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err)
 {
     static const char *const own[] = {"manifest.json", "slots.bin"};
-    if (moec_web_is_url(dir)) {
-        *yes = false; /* web_source.h refuses those */
+    const moec_store *store = NULL;
+    moec_status st = moec_cli_web_store(&store, dir, err);
+    bool all = true;
+    if (st == MOEC_OK && store != NULL) {
+        *yes = has_file(store, own[0]) && has_file(store, own[1]);
         return MOEC_OK;
     }
-    moec_status st = moec_convert_is_output(dir, yes, err);
-    bool all = true;
+    if (st == MOEC_OK)
+        st = moec_convert_is_output(dir, yes, err);
     if (st != MOEC_OK || *yes)
         return st;
     /* A damaged one is still no source: say what is wrong with it. */

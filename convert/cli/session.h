@@ -39,6 +39,10 @@ moec_status moec_cli_open_ckpt(moec_cli_session *s, const moec_cli *cli,
 /* Open another checkpoint with the same options (verify --source). */
 moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
                                  const char *src, moec_error *err);
+/* Open the conversion in a directory or behind a URL. */
+moec_status moec_cli_open_conversion(moec_conversion **out, const char *path,
+                                     const moec_families *families,
+                                     moec_error *err);
 /* The registry with --family's description in it. */
 moec_status moec_cli_open_families(moec_cli_session *s, const moec_cli *cli,
                                    moec_error *err);

@@ -200,6 +200,17 @@ static moec_status find_slots(moec_trace *t, moec_error *err)
 
 /* ------------------------------------------------------------ digests */
 
+static moec_status read_store(const moec_store *s, const char *file, void *buf,
+                              size_t bytes, uint64_t off, moec_error *err)
+{
+    for (size_t i = 0; i < s->n_files; i++) {
+        if (strcmp(s->files[i].name, file) == 0)
+            return s->read_at(s->ctx, i, off, buf, bytes, err);
+    }
+    return moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_M05,
+                          "%s: %s is not there", s->name, file);
+}
+
 /* Read a stretch of a file of the conversion. */
 static moec_status read_out(const moec_trace *t, const char *file, void *buf,
                             size_t bytes, uint64_t off, moec_error *err)
@@ -207,6 +218,8 @@ static moec_status read_out(const moec_trace *t, const char *file, void *buf,
     char *path = NULL, *at = buf;
     moec_status st = MOEC_OK;
     int why = 0; /* of a failed call; 0: the file ends */
+    if (t->store != NULL)
+        return read_store(t->store, file, buf, bytes, off, err);
     if (asprintf(&path, "%s/%s", t->dir, file) < 0)
         return no_memory(err);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);

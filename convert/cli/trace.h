@@ -37,6 +37,7 @@ typedef struct moec_trace {
     moec_layer_key key;
     uint32_t expert;
     bool shared;
+    const moec_store *store; /* where the conversion is; NULL: a directory */
     /* filled in by moec_trace_run */
     const moec_layout *layout;
     const char *dir;    /* of a conversion; NULL: the source is at hand */

@@ -66,24 +66,28 @@ void moec_cli_web_close(void)
     }
 }
 
-moec_status moec_cli_web_ckpt(moec_ckpt **out, const char *url,
-                              uint32_t n_threads, moec_error *err)
+moec_status moec_cli_web_store(const moec_store **out, const char *path,
+                               moec_error *err)
 {
-    moec_ckpt_opts opts = MOEC_CKPT_OPTS_INIT;
     moec_web_opts web = environment();
     moec_web *w = NULL;
-    moec_status st = moec_web_open(&w, url, &web, err);
-    if (st == MOEC_OK)
-        st = keep(w, err);
-    if (st != MOEC_OK)
-        return st;
-    if (moec_web_find(w, "slots.bin") != SIZE_MAX)
-        return moec_cli_error(err, MOEC_E_FORMAT, MOEC_RULE_NONE,
-                              "%s is a conversion, and behind URLs only "
-                              "sources are read: download it first",
-                              url);
-    opts.n_threads = n_threads;
-    return moec_ckpt_open_source(out, moec_web_store(w), &opts, err);
+    *out = NULL;
+    if (!moec_web_is_url(path))
+        return MOEC_OK;
+    for (size_t i = 0; i < sizeof(opened) / sizeof(*opened); i++) {
+        if (opened[i] != NULL &&
+            strcmp(moec_web_store(opened[i])->name, path) == 0)
+            w = opened[i];
+    }
+    if (w == NULL) {
+        moec_status st = moec_web_open(&w, path, &web, err);
+        if (st == MOEC_OK)
+            st = keep(w, err);
+        if (st != MOEC_OK)
+            return st;
+    }
+    *out = moec_web_store(w);
+    return MOEC_OK;
 }
 
 /* --------------------------------------------------------------- uploads */
@@ -217,12 +221,11 @@ static moec_status refuse(const char *url, moec_error *err)
                           url);
 }
 
-moec_status moec_cli_web_ckpt(moec_ckpt **out, const char *url,
-                              uint32_t n_threads, moec_error *err)
+moec_status moec_cli_web_store(const moec_store **out, const char *path,
+                               moec_error *err)
 {
-    (void)out;
-    (void)n_threads;
-    return refuse(url, err);
+    *out = NULL;
+    return moec_web_is_url(path) ? refuse(path, err) : MOEC_OK;
 }
 
 moec_status moec_cli_web_upload(const char *dir, const char *url, bool force,

@@ -4,7 +4,7 @@
 
 /*
  * What this is: s3:// and https:// on the command line: what the environment
- *   says of them, and a checkpoint behind one. Built without libcurl, URLs are
+ *   says of them, and what is behind one. Built without libcurl, URLs are
  *   refused with a sentence.
  * Lifetime: what was opened lives until moec_cli_web_close, at the end of main:
  *   a checkpoint reads through it until it is closed.
@@ -15,10 +15,10 @@
 #include "cli.h"
 #include "web.h"
 
-/* Open the checkpoint behind `url`. FORMAT where a conversion is there: only
- * sources are read behind URLs. */
-moec_status moec_cli_web_ckpt(moec_ckpt **out, const char *url,
-                              uint32_t n_threads, moec_error *err);
+/* What is behind `path`; *out is NULL where that is no URL. Listed once: the
+ * same URL gives the same store. */
+moec_status moec_cli_web_store(const moec_store **out, const char *path,
+                               moec_error *err);
 
 /* Upload the files of the conversion in directory `dir` to `url`, manifest.json
  * last: where it is, the whole is. Files that are there already, by their

@@ -307,7 +307,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_theorem, checked, 8),
     FIELD(moec_theorem, note, 16),
 
-    SIZE(moec_verify_opts, 48),
+    SIZE(moec_verify_opts, 56),
     FIELD(moec_verify_opts, struct_bytes, 0),
     FIELD(moec_verify_opts, n_threads, 4),
     FIELD(moec_verify_opts, source, 8),
@@ -315,6 +315,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_verify_opts, progress, 24),
     FIELD(moec_verify_opts, progress_ctx, 32),
     FIELD(moec_verify_opts, level, 40),
+    FIELD(moec_verify_opts, store, 48),
 
     SIZE(moec_mutation_info, 32),
     FIELD(moec_mutation_info, name, 0),
@@ -324,7 +325,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_mutation_info, digests_rule, 24),
     FIELD(moec_mutation_info, kernels_rule, 28),
 
-    SIZE(moec_validate_opts, 96),
+    SIZE(moec_validate_opts, 104),
     FIELD(moec_validate_opts, struct_bytes, 0),
     FIELD(moec_validate_opts, n_threads, 4),
     FIELD(moec_validate_opts, source, 8),
@@ -339,6 +340,7 @@ static const struct frozen frozen[] = {
     FIELD(moec_validate_opts, golden, 72),
     FIELD(moec_validate_opts, device, 80),
     FIELD(moec_validate_opts, exchange, 88),
+    FIELD(moec_validate_opts, store, 96),
 
     SIZE(moec_layer_result, 344),
     FIELD(moec_layer_result, layer, 0),

@@ -284,8 +284,56 @@ class CommandLine(unittest.TestCase):
         said = self.run_convert("upload", "out", "s3://models/out", "--force",
                                 "--json")
         self.assertGreater(said["n_there_before"], 2)
-        said = self.run_convert("inspect", "s3://models/out", want=3)
-        self.assertIn("download it first", said)
+
+    def test_reads_conversions_from_anywhere(self):
+        self.run_convert("convert", self.source, "out", "--ep", "2",
+                         "--redundant", "2")
+        self.run_convert("convert", self.source, "want", "--ep", "4")
+        self.run_convert("convert", self.source, "other", "--ep", "2")
+        for name, data in self.files("out").items():
+            self.store.objects["models/out/" + name] = data
+        place = ("--layer", "1", "--expert", "3", "--json")
+        told = self.run_convert("explain", "out", *place)
+        url = "s3://models/out"
+        self.store.faults = ["500", "drop", "short"]
+        said = self.run_convert("verify", url, "--source", self.source)
+        self.assertNotIn("MOE-", said)
+        self.run_convert("validate", url, "--source", "s3://models/V3")
+        self.assertEqual(self.run_convert("explain", url, *place), told)
+        self.run_convert("diff", url, "out")
+        self.run_convert("diff", "other", url, want=1)
+        self.run_convert("unconvert", url, "back")
+        back = self.files("back")
+        for name, data in self.files("source").items():
+            self.assertEqual(back[name], data, name)
+        self.run_convert("convert", url, "again", "--ep", "4")
+        again = self.files("again")
+        for name, data in self.files("want").items():
+            self.assertEqual(again[name], data, name)
+        self.run_convert("load", url, "--rank", "1", "--require-signature",
+                         "key.pem", want=3)
+        # a rank reads its file alone; a plain server has what the manifest
+        # names
+        for url in (url, self.url + "/models/out"):
+            del self.store.log[:]
+            load = self.run_convert("load", url, "--rank", "1", "--json")
+            self.assertTrue(load["verified"])
+            paths = [p for m, p, _ in self.store.log if m == "GET"]
+            self.assertTrue(any("experts-rank-00001" in p for p in paths))
+            self.assertFalse(any("experts-rank-00000" in p or "common" in p
+                                 for p in paths))
+        # one wrong byte
+        name = next(n for n in sorted(self.store.objects)
+                    if "out/experts-rank-00001" in n)
+        data = bytearray(self.store.objects[name])
+        data[len(data) // 3] ^= 1
+        self.store.objects[name] = bytes(data)
+        said = self.run_convert("verify", "s3://models/out", want=1)
+        self.assertIn("MOE-T3", said)
+        self.run_convert("load", "s3://models/out", "--rank", "1", want=5)
+        del self.store.objects[name]
+        said = self.run_convert("verify", "s3://models/out", want=1)
+        self.assertIn("MOE-M05", said)
 
     @unittest.skipUnless(os.environ.get("MOEC_PROBE"), "no probe")
     def test_connects_and_does_nothing_else(self):
@@ -315,7 +363,8 @@ class CommandLine(unittest.TestCase):
         said = self.run_convert("convert", self.source, "s3://models/x",
                                 "--ep", "2", want=2)
         self.assertIn("then upload it", said)
-        self.run_convert("verify", "s3://models/x", want=2)
+        self.run_convert("verify", "s3://models/x", want=3)
+        self.run_convert("check", "s3://models/x", want=2)
         self.run_convert("upload", "nothing", "s3://models/x", want=3)
         self.assertEqual(os.listdir(self.tmp.name), ["source"])
 

@@ -383,10 +383,14 @@ static moec_status unconvert(moec_error *err)
 {
     moec_convert_opts o = {.n_threads = 1, .force = true};
     moec_convert_stats stats;
+    moec_conversion *c = NULL;
     tmpdir back = tmpdir_make();
-    moec_status st =
-        moec_unconvert(at.conv, tmpdir_path(&back, "back"), &o, &stats, err);
+    moec_status st = moec_conversion_open(&c, at.conv, NULL, err);
 
+    o.source = c;
+    if (st == MOEC_OK)
+        st = moec_unconvert(tmpdir_path(&back, "back"), &o, &stats, err);
+    moec_conversion_close(c);
     tmpdir_remove(&back);
     return st;
 }

@@ -603,10 +603,15 @@ static void expect_back(const tree *t, const char *what)
     moec_error err = MOEC_ERROR_INIT;
     unsigned char *a, *b;
     size_t n_a, n_b;
-    if (moec_unconvert(tmpdir_path(&t->dir, "out"),
-                       tmpdir_path(&t->dir, "back"), &o, &stats,
-                       &err) != MOEC_OK)
+    moec_conversion *c = NULL;
+    moec_status st =
+        moec_conversion_open(&c, tmpdir_path(&t->dir, "out"), NULL, &err);
+    o.source = c;
+    if (st == MOEC_OK)
+        st = moec_unconvert(tmpdir_path(&t->dir, "back"), &o, &stats, &err);
+    if (st != MOEC_OK)
         fail_msg("%s: %s", what, err.text);
+    moec_conversion_close(c);
     read_all(tmpdir_path(&t->dir, "src/model.safetensors"), &a, &n_a);
     read_all(tmpdir_path(&t->dir, "back/model.safetensors"), &b, &n_b);
     if (n_a != n_b || memcmp(a, b, n_a) != 0)

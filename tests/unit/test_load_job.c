@@ -24,6 +24,7 @@
 #include <jansson.h>
 
 #include "base/base.h"
+#include "file_store.h"
 #include "load_case.h"
 #include "plan_fixture.h"
 
@@ -312,77 +313,12 @@ static void a_cap_that_is_too_small_starts_nothing(void **state)
 
 /* --------------------------------------------------------------- sources */
 
-/* The checkpoint in memory, read by callback: slow, failing or changing. */
-typedef struct store {
-    moec_store pub;
-    moec_store_file files[64];
-    char names[64][256];
-    int fds[64];
-    atomic_uint n_reads;
-    unsigned fail_at, slow_ms;
-    bool changes;
-} store;
-
-static moec_status store_read(void *ctx, size_t file, uint64_t off, void *buf,
-                              size_t n, moec_error *err)
+static void open_fixture(store *s, const char *fixture)
 {
-    store *s = ctx;
-    unsigned i = atomic_fetch_add(&s->n_reads, 1) + 1;
-
-    if (s->slow_ms != 0)
-        usleep(s->slow_ms * 1000);
-    if (i == s->fail_at)
-        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE, "no such object");
-    return moec_pread_full(s->fds[file], s->files[file].name, buf, n, off, err);
-}
-
-static moec_status store_stat(void *ctx, size_t file, moec_store_file *out,
-                              moec_error *err)
-{
-    store *s = ctx;
-
-    (void)err;
-    *out = s->files[file];
-    if (s->changes)
-        out->etag = "another";
-    return MOEC_OK;
-}
-
-static void store_open(store *s, const char *fixture)
-{
-    moec_store init = MOEC_STORE_INIT;
     char path[512];
-    DIR *d;
 
-    memset(s, 0, sizeof(*s));
     plan_fixture_path(path, sizeof(path), fixture);
-    d = opendir(path);
-    assert_non_null(d);
-    for (const struct dirent *e = readdir(d); e != NULL; e = readdir(d)) {
-        size_t i = s->pub.n_files;
-        if (e->d_name[0] == '.')
-            continue;
-        snprintf(s->names[i], sizeof(s->names[i]), "%s", e->d_name);
-        s->fds[i] = openat(dirfd(d), e->d_name, O_RDONLY | O_CLOEXEC);
-        assert_true(s->fds[i] >= 0);
-        s->files[i] = (moec_store_file){
-            s->names[i], (uint64_t)lseek(s->fds[i], 0, SEEK_END), "tag"};
-        s->pub.n_files++;
-        init.n_files = s->pub.n_files;
-    }
-    closedir(d);
-    init.name = "store://fixture";
-    init.files = s->files;
-    init.read_at = store_read;
-    init.stat = store_stat;
-    init.ctx = s;
-    s->pub = init;
-}
-
-static void store_close(store *s)
-{
-    for (size_t i = 0; i < s->pub.n_files; i++)
-        close(s->fds[i]);
+    store_open(s, path);
 }
 
 /* From the source down to a plan of two ranks. */
@@ -416,7 +352,7 @@ static void loads_from_a_callers_source(void **state)
         moec_error err = MOEC_ERROR_INIT;
         store s;
 
-        store_open(&s, names[i]);
+        open_fixture(&s, names[i]);
         x = store_plan(&s);
         c.plan = x.plan;
         assert_int_equal(moec_ckpt_n_tensors(x.ckpt),
@@ -440,7 +376,7 @@ static void opening_a_source_may_lack_memory(void **state)
 
     (void)state;
     o.n_threads = 1;
-    store_open(&s, "qwen3_moe");
+    open_fixture(&s, "qwen3_moe");
     for (uint64_t i = 1; st == MOEC_E_NOMEM; i++) {
         (void)moec_alloc_fail_at(i);
         st = moec_ckpt_open_source(&ckpt, &s.pub, &o, NULL);
@@ -491,7 +427,7 @@ static void says_what_a_failing_source_said(void **state)
 
     (void)state;
     o.ready = NULL;
-    store_open(&s, "deepseek_v3_fp8");
+    open_fixture(&s, "deepseek_v3_fp8");
     x = store_plan(&s);
     c.plan = x.plan;
     s.fail_at = atomic_load(&s.n_reads) + 5;
@@ -520,7 +456,7 @@ static void cancel_ends_a_slow_load_soon(void **state)
     store s;
 
     (void)state;
-    store_open(&s, "deepseek_v3_fp8");
+    open_fixture(&s, "deepseek_v3_fp8");
     x = store_plan(&s);
     c.plan = x.plan;
     s.slow_ms = 15;

@@ -112,6 +112,13 @@ MOEC_API moec_status moec_conversion_open(moec_conversion **out,
                                           const char *dir,
                                           const moec_families *families,
                                           moec_error *err);
+/* The same over a caller's source (loader.h), which is copied but for ctx:
+ * what is needed is read by ranges, a load reads its rank's bytes alone. IO with
+ * the source's own words where it fails; I13 where a file is another one. */
+MOEC_API moec_status moec_conversion_open_source(moec_conversion **out,
+                                                 const moec_store *store,
+                                                 const moec_families *families,
+                                                 moec_error *err);
 /* Close; NULL is fine. */
 MOEC_API void moec_conversion_close(moec_conversion *c);
 /* Its layout, and through it plan, model and source (headers alone:
@@ -130,11 +137,13 @@ typedef struct moec_verify_opts {
     const moec_families *families; /* NULL: the built-in ones */
     moec_progress_fn progress;
     void *progress_ctx;
-    moec_level level; /* HEADERS or DIGESTS (KERNELS: UNSUPPORTED) */
+    moec_level level;        /* HEADERS or DIGESTS (KERNELS: UNSUPPORTED) */
+    const moec_store *store; /* the conversion is there: `dir` is not looked
+                                at; NULL: in `dir` */
 } moec_verify_opts;
 #define MOEC_VERIFY_OPTS_INIT                                                  \
   {                                                                            \
-    sizeof(moec_verify_opts), 0, NULL, NULL, NULL, NULL, MOEC_LEVEL_DIGESTS    \
+    .struct_bytes = sizeof(moec_verify_opts), .level = MOEC_LEVEL_DIGESTS      \
   }
 
 /* Level 1, or levels 1 and 2, over the converted checkpoint in directory
@@ -175,6 +184,8 @@ typedef struct moec_validate_opts {
      * the results of all. NULL: one process serves every rank. Not with
      * `golden` and `device` (UNSUPPORTED). */
     moec_exchange *exchange;
+    const moec_store *store; /* the conversion is there: `dir` is not looked
+                                at; NULL: in `dir` */
 } moec_validate_opts;
 #define MOEC_VALIDATE_OPTS_INIT                                                \
   {                                                                            \
