@@ -408,6 +408,7 @@ const moec_cli_command moec_cmd_load = {
              "expert store any --ep and placement is gathered.",
     .examples = "load ./V3-ep32 --rank 3\n"
                 "load ./DeepSeek-V3 --rank 3 --ep 32 --redundant 32 --json\n"
+                "load s3://models/V3-ep32 --rank 3\n"
                 "load ./V3-ep32 --rank 3 --require-signature pub.pem",
     .groups = groups,
     .min_paths = 1,

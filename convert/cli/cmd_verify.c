@@ -92,7 +92,8 @@ const moec_cli_command moec_cmd_verify = {
              "source's, T4 the map is total, T5 types agree, T6 the way back "
              "exists. Reads every byte once. Exit 1 where something is found.",
     .examples = "verify ./V3-ep32\n"
-                "verify ./V3-ep32 --source ./DeepSeek-V3 --json",
+                "verify ./V3-ep32 --source ./DeepSeek-V3 --json\n"
+                "verify s3://models/V3-ep32",
     .groups = groups,
     .min_paths = 1,
     .max_paths = 1,
