@@ -3,6 +3,7 @@
 as exceptions with the library's own sentence."""
 import ctypes
 import ctypes.util
+import operator
 import os
 
 from . import _abi as abi
@@ -74,6 +75,32 @@ _ERRORS = {
 }
 
 
+def _checked(ctype):
+    """The type of a whole number that is an argument. What it does not hold
+    is refused: ctypes would cut it, and say nothing."""
+    class Whole:
+        @staticmethod
+        def from_param(value):
+            if isinstance(value, bool):
+                raise TypeError("a truth value where a number stands")
+            out = ctype(operator.index(value))
+            if out.value != value:
+                raise ValueError(f"{value} cannot stand here")
+            return out
+    return Whole
+
+
+_CHECKED = {t: _checked(t) for t in (ctypes.c_uint32, ctypes.c_uint64,
+                                     ctypes.c_int32, ctypes.c_int64)}
+
+
+def whole(values, ctype):
+    """A C array of whole numbers, checked likewise."""
+    check = _CHECKED[ctype].from_param
+    kept = [check(v).value for v in values]
+    return (ctype * max(len(kept), 1))(*kept)
+
+
 def _open():
     """MOEC_LIBRARY, else the one inside the package, else the system's."""
     here = os.path.join(os.path.dirname(__file__), "libmoec.so")
@@ -93,7 +120,8 @@ def _open():
             raise ImportError(
                 f"{name} has no {function}: it is not the library that this "
                 "package was made with") from e
-        f.restype, f.argtypes = result, arguments
+        f.restype = result
+        f.argtypes = [_CHECKED.get(a, a) for a in arguments]
     return library
 
 

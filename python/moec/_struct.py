@@ -15,3 +15,8 @@ class Struct(ctypes.Structure):
             if name not in names:
                 raise TypeError(f"{type(self).__name__} has no {name}")
             setattr(self, name, value)
+            # ctypes cuts what is too wide, and says nothing.
+            if isinstance(value, int) and \
+                    isinstance(kept := getattr(self, name), int) and \
+                    kept != value:
+                raise ValueError(f"{name} cannot be {value}")

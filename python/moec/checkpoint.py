@@ -6,7 +6,7 @@ import os
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import _abi as abi
-from ._lib import Handle, call, lib, path_bytes, text
+from ._lib import Handle, call, lib, path_bytes, text, whole
 from .memory import NAMES
 
 
@@ -169,8 +169,7 @@ class Placement(Handle):
         n_layers, n_physical = len(rows), len(rows[0]) if len(rows) else 0
         if any(len(r) != n_physical for r in rows):
             raise ValueError("rows of a placement are of one length")
-        flat = (ctypes.c_int32 * (n_layers * n_physical))(
-            *(int(v) for r in rows for v in r))
+        flat = whole((v for r in rows for v in r), ctypes.c_int32)
         pointer = ctypes.c_void_p()
         call("moec_placement_from_rows", ctypes.byref(pointer), n_layers,
              n_experts, n_physical, flat)

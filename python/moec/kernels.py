@@ -108,11 +108,11 @@ class Router(Handle):
         cfg, view = self.config, View(logits)
         e = cfg.n_experts + cfg.n_zero
         width = e + cfg.n_shared_logits
-        if len(view.shape) != 2 or view.shape[1] != width or \
-                view.strides[1] != view.bits // 8 or \
-                view.strides[0] % (view.bits // 8):
-            raise ValueError(f"logits are [tokens][{width}], each row without "
-                             f"gaps, not {list(view.shape)}")
+        stride = view.row_stride()
+        if stride is None or view.shape[1:] != (width,):
+            raise ValueError(f"logits are [tokens][{width}], rows without "
+                             "gaps that do not overlap, not "
+                             f"{list(view.shape)} at {list(view.strides)}")
         n, c = view.shape[0], cfg.top_k + cfg.n_shared
         kept = [
             _array(bias, "F32", (e,), "bias"),
@@ -127,7 +127,7 @@ class Router(Handle):
             n_tokens=n, n_valid=n if n_valid is None else n_valid,
             logits_dtype=DTYPES[view.dtype][0] if view.dtype else 0,
             logits=view.address,
-            logits_stride=view.strides[0] // (view.bits // 8),
+            logits_stride=stride,
             bias=kept[0][1], expert_scale=kept[1][1], shared_gate=kept[2][1],
             hash_table=kept[3][1], tokens=kept[4][1], forced_ids=kept[5][1],
             vocab=len(hash_table) if hash_table is not None else 0,
@@ -164,7 +164,7 @@ def waterfill(ids, n_physical: int, n_ranks: int, n_shared_slots: int = 1,
         raise ValueError("ids are I32 [tokens][columns] without gaps")
     n, k = view.shape
     topology = abi.moec_topology(n_physical=n_physical, n_ranks=n_ranks,
-                                 n_local=n_physical // n_ranks,
+                                 n_local=n_physical // max(n_ranks, 1),
                                  n_shared_slots=n_shared_slots)
     mode = abi.moec_waterfill(mode=abi.MOEC_WATERFILL_STATIC,
                               by_rank=int(by_rank))
@@ -179,7 +179,10 @@ def waterfill(ids, n_physical: int, n_ranks: int, n_shared_slots: int = 1,
 
 def load_stats(counts) -> dict:
     """max, min, sum, mean, deviation and max over mean of counts."""
-    counts = numpy.ascontiguousarray(counts, numpy.uint32)
+    given = numpy.asarray(counts)
+    counts = numpy.ascontiguousarray(given, numpy.uint32)
+    if (counts != given).any():
+        raise ValueError("counts are whole numbers from 0 to 2^32 - 1")
     stats = lib.moec_load_stats_of(counts.ctypes.data, counts.size)
     return {f: getattr(stats, f) for f, _ in stats._fields_}
 

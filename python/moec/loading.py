@@ -5,7 +5,7 @@ import ctypes
 from typing import Any, Callable, Dict, List, Optional, Union
 
 from . import _abi as abi
-from ._lib import Handle, call, failure, lib
+from ._lib import Handle, call, failure, lib, whole
 from .checkpoint import Conversion, Plan, _Planned
 from .memory import NAMES, Tensor, View
 
@@ -44,19 +44,19 @@ class Job(Handle):
                  progress: Optional[Callable[[int, int], Any]] = None,
                  **more):
         self._arenas, self._raised, self._keep = [], None, {}
-        chosen = None if layers is None else \
-            (ctypes.c_uint32 * len(layers))(*layers)
+        chosen = None if layers is None else whole(layers, ctypes.c_uint32)
         opts = abi.moec_job_opts(
             verify=_VERIFY[verify], tp_rank=tp_rank, tp_size=tp_size,
             n_threads=n_threads, ring_bytes=ring_bytes,
             memory_bytes=memory_bytes, common_last=common_last,
             layers=ctypes.cast(chosen, ctypes.c_void_p) if chosen else None,
-            n_layers=len(layers) if layers else 0,
+            n_layers=0 if layers is None else len(layers),
             memory=_MEMORY(self._memory), **more)
         if ready:
-            opts.ready = _READY(self._guard(
-                lambda _, layer, ticket, err: ready(
-                    None if layer == NO_LAYER else layer)))
+            def on_ready(_, layer, ticket, err):
+                ready(None if layer == NO_LAYER else layer)
+                return abi.MOEC_OK
+            opts.ready = _READY(self._guard(on_ready))
         if progress:
             opts.progress = _PROGRESS(self._guard(
                 lambda _, done, total: int(bool(progress(done, total))), 1))
@@ -75,8 +75,7 @@ class Job(Handle):
         """f, whose exception is kept for wait()."""
         def run(*arguments):
             try:
-                result = f(*arguments)
-                return result if isinstance(result, int) else abi.MOEC_OK
+                return f(*arguments)
             except BaseException as e:  # into C no exception goes
                 self._raised = self._raised or e
                 return failed
@@ -118,9 +117,6 @@ class Job(Handle):
         if tensor is not None:
             view, want = View(tensor, writable=True), \
                 self.slot_tensor(layer, t)
-            if view.device is not None:
-                raise ValueError(f"{want['name']}: the tensor is on "
-                                 f"{view.device}, not in host memory")
             if view.shape[1:] != want["shape"][1:] or not view.shape or \
                     view.shape[0] > want["shape"][0] or \
                     not view.holds(want["dtype"]):
@@ -128,12 +124,12 @@ class Job(Handle):
                     f"{want['name']} is {want['dtype']} "
                     f"{list(want['shape'])}, the tensor {view.dtype} "
                     f"{list(view.shape)}")
-            dense = view._dense()
-            if view.strides[1:] != dense[1:]:
+            stride = view.row_stride()
+            if stride is None:
                 raise ValueError(f"{want['name']}: slots of the tensor have "
-                                 "gaps inside")
+                                 "gaps inside, or overlap")
             dst = abi.moec_slot_dst(data=view.address,
-                                    slot_stride=view.strides[0],
+                                    slot_stride=stride * (view.bits // 8),
                                     n_slots=view.shape[0])
             self._keep[layer, t] = view
         call("moec_job_place_slots", self.pointer, layer, t,
@@ -152,10 +148,9 @@ class Job(Handle):
             total = view.bits // 8
             for d in view.shape:
                 total *= d
-            if not view.is_dense or total != have.bytes or \
-                    view.device is not None:
+            if not view.is_dense or total != have.bytes:
                 raise ValueError(f"{name} has {have.bytes} bytes, the tensor "
-                                 f"{total}, or gaps, or is on a device")
+                                 f"{total}, or gaps")
             dst = ctypes.byref(abi.moec_tensor_dst(data=view.address))
             self._keep[name] = view
         call("moec_job_place_tensor", self.pointer, i, dst)
@@ -183,19 +178,21 @@ class Job(Handle):
                 if n not in ("struct_bytes", "reserved", "state")}
 
     def slots(self, layer: int, t: int) -> Optional[Tensor]:
-        """A slot tensor of the arena, once started."""
+        """A slot tensor of the arena, once started; None where the caller
+        placed it, or it is left out."""
         data = lib.moec_job_slots_data(self.pointer, layer, t)
-        if not data:
+        if not data or (layer, t) in self._keep:
             return None
         want = self.slot_tensor(layer, t)
         return Tensor(self._arenas, data, want["shape"], want["dtype"])
 
     def tensor(self, name: str) -> Optional[Tensor]:
-        """A source tensor of the arena, once started."""
+        """A source tensor of the arena, once started; None where the caller
+        placed it, or did not ask for it."""
         i = lib.moec_ckpt_find(self._ckpt, name.encode())
         data = lib.moec_job_tensor_data(self.pointer, i) \
             if i != ctypes.c_size_t(-1).value else None
-        if not data:
+        if not data or name in self._keep:
             return None
         t = lib.moec_ckpt_tensor(self._ckpt, i).contents
         shape = ctypes.cast(t.shape, ctypes.POINTER(ctypes.c_uint64))
@@ -205,15 +202,14 @@ class Job(Handle):
 def load(source: Union[Plan, Conversion], rank: int, common: bool = False,
          **options) -> Dict[str, Tensor]:
     """Load one rank: its stacked tensors by name, and with `common` every
-    source tensor that is no expert's. Options are Job's."""
+    source tensor that the plan puts in no slot and does not leave out: shared
+    experts too where they have no slots. Options are Job's."""
     with Job(source, rank, **options) as job:
         wanted = []
         if common:
-            model = lib.moec_plan_model(job.plan._plan)
             for i in range(lib.moec_ckpt_n_tensors(job._ckpt)):
-                use = lib.moec_model_use(model, i)
-                if use.role not in (abi.MOEC_ROLE_ROUTED,
-                                    abi.MOEC_ROLE_SHARED):
+                if lib.moec_plan_fate(job.plan._plan, i) == \
+                        abi.MOEC_FATE_COMMON:
                     name = lib.moec_ckpt_tensor(job._ckpt, i).contents.name
                     wanted.append(name.decode())
                     job.place_tensor(wanted[-1])

@@ -140,26 +140,28 @@ class Tensor:
 
 
 class View:
-    """Where a caller's tensor lies: address, shape, strides in bytes, bits of
-    an element, and safetensors' name of its type where it says one."""
+    """Where a caller's tensor lies in host memory: address, shape, strides in
+    bytes, bits of an element, and safetensors' name of its type where it says
+    one."""
 
     def __init__(self, obj, writable=False):
         self.owner = obj
         if isinstance(obj, Tensor):
             self.address, self.shape = obj.data_ptr, obj.shape
             self.dtype, self.bits = obj.dtype, DTYPES[obj.dtype][2]
-            self.device = None
             self.strides = self._dense()
         elif hasattr(obj, "data_ptr") and hasattr(obj, "stride"):  # torch
+            if obj.device.type != "cpu":
+                raise ValueError(f"the tensor is on {obj.device}, not in host "
+                                 "memory")
             self.address, self.shape = obj.data_ptr(), tuple(obj.shape)
             self.bits = 8 * obj.element_size()
             self.dtype = _TORCH.get(str(obj.dtype).removeprefix("torch."))
             self.strides = tuple(s * self.bits // 8 for s in obj.stride())
-            self.device = None if obj.device.type == "cpu" else obj.device
         elif hasattr(obj, "__array_interface__"):
             a = obj.__array_interface__
             self.address, read_only = a["data"]
-            self.shape, self.device = tuple(a["shape"]), None
+            self.shape = tuple(a["shape"])
             self.bits = 8 * int(a["typestr"][2:])
             self.dtype = next((n for n, v in DTYPES.items()
                                if v[3] == a["typestr"]), None)
@@ -174,14 +176,13 @@ class View:
                 raise ValueError("the buffer has gaps")
             self.owner = m
             self.shape, self.bits = m.shape, 8 * m.itemsize
-            self.strides, self.device, self.dtype = m.strides, None, None
-            self.address = ctypes.addressof(
-                ctypes.c_char.from_buffer(m)) if not m.readonly else \
-                ctypes.cast(ctypes.c_char_p(bytes(m)), ctypes.c_void_p).value
+            self.strides, self.dtype = m.strides, None
             if m.readonly:
                 self.owner = bytes(m)
                 self.address = ctypes.cast(ctypes.c_char_p(self.owner),
                                            ctypes.c_void_p).value
+            else:
+                self.address = ctypes.addressof(ctypes.c_char.from_buffer(m))
 
     def _dense(self):
         strides, step = [], self.bits // 8
@@ -193,13 +194,23 @@ class View:
     def holds(self, dtype):
         """Can its elements be of that type? Bytes of a buffer, and unsigned
         integers of numpy's in the place of a type that it lacks, can."""
-        if self.dtype == dtype or self.dtype is None:
-            return True
-        return DTYPES[dtype][3] is None and \
-            DTYPES[dtype][2] == self.bits and self.dtype in ("U8", "U16")
+        return DTYPES[dtype][2] == self.bits and (
+            self.dtype in (dtype, None) or
+            DTYPES[dtype][3] is None and self.dtype in ("U8", "U16"))
+
+    def _has_gaps(self, first):
+        return any(d != 1 and s != e for d, s, e in
+                   list(zip(self.shape, self.strides, self._dense()))[first:])
 
     @property
     def is_dense(self):
-        dense = self._dense()
-        return all(d == 1 or s == e for d, s, e in
-                   zip(self.shape, self.strides, dense))
+        return not self._has_gaps(0)
+
+    def row_stride(self):
+        """Elements from row to row, whatever a row is; None where rows have
+        gaps inside, or overlap."""
+        if not self.shape or self._has_gaps(1):
+            return None
+        size, dense = self.bits // 8, self._dense()[0]
+        step = dense if self.shape[0] < 2 else self.strides[0]
+        return step // size if step >= dense and step % size == 0 else None

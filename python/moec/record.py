@@ -127,9 +127,9 @@ class Recorder(Handle):
         """Row t of ids [rows][columns, shared ones may follow] belongs to
         request requests[t] (0: padding) at positions[t]."""
         view = View(ids)
-        if view.dtype != "I32" or len(view.shape) != 2 or \
-                view.strides[1] != 4 or view.strides[0] % 4 or \
-                view.shape[1] < self._columns:
+        stride = view.row_stride()
+        if view.dtype != "I32" or stride is None or \
+                len(view.shape) != 2 or view.shape[1] < self._columns:
             raise ValueError(f"ids are I32 [rows][{self._columns} or more]")
         n = view.shape[0]
         keys = numpy.zeros(n, numpy.dtype([("request", "<u8"),
@@ -139,7 +139,7 @@ class Recorder(Handle):
         call("moec_recorder_append", self.pointer, layer,
              ctypes.cast(keys.ctypes.data,
                          ctypes.POINTER(abi.moec_route_key)),
-             view.address, view.strides[0] // 4, n)
+             view.address, stride, n)
 
     def gap(self, request: int, first: int, end: int) -> None:
         """Positions that never pass through the model."""

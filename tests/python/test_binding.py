@@ -193,6 +193,54 @@ class Loading(unittest.TestCase):
             with self.assertRaises(KeyError):
                 job.place_tensor("no such tensor")
 
+    def test_what_the_caller_placed_is_not_the_arenas(self):
+        plan = moec.Plan(self.model, n_ranks=2)
+        with loading.Job(plan, 0) as job:
+            shape = job.slot_tensor(0, 0)["shape"]
+            routed = np.zeros((shape[0] - 1, *shape[1:]), np.uint16)
+            job.place_slots(0, 0, routed)  # fewer rows than a slot tensor has
+            norm = np.zeros(self.ckpt["model.norm.weight"].nbytes, np.uint8)
+            job.place_tensor("model.norm.weight", norm)
+            job.start()
+            job.wait()
+            self.assertIsNone(job.slots(0, 0))
+            self.assertIsNone(job.tensor("model.norm.weight"))
+            self.assertIsNotNone(job.slots(0, 1))
+
+    def test_refuses_slots_that_overlap_or_are_of_another_width(self):
+        with loading.Job(moec.Plan(self.model), 0) as job:
+            shape = job.slot_tensor(0, 0)["shape"]
+            one = np.zeros(shape[1:], np.uint16)
+            for bad in (np.lib.stride_tricks.as_strided(
+                            one, shape, (0, *one.strides), writeable=True),
+                        np.zeros(shape, np.uint16)[::-1],
+                        np.zeros(shape, np.complex128)):
+                with self.assertRaises(ValueError):
+                    job.place_slots(0, 0, bad)
+
+    def test_no_layers_are_no_layers(self):
+        plan = moec.Plan(self.model)
+        with loading.Job(plan, 0, layers=[]) as job:
+            job.start()
+            job.wait()
+            self.assertEqual(job.stats()["bytes_needed"], 0)
+
+    def test_what_ready_returns_does_not_matter(self):
+        plan = moec.Plan(self.model)
+        got = loading.load(plan, 0, ready=lambda layer: True)
+        self.assertEqual(len(got), 2 * plan.n_layers)
+
+    def test_common_is_what_stands_in_no_slot(self):
+        mtp = "model.layers.3.eh_proj.weight"
+        shared = "model.layers.1.mlp.shared_experts.up_proj.weight"
+        for options, has_mtp, has_shared in (
+                ({}, True, False), ({"mtp": False}, False, False),
+                ({"shared": "off"}, True, True)):
+            got = loading.load(moec.Plan(self.model, **options), 0,
+                               common=True)
+            self.assertEqual(mtp in got, has_mtp)
+            self.assertEqual(shared in got, has_shared)
+
     def test_an_exception_in_a_callback_ends_the_job(self):
         def ready(layer):
             raise RuntimeError("mine")
@@ -231,6 +279,35 @@ class Kernels(unittest.TestCase):
             r.route(wide)
         with self.assertRaises(ValueError):
             r.route(wide[:, :16], bias=np.zeros(15, np.float32))
+
+    def test_refuses_logits_that_it_cannot_read(self):
+        class OnDevice:
+            shape, dtype = (1, 8), "torch.float32"
+            device = type("device", (), {"type": "cuda"})
+            data_ptr = element_size = stride = None
+
+        r, row = kernels.Router(8, 2), np.zeros(8, np.float32)
+        for bad in (np.broadcast_to(row, (4, 8)),
+                    np.zeros((4, 8), np.float32)[::-1], OnDevice()):
+            with self.assertRaises(ValueError):
+                r.route(bad)
+
+    def test_cuts_no_number(self):
+        model = moec.Model(moec.Checkpoint(fixture("qwen3_moe")))
+        plan = moec.Plan(model)
+        for bad in (lambda: moec.Placement([[2 ** 32, 1]], 2),
+                    lambda: moec.Placement([[0.5, 1.5]], 2),
+                    lambda: moec.Placement([[False, True]], 2),
+                    lambda: moec.Plan(model, n_ranks=2 ** 32 + 1),
+                    lambda: loading.Job(plan, 2 ** 32),
+                    lambda: loading.Job(plan, 0, layers=[2 ** 32]),
+                    lambda: kernels.Router(8, 2, expert_choice="on",
+                                           capacity_factor=5000),
+                    lambda: kernels.load_stats(np.array([2 ** 32, 1])),
+                    lambda: kernels.load_stats([-1, 0.5])):
+            with self.assertRaises((ValueError, TypeError,
+                                    ctypes.ArgumentError)):
+                bad()
 
     def test_expert_choice_tells_what_it_did(self):
         rng = np.random.default_rng(3)
