@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The fibers of emulate.h. Each thread of a block has a stack of its own;
-// threads take turns, in order of their number, and a turn ends where a thread
-// waits. Switching is _setjmp and _longjmp (no signal mask, no system call);
-// a fiber's first turn needs a context.
+// threads take turns, and a turn ends where a thread waits. No round has the
+// order of the one before, nor have blocks: what only an order makes right is
+// wrong in one of them. Switching is _setjmp and _longjmp (no signal mask, no
+// system call); a fiber's first turn needs a context.
+// Under ThreadSanitizer each fiber is a thread to it, ordered with the others
+// by barriers and __syncwarp alone: every race in shared or global memory
+// within a block is reported, as compute-sanitizer's racecheck does. Blocks
+// count as ordered.
 
 #include "emulate.h"
 
@@ -13,12 +18,90 @@
 
 namespace emu {
 
-static const size_t stack_bytes = 64 << 10;
-static const unsigned threads_max = 1024;
-
 thread_local block *now;
 thread_local dim3 tid, bid, bdim, gdim;
 thread_local unsigned char *dynamic_shared;
+static thread_local uint32_t n_launches; // moves the order of turns
+
+} // namespace emu
+
+#if defined(__SANITIZE_THREAD__)
+extern "C" {
+void *__tsan_get_current_fiber(void);
+void *__tsan_create_fiber(unsigned flags);
+void __tsan_switch_to_fiber(void *fiber, unsigned flags);
+void __tsan_acquire(void *at);
+void __tsan_release(void *at);
+}
+// What the scheduler does between turns is no work of the kernel's.
+#  define UNSEEN __attribute__((no_sanitize("thread")))
+
+// This module's thread-local storage: its __shared__ variables and the ones
+// above.
+#  include <link.h>
+
+static int poison(struct dl_phdr_info *info, size_t bytes, void *inside)
+{
+    uintptr_t at = (uintptr_t)inside, tls = (uintptr_t)info->dlpi_tls_data;
+
+    (void)bytes;
+    for (unsigned i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_TLS && tls != 0 && at >= tls &&
+            at - tls < info->dlpi_phdr[i].p_memsz) {
+            memset(info->dlpi_tls_data, 0xa5, info->dlpi_phdr[i].p_memsz);
+            return 1;
+        }
+    return 0;
+}
+
+static void poison_shared(void)
+{
+    using namespace emu;
+    block *b = now;
+    dim3 t = tid, i = bid, n = bdim, g = gdim;
+    unsigned char *d = dynamic_shared;
+    uint32_t launches = n_launches;
+
+    dl_iterate_phdr(poison, &now);
+    now = b;
+    tid = t;
+    bid = i;
+    bdim = n;
+    gdim = g;
+    dynamic_shared = d;
+    n_launches = launches;
+}
+#else
+static void poison_shared(void)
+{
+}
+static void *__tsan_get_current_fiber(void)
+{
+    return nullptr;
+}
+static void *__tsan_create_fiber(unsigned)
+{
+    return nullptr;
+}
+static void __tsan_switch_to_fiber(void *, unsigned)
+{
+}
+static void __tsan_acquire(void *)
+{
+}
+static void __tsan_release(void *)
+{
+}
+#  define UNSEEN
+#endif
+
+namespace emu {
+
+static const unsigned unordered = 1; // __tsan_switch_to_fiber_no_sync
+static const size_t stack_bytes = 64 << 10;
+static const unsigned threads_max = 1024;
+static void *names[threads_max]; // ThreadSanitizer's of fibers, once made
+
 
 void fail(const char *what)
 {
@@ -27,28 +110,33 @@ void fail(const char *what)
     abort();
 }
 
-static void enter()
+UNSEEN static void enter()
 {
     block *b = now;
     fiber *f = &b->fibers[b->current];
 
+    __tsan_acquire(b);
     (*b->body)();
+    __tsan_release(b);
     f->done = true;
     b->live--;
     b->progress++;
     // Those at the barrier may have waited for this thread alone.
+    __tsan_switch_to_fiber(b->host, unordered);
     _longjmp(b->scheduler, 1);
 }
 
-void yield()
+UNSEEN void yield()
 {
     fiber *f = &now->fibers[now->current];
 
-    if (_setjmp(f->at) == 0)
+    if (_setjmp(f->at) == 0) {
+        __tsan_switch_to_fiber(now->host, unordered);
         _longjmp(now->scheduler, 1);
+    }
 }
 
-static void resume(block *b, unsigned i)
+UNSEEN static void resume(block *b, unsigned i)
 {
     fiber *f = &b->fibers[i];
 
@@ -56,17 +144,19 @@ static void resume(block *b, unsigned i)
     tid = f->tid;
     if (_setjmp(b->scheduler) != 0)
         return;
+    __tsan_switch_to_fiber(f->tsan, unordered);
     if (f->begun)
         _longjmp(f->at, 1);
     f->begun = true;
     setcontext(&f->start);
 }
 
-unsigned sync_count(unsigned add)
+UNSEEN unsigned sync_count(unsigned add)
 {
     block *b = now;
     unsigned mine = b->barrier;
 
+    __tsan_release(&b->barrier);
     b->waiting++;
     b->sum += add;
     b->progress++;
@@ -80,11 +170,12 @@ unsigned sync_count(unsigned add)
         }
         yield();
     }
+    __tsan_acquire(&b->barrier);
     return b->sum_before;
 }
 
 // Put a value down and wait until all lanes of `mask` have.
-static const uint64_t *meet(uint32_t mask, uint64_t value)
+UNSEEN static const uint64_t *meet(uint32_t mask, uint64_t value)
 {
     warp *w = &now->warps[linear() / 32];
     uint32_t bit = 1u << lane(), mine = w->generation;
@@ -109,27 +200,50 @@ static const uint64_t *meet(uint32_t mask, uint64_t value)
     return w->value[mine & 1];
 }
 
-uint64_t exchange(uint32_t mask, uint64_t value, unsigned from)
+UNSEEN uint64_t exchange(uint32_t mask, uint64_t value, unsigned from)
 {
     const uint64_t *v = meet(mask, value);
 
     return (mask >> from & 1) != 0 ? v[from] : value;
 }
 
-void gather(uint32_t mask, uint64_t value, uint64_t out[32])
+UNSEEN void gather(uint32_t mask, uint64_t value, uint64_t out[32])
 {
     memcpy(out, meet(mask, value), 32 * sizeof(*out));
 }
 
-static void run_block(block *b)
+// Memory seen by the others at the barrier, where shuffles and votes order
+// none.
+UNSEEN void sync_warp(uint32_t mask)
+{
+    warp *w = &now->warps[linear() / 32];
+
+    __tsan_release(w);
+    (void)meet(mask, 0);
+    __tsan_acquire(w);
+}
+
+// The i-th of n to have its turn: up or down from anywhere.
+UNSEEN static unsigned turn(unsigned i, unsigned n, uint32_t round)
+{
+    uint32_t r = (round + 1) * 0x9e3779b1u;
+
+    i = (i + (r >> 8) % n) % n;
+    return (r & 64) != 0 ? n - 1 - i : i;
+}
+
+UNSEEN static void run_block(block *b)
 {
     unsigned idle = 0;
 
     while (b->live > 0) {
         b->progress = 0;
-        for (unsigned i = 0; i < b->n; i++)
+        b->round++;
+        for (unsigned k = 0; k < b->n; k++) {
+            unsigned i = turn(k, b->n, b->round);
             if (!b->fibers[i].done)
                 resume(b, i);
+        }
         // Two rounds: a meeting that the last thread completes is seen by
         // the others in the next one.
         idle = b->progress != 0 ? 0 : idle + 1;
@@ -138,7 +252,7 @@ static void run_block(block *b)
     }
 }
 
-static void prepare(block *b, const dim3 &threads)
+UNSEEN static void prepare(block *b, const dim3 &threads)
 {
     b->live = b->n;
     b->waiting = b->barrier = b->sum = b->sum_before = 0;
@@ -175,19 +289,28 @@ void launch(dim3 grid, dim3 threads, size_t shared,
     b.warps = new warp[(n + 31) / 32]();
     b.n = n;
     b.body = &body;
-    for (unsigned i = 0; i < n; i++)
+    b.host = __tsan_get_current_fiber();
+    for (unsigned i = 0; i < n; i++) {
         b.fibers[i].stack = stacks + i * stack_bytes;
+        if (names[i] == nullptr)
+            names[i] = __tsan_create_fiber(0);
+        b.fibers[i].tsan = names[i];
+    }
     dynamic_shared = (unsigned char *)aligned_alloc(128, (shared + 255) & ~127ul);
     now = &b;
     bdim = threads;
     gdim = grid;
+    b.round = n_launches++;
     for (unsigned z = 0; z < grid.z; z++)
         for (unsigned y = 0; y < grid.y; y++)
             for (unsigned x = 0; x < grid.x; x++) {
-                bid = dim3(x, y, z);
+                bid = dim3(turn(x, grid.x, n_launches), y, z);
                 memset(dynamic_shared, 0xa5, shared);
+                poison_shared();
                 prepare(&b, threads);
+                __tsan_release(&b);
                 run_block(&b);
+                __tsan_acquire(&b);
             }
     now = nullptr;
     free(dynamic_shared);

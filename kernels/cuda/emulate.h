@@ -7,7 +7,10 @@
 //   it meets a barrier or a warp collective, so that every shuffle, ballot and
 //   __syncthreads gives what the device gives; results are the kernels' bits,
 //   and a collective that not all named lanes reach is told as a deadlock.
-//   What it does not show: races between fibers, memory order, speed.
+//   Turns come in ever other orders; ThreadSanitizer sees fibers as threads
+//   and reports races within a block (emulate.cc). There shared memory is
+//   poisoned before each block too: what is read unwritten shows.
+//   What it does not show: races between blocks, memory order, speed.
 // Threads: one launch at a time; all is synchronous.
 // Limits: x86-64 and others through setjmp; no clusters, no cooperative
 //   launches, no textures, no tensor cores but what tensor.cuh emulates.
@@ -30,8 +33,13 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __constant__ static
-// Blocks run one after the other: one copy serves.
-#define __shared__ static
+// Blocks run one after the other: one copy serves. As thread-local storage it
+// can be found, and poisoned before each block.
+#if defined(__SANITIZE_THREAD__)
+#  define __shared__ static thread_local
+#else
+#  define __shared__ static
+#endif
 
 struct dim3 {
     unsigned x, y, z;
@@ -46,6 +54,7 @@ struct fiber {
     ucontext_t start;
     jmp_buf at;
     char *stack;
+    void *tsan;
     dim3 tid;
     bool begun, done;
 };
@@ -67,6 +76,8 @@ struct block {
     unsigned barrier; // generation
     unsigned sum, sum_before;
     unsigned current;
+    uint32_t round;
+    void *host; // ThreadSanitizer's name of the scheduler
     jmp_buf scheduler;
     unsigned progress; // things that happened since the last round
     const std::function<void()> *body;
@@ -83,6 +94,7 @@ uint64_t exchange(uint32_t mask, uint64_t value, unsigned from_lane);
 // All values of the meeting: out[32], those of absent lanes are 0.
 void gather(uint32_t mask, uint64_t value, uint64_t out[32]);
 unsigned sync_count(unsigned add);
+void sync_warp(uint32_t mask);
 [[noreturn]] void fail(const char *what);
 
 inline unsigned linear()
@@ -141,7 +153,7 @@ static inline int __syncthreads_count(int p)
 }
 static inline void __syncwarp(uint32_t mask = 0xffffffffu)
 {
-    emu::exchange(mask, 0, 0);
+    emu::sync_warp(mask);
 }
 static inline void __threadfence()
 {
@@ -243,43 +255,39 @@ static inline uint32_t __activemask()
 
 // --------------------------------------------------------------- atomics
 
+// One fiber runs at a time; the builtins are for ThreadSanitizer.
+
 template <class T> static inline T atomicAdd(T *p, T v)
 {
-    T old = *p;
-    *p = old + v;
-    return old;
+    return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
 }
 template <class T> static inline T atomicMax(T *p, T v)
 {
-    T old = *p;
+    T old = __atomic_load_n(p, __ATOMIC_RELAXED);
     if (v > old)
-        *p = v;
+        __atomic_store_n(p, v, __ATOMIC_RELAXED);
     return old;
 }
 template <class T> static inline T atomicMin(T *p, T v)
 {
-    T old = *p;
+    T old = __atomic_load_n(p, __ATOMIC_RELAXED);
     if (v < old)
-        *p = v;
+        __atomic_store_n(p, v, __ATOMIC_RELAXED);
     return old;
 }
 template <class T> static inline T atomicOr(T *p, T v)
 {
-    T old = *p;
-    *p = old | v;
-    return old;
+    return __atomic_fetch_or(p, v, __ATOMIC_RELAXED);
 }
 template <class T> static inline T atomicExch(T *p, T v)
 {
-    T old = *p;
-    *p = v;
-    return old;
+    return __atomic_exchange_n(p, v, __ATOMIC_RELAXED);
 }
 template <class T> static inline T atomicCAS(T *p, T want, T v)
 {
-    T old = *p;
-    if (old == want)
-        *p = v;
+    T old = want;
+    (void)__atomic_compare_exchange_n(p, &old, v, false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED);
     return old;
 }
 
