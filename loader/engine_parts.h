@@ -4,9 +4,10 @@
 
 /*
  * What this is: what the files of the engine share: engine.c (its life),
- *   engine_pieces.c (what is wanted), engine_plan.c (requests), engine_files.c (descriptors, caches, stamps),
- *   engine_read.c (threads) and engine_check.c (digests, copies). Nobody else
- *   includes it.
+ *   engine_pieces.c (what is wanted), engine_plan.c (requests),
+ *   engine_files.c (descriptors, caches, stamps), engine_read.c (threads),
+ *   engine_cached.c (requests through the cache) and engine_check.c (digests,
+ *   copies). Nobody else includes it.
  */
 
 #include <pthread.h>
@@ -179,6 +180,9 @@ moec_status moec_engine_check_file(const moec_engine *e, uint32_t file,
 /* Read through the cache, all of it. */
 moec_status moec_engine_read_plain(moec_engine *e, uint32_t file, uint64_t off,
                                    void *to, size_t n, moec_error *err);
+
+/* engine_cached.c: all of a request, into its places. */
+moec_status moec_engine_read_cached(moec_engine_worker *w, moec_engine_op *op);
 
 /* engine_read.c: the thread's work. */
 void moec_engine_work(moec_engine_worker *w);
