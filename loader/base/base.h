@@ -226,6 +226,11 @@ moec_status moec_sha256_of(const void *data, size_t n, moec_sha256 *out,
  * twice the speed of one after the other. */
 moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
                                moec_sha256 *out, moec_error *err);
+/* The same of what it copies to `to`: the digests are those of the bytes that
+ * stand there afterwards, even where somebody writes to `data` meanwhile. */
+moec_status moec_sha256_leaves_copy(void *to, const void *data, size_t n,
+                                    size_t leaf_bytes, moec_sha256 *out,
+                                    moec_error *err);
 moec_xxh128 moec_xxh128_of(const void *data, size_t n);
 /* Streaming SHA-256; opaque, create/update/final(frees). */
 typedef struct moec_hasher moec_hasher;

@@ -117,9 +117,10 @@ static void ask_shani(void)
 #endif
 }
 
-/* SHA-256 of two messages of `n` bytes, a multiple of 64. */
-static void two_messages(const unsigned char *a, const unsigned char *b,
-                         size_t n, moec_sha256 out[2])
+/* SHA-256 of two messages of `n` bytes, a multiple of 64, the second behind the
+ * first; copied to `to` unless that is NULL. */
+static void two_messages(unsigned char *to, const unsigned char *p, size_t n,
+                         moec_sha256 out[2])
 {
     static const uint32_t begin[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372,
                                       0xa54ff53a, 0x510e527f, 0x9b05688c,
@@ -131,25 +132,33 @@ static void two_messages(const unsigned char *a, const unsigned char *b,
     memcpy(s[1], begin, sizeof(begin));
     for (int i = 0; i < 8; i++)
         tail[56 + i] = (unsigned char)((uint64_t)n * 8 >> (56 - 8 * i));
-    moec_sha256_shani_x2(s[0], a, s[1], b, n / 64);
+    if (to != NULL)
+        moec_sha256_shani_copy_x2(s[0], p, to, s[1], p + n, to + n, n / 64);
+    else
+        moec_sha256_shani_x2(s[0], p, s[1], p + n, n / 64);
     moec_sha256_shani_x2(s[0], tail, s[1], tail, 1);
     for (int m = 0; m < 2; m++)
         for (int i = 0; i < 32; i++)
             out[m].b[i] = (uint8_t)(s[m][i / 4] >> (24 - 8 * (i % 4)));
 }
 
-moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
-                               moec_sha256 *out, moec_error *err)
+/* Of the bytes at `to` where they are copied there. */
+static moec_status digest_leaves(unsigned char *to, const unsigned char *p,
+                                 size_t n, size_t leaf_bytes, moec_sha256 *out,
+                                 moec_error *err)
 {
-    const unsigned char *p = data;
     size_t done = 0;
 
     pthread_once(&shani_once, ask_shani);
     clear_uppers();
     while (have_shani && leaf_bytes % 64 == 0 && n - done >= 2 * leaf_bytes) {
-        two_messages(p + done, p + done + leaf_bytes, leaf_bytes, out);
+        two_messages(to != NULL ? to + done : NULL, p + done, leaf_bytes, out);
         done += 2 * leaf_bytes;
         out += 2;
+    }
+    if (to != NULL && done < n) {
+        memcpy(to + done, p + done, n - done);
+        p = to;
     }
     while (done < n) {
         size_t k = n - done < leaf_bytes ? n - done : leaf_bytes;
@@ -158,6 +167,19 @@ moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
         out++;
     }
     return MOEC_OK;
+}
+
+moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
+                               moec_sha256 *out, moec_error *err)
+{
+    return digest_leaves(NULL, data, n, leaf_bytes, out, err);
+}
+
+moec_status moec_sha256_leaves_copy(void *to, const void *data, size_t n,
+                                    size_t leaf_bytes, moec_sha256 *out,
+                                    moec_error *err)
+{
+    return digest_leaves(to, data, n, leaf_bytes, out, err);
 }
 
 moec_xxh128 moec_xxh128_of(const void *data, size_t n)

@@ -59,18 +59,32 @@ static inline __attribute__((always_inline)) void store_state(const lane *l,
                      _mm_alignr_epi8(dchg, feba, 8));
 }
 
+/* 16 bytes of the message, stored at `to` on the way unless that is NULL. They
+ * are loaded once: what is digested is what was stored, whoever writes to the
+ * source meanwhile. */
+static inline __attribute__((always_inline)) __m128i
+load_words(const unsigned char *from, unsigned char *to)
+{
+    __m128i x = _mm_loadu_si128((const __m128i *)(const void *)from);
+
+    if (to != NULL) {
+        __asm__("" : "+x"(x)); /* not to be loaded again */
+        _mm_storeu_si128((__m128i *)(void *)to, x);
+    }
+    return x;
+}
+
 /* Rounds 4i .. 4i+3. Words 0..3 of the message are loaded, later ones come
  * from the schedule; both land in w[i % 4]. */
 static inline __attribute__((always_inline)) void
-four_rounds(lane *l, const unsigned char *block, size_t i)
+four_rounds(lane *l, const unsigned char *block, unsigned char *to, size_t i)
 {
     const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
     __m128i *w = l->w, x;
 
     if (i < 4) {
         w[i] = _mm_shuffle_epi8(
-            _mm_loadu_si128((const __m128i *)(const void *)(block + 16 * i)),
-            swap);
+            load_words(block + 16 * i, to != NULL ? to + 16 * i : NULL), swap);
     } else {
         __m128i t = _mm_sha256msg1_epu32(w[i % 4], w[(i + 1) % 4]);
         t = _mm_add_epi32(t,
@@ -85,23 +99,25 @@ four_rounds(lane *l, const unsigned char *block, size_t i)
     l->abef = _mm_sha256rnds2_epu32(l->abef, l->cdgh, x);
 }
 
-void moec_sha256_shani_x2(uint32_t state_a[8], const unsigned char *a,
-                          uint32_t state_b[8], const unsigned char *b,
-                          size_t n_blocks)
+/* `copy` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void
+compress_x2(uint32_t state_a[8], const unsigned char *a, uint32_t state_b[8],
+            const unsigned char *b, size_t n_blocks, bool copy,
+            unsigned char *to_a, unsigned char *to_b)
 {
     lane x, y;
 
     load_state(&x, state_a);
     load_state(&y, state_b);
-    for (; n_blocks > 0; n_blocks--, a += 64, b += 64) {
+    for (size_t k = 0; k < 64 * n_blocks; k += 64) {
         x.a0 = x.abef;
         x.c0 = x.cdgh;
         y.a0 = y.abef;
         y.c0 = y.cdgh;
 #  pragma GCC unroll 16
         for (size_t i = 0; i < 16; i++) {
-            four_rounds(&x, a, i);
-            four_rounds(&y, b, i);
+            four_rounds(&x, a + k, copy ? to_a + k : NULL, i);
+            four_rounds(&y, b + k, copy ? to_b + k : NULL, i);
         }
         x.abef = _mm_add_epi32(x.abef, x.a0);
         x.cdgh = _mm_add_epi32(x.cdgh, x.c0);
@@ -110,6 +126,21 @@ void moec_sha256_shani_x2(uint32_t state_a[8], const unsigned char *a,
     }
     store_state(&x, state_a);
     store_state(&y, state_b);
+}
+
+void moec_sha256_shani_x2(uint32_t state_a[8], const unsigned char *a,
+                          uint32_t state_b[8], const unsigned char *b,
+                          size_t n_blocks)
+{
+    compress_x2(state_a, a, state_b, b, n_blocks, false, NULL, NULL);
+}
+
+void moec_sha256_shani_copy_x2(uint32_t state_a[8], const unsigned char *a,
+                               unsigned char *to_a, uint32_t state_b[8],
+                               const unsigned char *b, unsigned char *to_b,
+                               size_t n_blocks)
+{
+    compress_x2(state_a, a, state_b, b, n_blocks, true, to_a, to_b);
 }
 
 bool moec_sha256_shani_built(void)
@@ -127,6 +158,16 @@ void moec_sha256_shani_x2(uint32_t state_a[8], const unsigned char *a,
     (void)a;
     (void)state_b;
     (void)b;
+    (void)n_blocks;
+}
+
+void moec_sha256_shani_copy_x2(uint32_t state_a[8], const unsigned char *a,
+                               unsigned char *to_a, uint32_t state_b[8],
+                               const unsigned char *b, unsigned char *to_b,
+                               size_t n_blocks)
+{
+    (void)state_a, (void)a, (void)to_a;
+    (void)state_b, (void)b, (void)to_b;
     (void)n_blocks;
 }
 

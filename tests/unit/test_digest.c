@@ -145,11 +145,12 @@ static void leaves_are_the_digests_of_their_bytes(void **state)
 {
     static const size_t leaf[] = {64, 128, 4096, 100, 65536};
     const size_t most = 300000;
-    unsigned char *p = malloc(most);
-    moec_sha256 got[4800], want;
+    unsigned char *p = malloc(most), *to = malloc(most + 1);
+    moec_sha256 got[4800], copied[4800], want;
 
     (void)state;
     assert_non_null(p);
+    assert_non_null(to);
     for (size_t i = 0; i < most; i++)
         p[i] = (unsigned char)(i % 251 ^ i >> 12);
     for (size_t k = 0; k < sizeof(leaf) / sizeof(*leaf); k++)
@@ -159,6 +160,13 @@ static void leaves_are_the_digests_of_their_bytes(void **state)
                 break;
             assert_int_equal(moec_sha256_leaves(p, n, leaf[k], got, NULL),
                              MOEC_OK);
+            memset(to, 0xa5, n + 1);
+            assert_int_equal(
+                moec_sha256_leaves_copy(to, p, n, leaf[k], copied, NULL),
+                MOEC_OK);
+            assert_memory_equal(copied, got, count * sizeof(*got));
+            assert_memory_equal(to, p, n);
+            assert_int_equal(to[n], 0xa5);
             for (size_t i = 0; i < count; i++) {
                 size_t off = i * leaf[k];
                 size_t bytes = n - off < leaf[k] ? n - off : leaf[k];
@@ -167,6 +175,7 @@ static void leaves_are_the_digests_of_their_bytes(void **state)
                 assert_memory_equal(&got[i], &want, sizeof(want));
             }
         }
+    free(to);
     free(p);
 }
 
