@@ -12,7 +12,6 @@
 
 #include "emulate.h"
 
-#include <deque>
 #include <mutex>
 #include <sys/mman.h>
 
@@ -118,6 +117,8 @@ UNSEEN static void enter()
     __tsan_acquire(b);
     (*b->body)();
     __tsan_release(b);
+    if (!f->copies.empty())
+        fail("a thread that ends before its copies");
     f->done = true;
     b->live--;
     b->progress++;
@@ -221,6 +222,38 @@ UNSEEN void sync_warp(uint32_t mask)
     __tsan_release(w);
     (void)meet(mask, 0);
     __tsan_acquire(w);
+}
+
+// As the kernel's own, for ThreadSanitizer: the first write may come at once,
+// the last when the thread waits.
+void copy_later(void *shared, const void *global, uint32_t bytes)
+{
+    fiber *f = &now->fibers[now->current];
+
+    if (reinterpret_cast<uintptr_t>(shared) % 16 ||
+        reinterpret_cast<uintptr_t>(global) % 16 || bytes > 16)
+        fail("a copy of 16 bytes that is not aligned");
+    memset(shared, 0xa5, 16);
+    f->copies.push_back({shared, global, bytes, f->group});
+}
+
+void copy_commit()
+{
+    now->fibers[now->current].group++;
+}
+
+void copy_wait(unsigned n_newest)
+{
+    fiber *f = &now->fibers[now->current];
+
+    while (!f->copies.empty() &&
+           f->group - f->copies.front().group > n_newest) {
+        const small_copy &c = f->copies.front();
+
+        memset(c.to, 0, 16);
+        memcpy(c.to, c.from, c.bytes);
+        f->copies.pop_front();
+    }
 }
 
 // The i-th of n to have its turn: up or down from anywhere.

@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 
 #include <setjmp.h>
@@ -50,11 +51,20 @@ struct dim3 {
 
 namespace emu {
 
+struct small_copy {
+    void *to;
+    const void *from;
+    uint32_t bytes;
+    unsigned group;
+};
+
 struct fiber {
     ucontext_t start;
     jmp_buf at;
     char *stack;
     void *tsan;
+    std::deque<small_copy> copies;
+    unsigned group; // of the next copy
     dim3 tid;
     bool begun, done;
 };
@@ -95,6 +105,11 @@ uint64_t exchange(uint32_t mask, uint64_t value, unsigned from_lane);
 void gather(uint32_t mask, uint64_t value, uint64_t out[32]);
 unsigned sync_count(unsigned add);
 void sync_warp(uint32_t mask);
+// A thread's copies of up to 16 bytes into shared memory: until it waits for
+// their group, poison stands there.
+void copy_later(void *shared, const void *global, uint32_t bytes);
+void copy_commit();
+void copy_wait(unsigned n_newest);
 [[noreturn]] void fail(const char *what);
 
 inline unsigned linear()

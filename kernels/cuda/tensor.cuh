@@ -88,17 +88,15 @@ static inline void moec_mma(float c[4], const uint32_t a[4], uint32_t b0,
 // Up to 16 bytes, zeros behind `bytes`. Both addresses at multiples of 16.
 static inline void moec_copy16(void *shared, const void *global, uint32_t bytes)
 {
-    if (reinterpret_cast<uintptr_t>(shared) % 16 ||
-        reinterpret_cast<uintptr_t>(global) % 16)
-        emu::fail("a copy of 16 bytes that is not aligned");
-    memset(shared, 0, 16);
-    memcpy(shared, global, bytes);
+    emu::copy_later(shared, global, bytes);
 }
 static inline void moec_copy_commit()
 {
+    emu::copy_commit();
 }
 template <int N> static inline void moec_copy_wait()
 {
+    emu::copy_wait(N);
 }
 
 #else
