@@ -3,8 +3,8 @@
 /*
  * An open checkpoint. Steps of an open: find the directory (source.c), list
  * it, choose the files (ckpt_files.c, ckpt_index.c), open them, read their
- * headers side by side (safetensors.c), join and sort the tables, compare with
- * the index. Nothing is kept of an open that fails.
+ * headers side by side (safetensors.c), merge the tables, compare with the
+ * index. Nothing is kept of an open that fails.
  */
 
 #include "ckpt_parts.h"
@@ -45,6 +45,8 @@ static moec_status read_header(void *ctx, size_t i, uint32_t worker,
                                   c->secret, err));
     f->header_bytes = h->header_bytes;
     memcpy(f->header_sha256, h->sha256.b, sizeof(f->header_sha256));
+    for (size_t k = 0; i > 0 && k < h->n_tensors; k++)
+        h->tensors[k].file = (uint32_t)i;
     return MOEC_OK;
 }
 
@@ -66,37 +68,33 @@ static moec_status note_header(moec_ckpt *c, size_t i, moec_error *err)
     return MOEC_OK;
 }
 
-/* Join the shards' tables into one. Of one shard it is that shard's own; of
- * several each is freed once it is copied. */
-static moec_status join_tables(moec_ckpt *c, moec_error *err)
+/* Make room for the order of all tensors, and collect the runs that their
+ * tables are of. */
+static moec_status list_runs(moec_ckpt *c, moec_run **out, size_t *n_out,
+                             moec_error *err)
 {
-    size_t n = 0, at = 0;
+    size_t n = 0, n_runs = 0, at = 0;
+    moec_run *runs;
 
     for (size_t i = 0; i < c->n_files; i++) {
         n += c->shards[i].header.n_tensors;
+        n_runs += moec_header_n_runs(&c->shards[i].header);
         MOEC_TRY(note_header(c, i, err));
     }
     if (n >= UINT32_MAX)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
                          "%zu tensors, more than 32 bits count", n);
-    c->n_tensors = n;
-    if (c->n_files == 1) {
-        c->tensors = c->shards[0].header.tensors;
-        c->shards[0].header.tensors = NULL;
-        return MOEC_OK;
-    }
-    c->tensors = moec_calloc(n, sizeof(*c->tensors));
-    if (c->tensors == NULL)
+    c->by_name = moec_alloc(n * sizeof(*c->by_name));
+    runs = moec_alloc(n_runs * sizeof(*runs));
+    if (c->by_name == NULL || runs == NULL) {
+        moec_free(runs);
         return moec_fail_nomem(err, "the tensor table");
-    for (size_t i = 0; i < c->n_files; i++) {
-        moec_header *h = &c->shards[i].header;
-        for (size_t k = 0; k < h->n_tensors; k++) {
-            c->tensors[at] = h->tensors[k];
-            c->tensors[at++].file = (uint32_t)i;
-        }
-        moec_free(h->tensors);
-        h->tensors = NULL;
     }
+    for (size_t i = 0; i < c->n_files; i++)
+        at += moec_header_runs(&c->shards[i].header, runs + at);
+    c->n_tensors = n;
+    *out = runs;
+    *n_out = n_runs;
     return MOEC_OK;
 }
 
@@ -105,21 +103,22 @@ static moec_status make_table(moec_ckpt *c, const moec_header_blob *blobs,
                               uint32_t n_threads, moec_error *err)
 {
     header_job job = {c, blobs};
+    size_t n_runs = 0, twice = SIZE_MAX;
+    moec_run *runs = NULL;
+    moec_status st;
 
     MOEC_TRY(moec_parallel(n_threads, c->n_files, read_header, &job, err));
-    MOEC_TRY(join_tables(c, err));
-    MOEC_TRY(moec_table_sort(c->tensors, c->n_tensors, err));
-    for (size_t i = 1; i < c->n_tensors; i++) {
-        const moec_tensor *a = &c->tensors[i - 1], *b = &c->tensors[i];
-        if (strcmp(a->name, b->name) == 0) {
-            uint32_t low = a->file < b->file ? a->file : b->file;
-            uint32_t high = a->file < b->file ? b->file : a->file;
-            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I08,
-                             "tensor '%s': in '%s' and in '%s'", a->name,
-                             c->files[low].name, c->files[high].name);
-        }
-    }
-    return MOEC_OK;
+    MOEC_TRY(list_runs(c, &runs, &n_runs, err));
+    st = moec_table_merge(c->by_name, runs, n_runs, &twice, err);
+    moec_free(runs);
+    MOEC_TRY(st);
+    if (twice == SIZE_MAX)
+        return MOEC_OK;
+    /* one shard's names differ: the first of the two is of an earlier one */
+    return moec_fail(
+        err, MOEC_E_FORMAT, MOEC_RULE_I08, "tensor '%s': in '%s' and in '%s'",
+        c->by_name[twice]->name, c->files[c->by_name[twice - 1]->file].name,
+        c->files[c->by_name[twice]->file].name);
 }
 
 /* ------------------------------------------------------------------ open */
@@ -284,7 +283,7 @@ void moec_ckpt_close(moec_ckpt *c)
         if (c->shards[i].fd >= 0)
             close(c->shards[i].fd);
     }
-    moec_free(c->tensors);
+    moec_free(c->by_name);
     moec_free(c->shards);
     moec_free(c->files);
     moec_free(c->extra);
@@ -313,12 +312,12 @@ size_t moec_ckpt_n_tensors(const moec_ckpt *c)
 
 const moec_tensor *moec_ckpt_tensor(const moec_ckpt *c, size_t i)
 {
-    return &c->tensors[i];
+    return c->by_name[i];
 }
 
 size_t moec_ckpt_find(const moec_ckpt *c, const char *name)
 {
-    return moec_table_find(c->tensors, c->n_tensors, name, strlen(name),
+    return moec_table_find(c->by_name, c->n_tensors, name, strlen(name),
                            SIZE_MAX);
 }
 
@@ -411,7 +410,7 @@ moec_status moec_ckpt_read(const moec_ckpt *c, size_t i, uint64_t off,
     if (i >= c->n_tensors)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "tensor %zu of %zu does not exist", i, c->n_tensors);
-    t = &c->tensors[i];
+    t = c->by_name[i];
     f = &c->files[t->file];
     s = &c->shards[t->file];
     if (off > t->bytes || n > t->bytes - off)

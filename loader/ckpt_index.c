@@ -336,7 +336,7 @@ static moec_status compare_entry(void *ctx, const moec_index_entry *e,
 {
     comparison *k = ctx;
     const moec_ckpt *c = k->ckpt;
-    size_t i = moec_table_find(c->tensors, c->n_tensors, e->tensor,
+    size_t i = moec_table_find(c->by_name, c->n_tensors, e->tensor,
                                e->tensor_bytes, k->next);
     const char *in;
 
@@ -346,7 +346,7 @@ static moec_status compare_entry(void *ctx, const moec_index_entry *e,
                                             "the index says '%.*s'",
                             (int)e->tensor_bytes, e->tensor, (int)e->file_bytes,
                             e->file);
-    in = c->files[c->tensors[i].file].name;
+    in = c->files[c->by_name[i]->file].name;
     if (strncmp(in, e->file, e->file_bytes) != 0 || in[e->file_bytes] != '\0')
         return moec_fail_at(err, MOEC_E_FORMAT, MOEC_RULE_I08, e->off,
                             MOEC_CKPT_INDEX ": tensor '%.*s': is in '%s', the "
@@ -399,7 +399,7 @@ static moec_status compare_entries(moec_ckpt *c, moec_error *err)
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I08,
                        MOEC_CKPT_INDEX ": tensor '%s': in '%s', but not in the "
                                        "index",
-                       c->tensors[i].name, c->files[c->tensors[i].file].name);
+                       c->by_name[i]->name, c->files[c->by_name[i]->file].name);
     if (st == MOEC_OK)
         st = moec_stamp_check(fd, MOEC_CKPT_INDEX, &c->index_stamp, err);
     close(fd);

@@ -31,9 +31,9 @@ typedef struct moec_stamp {
 typedef struct moec_shard {
     int fd; /* -1 for a checkpoint of headers alone */
     moec_stamp stamp;
-    const char *path;   /* resolved, in the arena */
-    moec_header header; /* its tensors move to the table; its arena stays */
-    bool has_header;    /* read before the files were chosen */
+    const char *path; /* resolved, in the arena */
+    moec_header header;
+    bool has_header; /* read before the files were chosen */
     /* What the index says of it: so many tensors, and their names_sum. */
     size_t index_tensors;
     uint64_t index_sum;
@@ -46,7 +46,7 @@ struct moec_ckpt {
     moec_file *files;
     moec_shard *shards;
     size_t n_tensors;
-    moec_tensor *tensors; /* by name */
+    const moec_tensor **by_name; /* in the shards' tables */
     size_t n_extra;
     const char **extra;
     size_t n_notes;

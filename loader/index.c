@@ -14,7 +14,8 @@
 
 #include "jsonscan.h"
 
-#define WINDOW_BYTES        (UINT64_C(1) << 20)
+/* Small enough to stay in a core's cache between the read and the parse. */
+#define WINDOW_BYTES        (UINT64_C(1) << 18)
 #define ENTRY_BYTES         96  /* of an entry of the map, from real indices */
 #define FILE_NAME_BYTES_MAX 255 /* NAME_MAX of Linux */
 
@@ -31,7 +32,8 @@ typedef struct parser {
     uint64_t next, limit;
     unsigned char *window;
     char tensor[MOEC_NAME_BYTES_MAX];
-    char file[FILE_NAME_BYTES_MAX];
+    char file[FILE_NAME_BYTES_MAX]; /* of the entry before */
+    size_t file_bytes;
 } parser;
 
 static moec_status MOEC_PRINTF(4, 5)
@@ -100,6 +102,61 @@ static moec_status check_file(parser *p, const moec_js_text *t, uint64_t at)
     return MOEC_OK;
 }
 
+static const unsigned char *skip_space(const unsigned char *p,
+                                       const unsigned char *end)
+{
+    while (p < end && (*p == ' ' || *p == '\n'))
+        p++;
+    return p;
+}
+
+/* The string at `p`, where it is plain and ends in the window; NULL else. */
+static const unsigned char *plain_string(const unsigned char *p,
+                                         const unsigned char *end,
+                                         const char **s_out, size_t *n_out)
+{
+    if (p == end || *p != '"')
+        return NULL;
+    *s_out = (const char *)++p;
+    p = moec_js_plain_run(p, end);
+    if (p == end || *p != '"')
+        return NULL;
+    *n_out = (size_t)(p - (const unsigned char *)*s_out);
+    return p + 1;
+}
+
+/* The entries behind one, with their commas, while they are of the usual form:
+ * plain strings, their file that of the entry before, which was looked at. All
+ * else, right or wrong, is left where it is, for read_entry. */
+static moec_status read_usual(parser *p)
+{
+    moec_jsonscan *js = &p->js;
+    moec_index_entry e;
+
+    for (;;) {
+        const unsigned char *s = skip_space(js->p, js->end);
+        moec_js_text t;
+
+        if (s == js->end || *s != ',')
+            return MOEC_OK;
+        s = skip_space(s + 1, js->end);
+        e.off = js->base + (uint64_t)(s - js->start);
+        s = plain_string(s, js->end, &e.tensor, &e.tensor_bytes);
+        if (s == NULL || s == js->end || *s != ':')
+            return MOEC_OK;
+        s = plain_string(skip_space(s + 1, js->end), js->end, &e.file,
+                         &e.file_bytes);
+        if (s == NULL || e.file_bytes != p->file_bytes ||
+            memcmp(e.file, p->file, e.file_bytes) != 0)
+            return MOEC_OK;
+        t = (moec_js_text){.s = e.tensor, .len = e.tensor_bytes};
+        MOEC_TRY(check_tensor(p, &t, e.off));
+        js->p = s;
+        p->facts.n_tensors++;
+        MOEC_TRY(p->fn(p->ctx, &e, js->err));
+    }
+}
+
 /* One "tensor": "file" of the map. */
 static moec_status read_entry(parser *p)
 {
@@ -126,6 +183,9 @@ static moec_status read_entry(parser *p)
     }
     MOEC_TRY(moec_js_string(&p->js, &file));
     MOEC_TRY(check_file(p, &file, entry.off));
+    if (file.s != p->file)
+        memcpy(p->file, file.s, (size_t)file.len);
+    p->file_bytes = (size_t)file.len;
     p->facts.n_tensors++;
     entry.tensor = tensor.s;
     entry.tensor_bytes = (size_t)tensor.len;
@@ -152,6 +212,7 @@ static moec_status read_map(parser *p)
         if (!more)
             break;
         MOEC_TRY(read_entry(p));
+        MOEC_TRY(read_usual(p));
     }
     moec_js_leave(&p->js);
     if (p->facts.n_tensors == 0)

@@ -15,6 +15,9 @@
 #include "jsonscan.h"
 
 #include <string.h>
+#if defined(__SSE2__)
+#  include <emmintrin.h>
+#endif
 
 /* Defined here, and wrapped by the header. */
 #undef moec_js_fail
@@ -222,13 +225,26 @@ static inline void sink_add(sink *k, const void *data, size_t n)
 
 #define BYTES(x) (UINT64_C(0x0101010101010101) * (x))
 
-/* Return the end of the run of plain ASCII that begins at p: no quote, no
- * backslash, no control character. Eight bytes at a time; the high bit of a
- * lane says that it is special. A lane may be reported falsely only above a
- * true one (borrows), and the lowest is what counts. */
-static const unsigned char *plain_run(const unsigned char *p,
-                                      const unsigned char *end)
+/* Sixteen bytes at a time where the CPU always can (bytes from 0x80 are below
+ * 0x20 as signed ones), else eight: there the high bit of a lane says that it
+ * is special. A lane may be reported falsely only above a true one (borrows),
+ * and the lowest is what counts. */
+const unsigned char *moec_js_plain_run(const unsigned char *p,
+                                       const unsigned char *end)
 {
+#if defined(__SSE2__)
+    while (end - p >= 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)(const void *)p);
+        __m128i hit =
+            _mm_or_si128(_mm_cmplt_epi8(v, _mm_set1_epi8(0x20)),
+                         _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')),
+                                      _mm_cmpeq_epi8(v, _mm_set1_epi8('\\'))));
+        unsigned mask = (unsigned)_mm_movemask_epi8(hit);
+        if (mask != 0)
+            return p + __builtin_ctz(mask);
+        p += 16;
+    }
+#endif
     while (end - p >= 8) {
         uint64_t w = moec_le64(p);
         uint64_t quote = w ^ BYTES('"');
@@ -365,7 +381,7 @@ static moec_status string_rest(moec_jsonscan *s, sink *k)
                                 c < 0 ? "a string is not closed"
                                       : "a control character in a string");
         } else {
-            s->p = plain_run(run, s->end);
+            s->p = moec_js_plain_run(run, s->end);
             sink_add(k, run, (size_t)(s->p - run));
         }
     }
@@ -379,7 +395,7 @@ moec_status moec_js_string(moec_jsonscan *s, moec_js_text *t)
     MOEC_TRY(moec_js_expect(s, '"'));
     run = s->p;
     t->has_nul = false;
-    s->p = plain_run(run, s->end);
+    s->p = moec_js_plain_run(run, s->end);
     if (s->p < s->end && *s->p == '"') {
         t->s = (const char *)run;
         t->len = (uint64_t)(s->p - run);

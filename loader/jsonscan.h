@@ -81,6 +81,11 @@ static inline uint64_t moec_js_pos(const moec_jsonscan *s)
     return s->base + (uint64_t)(s->p - s->start);
 }
 
+/* End of the run of plain ASCII that begins at p: no quote, no backslash, no
+ * control character. */
+const unsigned char *moec_js_plain_run(const unsigned char *p,
+                                       const unsigned char *end);
+
 /* Fail with what is wrong at the next byte. */
 moec_status moec_js_fail(moec_jsonscan *s, moec_rule rule, const char *what);
 #define moec_js_fail(...) moec_refused((moec_js_fail)(__VA_ARGS__))

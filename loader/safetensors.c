@@ -17,15 +17,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "entry_scan.h"
 #include "jsonscan.h"
 #include "nameset.h"
 #include "tiling.h"
 
-#define WINDOW_BYTES  (UINT64_C(1) << 20)
+/* Small enough to stay in a core's cache between the read, the digest and the
+ * parse. */
+#define WINDOW_BYTES  (UINT64_C(1) << 18)
 #define PREFIX_BYTES  8
 #define ENTRY_BYTES   128 /* of an entry, from real headers */
 #define N_SHAPES_KEPT 64  /* models repeat a dozen shapes; power of two */
-#define METADATA_KEY  "__metadata__"
+/* What a header's length promises is a guess: believe 64,000 tensors. */
+#define EXPECT_MAX   ((size_t)64000)
+#define METADATA_KEY "__metadata__"
 
 /* What an entry has said so far. */
 enum { HAS_DTYPE = 1, HAS_SHAPE = 2, HAS_OFFSETS = 4 };
@@ -41,7 +46,9 @@ typedef struct parser {
     moec_jsonscan js;
     moec_header *h;
     size_t cap; /* of h->tensors */
+    size_t breaks_cap;
     moec_nameset names;
+    moec_entry_scan scan;
     const uint64_t *shapes[N_SHAPES_KEPT]; /* stored ones, by hash */
     uint16_t shape_rank[N_SHAPES_KEPT];
     /* source */
@@ -91,6 +98,38 @@ static moec_status check_name(parser *p, const moec_js_text *t, uint64_t at)
     return MOEC_OK;
 }
 
+/* Tensor number `n` stands before the one that it follows in the header. */
+static moec_status add_break(parser *p, size_t n)
+{
+    moec_header *h = p->h;
+
+    if (h->n_breaks == p->breaks_cap) {
+        size_t cap = p->breaks_cap == 0 ? 16 : p->breaks_cap * 2;
+        uint32_t *more = moec_realloc_array(h->breaks, cap, sizeof(*more));
+        if (more == NULL)
+            return moec_fail_nomem(p->js.err, "the order of the tensors");
+        h->breaks = more;
+        p->breaks_cap = cap;
+    }
+    h->breaks[h->n_breaks++] = (uint32_t)n;
+    return MOEC_OK;
+}
+
+static moec_status grow_table(parser *p)
+{
+    size_t cap = p->cap * 2;
+    moec_tensor *more;
+
+    if (p->cap == 0)
+        cap = 64 + (size_t)moec_min_u64(p->names.expect, EXPECT_MAX);
+    more = moec_realloc_array(p->h->tensors, cap, sizeof(*more));
+    if (more == NULL)
+        return moec_fail_nomem(p->js.err, "the tensor table");
+    p->h->tensors = more;
+    p->cap = cap;
+    return MOEC_OK;
+}
+
 /* Add a tensor of this name to the table. */
 static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at)
 {
@@ -106,19 +145,15 @@ static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at)
                             "%s: tensor '%.*s': a second time (byte %" PRIu64
                             ")",
                             p->js.name, (int)n, t->s, at);
-    if (h->n_tensors == p->cap) {
-        size_t cap = p->cap == 0 ? 64 : p->cap * 2;
-        moec_tensor *more = moec_realloc_array(h->tensors, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_fail_nomem(p->js.err, "the tensor table");
-        h->tensors = more;
-        p->cap = cap;
-    }
+    if (h->n_tensors == p->cap)
+        MOEC_TRY(grow_table(p));
     tensor = &h->tensors[h->n_tensors];
     memset(tensor, 0, sizeof(*tensor));
     tensor->name = moec_arena_strdup(&h->arena, t->s, n);
     if (tensor->name == NULL)
         return moec_fail_nomem(p->js.err, "a tensor's name");
+    if (h->n_tensors > 0 && strcmp(tensor[-1].name, tensor->name) > 0)
+        MOEC_TRY(add_break(p, h->n_tensors));
     h->n_tensors++;
     return MOEC_OK;
 }
@@ -433,14 +468,47 @@ static moec_status read_metadata(parser *p)
 
 /* ------------------------------------------------------------ the object */
 
+/* An entry of the usual form, in one go: *next is the byte behind it. NULL, and
+ * nothing consumed, for any other. */
+static moec_status read_usual(parser *p, const unsigned char **next)
+{
+    moec_entry_scan *s = &p->scan;
+    uint64_t at = moec_js_pos(&p->js);
+    entry e = {.has = HAS_DTYPE | HAS_SHAPE | HAS_OFFSETS};
+    moec_js_text t;
+
+    *next = moec_entry_read(s, p->js.p, p->js.end);
+    if (*next == NULL)
+        return MOEC_OK;
+    t = (moec_js_text){.s = s->name, .len = s->name_bytes};
+    if (moec_js_text_is(&t, METADATA_KEY, sizeof(METADATA_KEY) - 1)) {
+        *next = NULL; /* no such thing belongs there */
+        return MOEC_OK;
+    }
+    MOEC_TRY(check_name(p, &t, at));
+    MOEC_TRY(add_tensor(p, &t, at));
+    e.t = &p->h->tensors[p->h->n_tensors - 1];
+    e.t->dtype = (uint8_t)s->dtype;
+    e.t->rank = s->rank;
+    e.begin = s->begin;
+    e.end = s->end;
+    memcpy(e.shape, s->shape, s->rank * sizeof(*e.shape));
+    p->js.p = *next;
+    return check_entry(p, &e);
+}
+
 /* One "name": entry of the header. */
 static moec_status read_member(parser *p, bool *metadata_seen)
 {
     moec_js_text t = {.buf = p->text, .cap = sizeof(p->text)};
+    const unsigned char *next;
     uint64_t at;
     int c;
 
     MOEC_TRY(moec_js_peek(&p->js, &c));
+    MOEC_TRY(read_usual(p, &next));
+    if (next != NULL)
+        return MOEC_OK;
     at = moec_js_pos(&p->js);
     MOEC_TRY(moec_js_string(&p->js, &t));
     if (moec_js_text_is(&t, METADATA_KEY, sizeof(METADATA_KEY) - 1)) {
@@ -657,5 +725,23 @@ void moec_header_fini(moec_header *h)
 
     moec_arena_fini(&h->arena);
     moec_free(h->tensors);
+    moec_free(h->breaks);
     *h = no_header;
+}
+
+size_t moec_header_n_runs(const moec_header *h)
+{
+    return h->n_tensors > 0 ? h->n_breaks + 1 : 0;
+}
+
+size_t moec_header_runs(const moec_header *h, moec_run *out)
+{
+    size_t n = moec_header_n_runs(h);
+
+    for (size_t i = 0; i < n; i++) {
+        size_t begin = i > 0 ? h->breaks[i - 1] : 0;
+        size_t end = i + 1 < n ? h->breaks[i] : h->n_tensors;
+        out[i] = (moec_run){h->tensors + begin, h->tensors + end};
+    }
+    return n;
 }

@@ -18,10 +18,13 @@
 #include <moec/loader.h>
 
 #include "base/base.h"
+#include "table.h"
 
 typedef struct moec_header {
     moec_tensor *tensors; /* in the header's order; `file` is 0 */
     size_t n_tensors;
+    uint32_t *breaks; /* tensors that stand, by name, before the one before */
+    size_t n_breaks;
     uint64_t header_bytes; /* 8 + N */
     uint64_t data_bytes;   /* sum of all tensors */
     moec_sha256 sha256;    /* of the first 8 + N bytes */
@@ -34,7 +37,8 @@ typedef struct moec_header {
 } moec_header;
 
 /* Read the header of `fd`, a file of `file_bytes` bytes. `name` is for the
- * messages, `secret` for names_sum (NULL: a random one). Memory: a window of at most 1 MiB beside the table. */
+ * messages, `secret` for names_sum (NULL: a random one). Memory: a window of at
+ * most 256 KiB beside the table. */
 moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
                              const char *name, const uint64_t secret[2],
                              moec_error *err);
@@ -46,5 +50,9 @@ moec_status moec_header_parse(moec_header *out, const void *data, size_t n,
                               moec_error *err);
 
 void moec_header_fini(moec_header *h);
+
+/* The runs of the table, in its order, to `out`. Returns how many. */
+size_t moec_header_n_runs(const moec_header *h);
+size_t moec_header_runs(const moec_header *h, moec_run *out);
 
 #endif

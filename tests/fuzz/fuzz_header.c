@@ -31,12 +31,19 @@ static void check(moec_header *h, size_t n)
     }
     if (sum != h->data_bytes || h->header_bytes + sum != n)
         abort();
-    if (moec_table_sort(h->tensors, h->n_tensors, &err) != MOEC_OK)
+    moec_run *runs = malloc((h->n_breaks + 1) * sizeof(*runs));
+    const moec_tensor **sorted = malloc((h->n_tensors + 1) * sizeof(*sorted));
+    size_t twice, n_runs = moec_header_runs(h, runs);
+    if (n_runs != moec_header_n_runs(h) ||
+        moec_table_merge(sorted, runs, n_runs, &twice, &err) != MOEC_OK ||
+        twice != SIZE_MAX)
         abort();
     for (size_t i = 1; i < h->n_tensors; i++) {
-        if (strcmp(h->tensors[i - 1].name, h->tensors[i].name) >= 0)
+        if (strcmp(sorted[i - 1]->name, sorted[i]->name) >= 0)
             abort();
     }
+    free(sorted);
+    free(runs);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)

@@ -77,6 +77,44 @@ static void hands_over_each_entry_in_order(void **state)
     }
 }
 
+/* An entry whose file is the one before's is read in one go, unless a tab
+ * stands before it: the same verdict and the same entries. */
+static void judges_bent_entries_alike_on_both_ways(void **state)
+{
+    static const char text[] = "{\"weight_map\":{\"a.b\":\"f1\",\n  "
+                               "\"a.c\": \"f1\",\"a.d\":\"f1\" , "
+                               "\"a.e\":\"f2\"}}";
+    static const char bends[] = "\"\\{}[],: 01f/._-\x01\xc3\t\n";
+    const size_t n = sizeof(text) - 1, first = 28, second = 41;
+
+    (void)state;
+    assert_int_equal(text[first], '"');
+    assert_int_equal(text[second], '"');
+    for (size_t i = first; i < n; i++) {
+        for (size_t b = 0; i != second - 1 && b < sizeof(bends); b++) {
+            moec_error err[2] = {MOEC_ERROR_INIT, MOEC_ERROR_INIT};
+            char bent[2][sizeof(text) + 2];
+            moec_index_facts facts;
+            moec_status st[2];
+            log l[2];
+            memcpy(bent[0], text, n);
+            bent[0][i] = bends[b];
+            memcpy(bent[1], bent[0], first);
+            bent[1][first] = '\t';
+            memcpy(bent[1] + first + 1, bent[0] + first, second - first);
+            bent[1][second + 1] = '\t';
+            memcpy(bent[1] + second + 2, bent[0] + second, n - second);
+            st[0] = parse(bent[0], n, false, &l[0], &facts, &err[0]);
+            st[1] = parse(bent[1], n + 2, false, &l[1], &facts, &err[1]);
+            if (st[0] != st[1] || err[0].rule != err[1].rule ||
+                strcmp(l[0].text, l[1].text) != 0)
+                fail_msg("'%.*s': '%s' (%s), with tabs '%s' (%s)", (int)n,
+                         bent[0], err[0].text, l[0].text, err[1].text,
+                         l[1].text);
+        }
+    }
+}
+
 static void takes_total_size_as_advice(void **state)
 {
     static const struct {
@@ -360,6 +398,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hands_over_each_entry_in_order),
+        cmocka_unit_test(judges_bent_entries_alike_on_both_ways),
         cmocka_unit_test(takes_total_size_as_advice),
         cmocka_unit_test(judges_each_case_by_its_rule),
         cmocka_unit_test(refuses_names_beyond_their_limits),

@@ -172,9 +172,26 @@ static moec_status read_bytes(moec_header *out, const st_bytes *b, bool file,
     return st;
 }
 
-static void check_case(const header_case *c, bool file)
+/* With room behind it, the quick way over usual entries is taken. */
+#define ROOM ((size_t)400)
+
+static st_bytes padded(const char *header, size_t n, size_t room,
+                       size_t data_bytes)
 {
-    st_bytes b = st_file(c->header, strlen(c->header), c->data_bytes);
+    char *text = malloc(n + room + 1);
+    st_bytes b;
+
+    assert_non_null(text);
+    memcpy(text, header, n);
+    memset(text + n, ' ', room);
+    b = st_file(text, n + room, data_bytes);
+    free(text);
+    return b;
+}
+
+static void check_case(const header_case *c, bool file, size_t room)
+{
+    st_bytes b = padded(c->header, strlen(c->header), room, c->data_bytes);
     moec_error err = MOEC_ERROR_INIT;
     moec_header h;
     moec_status st;
@@ -186,7 +203,7 @@ static void check_case(const header_case *c, bool file)
     if (c->says != NULL && strstr(err.text, c->says) == NULL)
         fail_msg("%s: '%s' does not say '%s'", c->what, err.text, c->says);
     if (st == MOEC_OK) {
-        assert_int_equal(h.header_bytes, 8 + strlen(c->header));
+        assert_int_equal(h.header_bytes, 8 + strlen(c->header) + room);
         assert_int_equal(h.data_bytes, c->data_bytes);
         moec_header_fini(&h);
     } else {
@@ -201,8 +218,10 @@ static void judges_each_case_by_its_rule(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
-        check_case(&cases[i], false);
-        check_case(&cases[i], true);
+        check_case(&cases[i], false, 0);
+        check_case(&cases[i], false, ROOM);
+        check_case(&cases[i], true, 0);
+        check_case(&cases[i], true, ROOM);
     }
 }
 
@@ -413,6 +432,124 @@ static void reads_alike_in_windows_and_at_once(void **state)
     free(b.data);
 }
 
+/* Read a header without and with room behind it: the same verdict, word for
+ * word, and the same tensors. */
+static void check_both_ways(const char *text, size_t n)
+{
+    moec_error err[2] = {MOEC_ERROR_INIT, MOEC_ERROR_INIT};
+    moec_header h[2];
+    moec_status st[2];
+
+    for (size_t i = 0; i < 2; i++) {
+        st_bytes b = padded(text, n, i * ROOM, 30);
+        st[i] = read_bytes(&h[i], &b, false, &err[i]);
+        free(b.data);
+    }
+    if (st[0] != st[1] || err[0].rule != err[1].rule)
+        fail_msg("'%.*s': '%s', with room behind '%s'", (int)n, text,
+                 err[0].text, err[1].text);
+    if (st[0] != MOEC_OK) {
+        /* H16 and H17 name bytes of the file, H02 to H06 may meet the room */
+        if (err[0].rule > MOEC_RULE_H06 && err[0].rule != MOEC_RULE_H16 &&
+            err[0].rule != MOEC_RULE_H17)
+            assert_string_equal(err[0].text, err[1].text);
+        return;
+    }
+    assert_int_equal(h[0].n_tensors, h[1].n_tensors);
+    assert_int_equal(h[0].n_breaks, h[1].n_breaks);
+    for (size_t i = 0; i < h[0].n_tensors; i++) {
+        const moec_tensor *a = &h[0].tensors[i], *b = &h[1].tensors[i];
+        assert_string_equal(a->name, b->name);
+        assert_int_equal(a->dtype, b->dtype);
+        assert_int_equal(a->rank, b->rank);
+        assert_memory_equal(a->shape, b->shape, a->rank * sizeof(*a->shape));
+        assert_true(a->bytes == b->bytes && a->off + ROOM == b->off);
+    }
+    moec_header_fini(&h[0]);
+    moec_header_fini(&h[1]);
+}
+
+static void judges_bent_entries_alike_on_both_ways(void **state)
+{
+    static const char *const texts[] = {
+        "{\"b.12\":{\"dtype\":\"F32\",\"shape\":[2,3],"
+        "\"data_offsets\":[0,24]},\"a\":{\"dtype\":\"U8\",\"shape\":[6],"
+        "\"data_offsets\":[24,30]}}",
+        "{\"b.12\": {\"dtype\": \"BF16\", \"shape\": [1, 15], "
+        "\"data_offsets\": [0, 30]}}",
+        "{\"z\":{\"dtype\":\"F8_E4M3\",\"shape\":[],"
+        "\"data_offsets\":[0,1]},\"e\":{\"dtype\":\"I64\",\"shape\":[0,"
+        "123456789012345],\"data_offsets\":[1,1]},\"y\":{\"dtype\":"
+        "\"F8_E4M3FNUZ\",\"shape\":[29],\"data_offsets\":[1,30]}}"};
+    static const char bends[] = "\"\\}], 0a-\x01\xc3";
+
+    (void)state;
+    for (size_t t = 0; t < sizeof(texts) / sizeof(*texts); t++) {
+        size_t n = strlen(texts[t]);
+        char text[512];
+        check_both_ways(texts[t], n);
+        for (size_t i = 0; i < n; i++) {
+            memcpy(text, texts[t], n); /* without byte i */
+            memmove(text + i, text + i + 1, n - i - 1);
+            check_both_ways(text, n - 1);
+            for (size_t b = 0; b < sizeof(bends); b++) {
+                memcpy(text, texts[t], n);
+                text[i] = bends[b];
+                check_both_ways(text, n);
+                memcpy(text + i + 1, texts[t] + i, n - i);
+                check_both_ways(text, n + 1);
+            }
+        }
+    }
+}
+
+static void reads_integers_of_every_length(void **state)
+{
+    uint64_t v = 0;
+
+    (void)state;
+    for (unsigned digits = 1; digits <= 19; digits++) {
+        char text[160];
+        int n;
+        v = v * 10 + digits % 10;
+        n = snprintf(text, sizeof(text),
+                     "{\"t\":{\"dtype\":\"U8\",\"shape\":[0,%ju],"
+                     "\"data_offsets\":[0,0]},\"u\":{\"dtype\":\"U8\","
+                     "\"shape\":[30],\"data_offsets\":[0,30]}}",
+                     (uintmax_t)v);
+        st_bytes b = padded(text, (size_t)n, ROOM, 30);
+        moec_error err = MOEC_ERROR_INIT;
+        moec_header h;
+        assert_int_equal(read_bytes(&h, &b, false, &err), MOEC_OK);
+        assert_true(h.tensors[0].shape[1] == v);
+        moec_header_fini(&h);
+        free(b.data);
+        check_both_ways(text, (size_t)n);
+    }
+}
+
+/* Ascending names make one run, whatever their order in the data. */
+static void notes_where_names_descend(void **state)
+{
+    static const char text[] = "{" U8("b", 0, 1, 1) "," U8("c", 1, 2, 1) "," U8(
+        "a", 2, 3, 1) "," U8("d", 3, 4, 1) "}";
+    st_bytes b = st_file(text, sizeof(text) - 1, 4);
+    moec_error err = MOEC_ERROR_INIT;
+    moec_header h;
+    moec_run runs[2];
+
+    (void)state;
+    assert_int_equal(read_bytes(&h, &b, false, &err), MOEC_OK);
+    assert_int_equal(moec_header_n_runs(&h), 2);
+    assert_int_equal(moec_header_runs(&h, runs), 2);
+    assert_ptr_equal(runs[0].next, h.tensors);
+    assert_ptr_equal(runs[0].end, h.tensors + 2);
+    assert_ptr_equal(runs[1].next, h.tensors + 2);
+    assert_ptr_equal(runs[1].end, h.tensors + 4);
+    moec_header_fini(&h);
+    free(b.data);
+}
+
 static void finds_a_duplicate_behind_many_names(void **state)
 {
     st_bytes b = long_header(30000, true);
@@ -530,6 +667,9 @@ int main(void)
         cmocka_unit_test(keeps_its_limits_to_the_last_one),
         cmocka_unit_test(bounds_the_keys_of_metadata),
         cmocka_unit_test(reads_alike_in_windows_and_at_once),
+        cmocka_unit_test(judges_bent_entries_alike_on_both_ways),
+        cmocka_unit_test(reads_integers_of_every_length),
+        cmocka_unit_test(notes_where_names_descend),
         cmocka_unit_test(finds_a_duplicate_behind_many_names),
         cmocka_unit_test(says_where_a_file_shrank),
         cmocka_unit_test(refuses_less_than_a_header),
