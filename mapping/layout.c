@@ -28,8 +28,6 @@
 
 #include "base/base.h"
 
-#define NO_FILE UINT32_MAX
-
 /* One part of the rank (or store) files, the same for every rank. */
 typedef struct part {
     size_t first_layer, n_layers;
@@ -40,8 +38,8 @@ typedef struct part {
 
 /* Where a source tensor lies that is stored unchanged. */
 typedef struct common_at {
-    uint32_t file; /* NO_FILE: nowhere */
     uint64_t off;
+    uint32_t source, file;
 } common_at;
 
 struct moec_layout {
@@ -54,7 +52,8 @@ struct moec_layout {
     uint32_t *layer_part; /* [planned layer] */
     size_t *layer_first;  /* [planned layer + 1] into slot_off */
     uint64_t *slot_off;   /* of every slot tensor, from the file's begin */
-    common_at *common;    /* [source tensor] */
+    size_t n_common;
+    common_at *common; /* by source tensor; most tensors are not among them */
     size_t n_files, files_cap;
     moec_out_file *files;
     moec_rank_figures *figures; /* [n_ranks] */
@@ -313,10 +312,10 @@ static moec_status add_file(moec_layout *l, moec_out_file file, size_t *index,
         l->files_cap = cap;
     }
     /* Common tensors name their file in 32 bits. */
-    if (l->n_files >= NO_FILE)
+    if (l->n_files >= UINT32_MAX)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
                          "more than %u output files: use a larger part size",
-                         NO_FILE);
+                         UINT32_MAX);
     *index = l->n_files;
     l->files[l->n_files++] = file;
     return MOEC_OK;
@@ -470,8 +469,8 @@ static moec_status build_stored(moec_layout *l, const moec_ckpt *ckpt,
     MOEC_TRY(add_file(l, file, &index, err));
     for (size_t i = 0; i < n; i++) {
         tensors[i].off += file.header_bytes;
-        l->common[list[i].tensor] =
-            (common_at){(uint32_t)index, tensors[i].off};
+        l->common[l->n_common++] =
+            (common_at){tensors[i].off, list[i].tensor, (uint32_t)index};
     }
     return MOEC_OK;
 }
@@ -510,22 +509,37 @@ static moec_status lay_stored(moec_layout *l, moec_fate fate,
     return MOEC_OK;
 }
 
+static int by_number(const void *a, const void *b)
+{
+    const common_at *x = a, *y = b;
+
+    return (x->source > y->source) - (x->source < y->source);
+}
+
 static moec_status lay_all_stored(moec_layout *l, moec_error *err)
 {
-    const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(l->plan));
-    size_t n = moec_ckpt_n_tensors(ckpt);
+    size_t n_tensors =
+        moec_ckpt_n_tensors(moec_model_ckpt(moec_plan_model(l->plan)));
+    size_t n = 0;
     moec_status st;
     stored *list;
 
-    for (size_t i = 0; i < n; i++)
-        l->common[i].file = NO_FILE;
+    for (size_t i = 0; i < n_tensors; i++) {
+        moec_fate fate = moec_plan_fate(l->plan, i);
+        n += fate == MOEC_FATE_SHARED || fate == MOEC_FATE_COMMON;
+    }
+    l->common = moec_calloc(n, sizeof(*l->common));
     list = moec_calloc(n, sizeof(*list));
-    if (!list)
+    if (!l->common || !list) {
+        moec_free(list);
         return moec_fail_nomem(err, "layout");
+    }
     st = lay_stored(l, MOEC_FATE_SHARED, MOEC_FILE_SHARED, list, err);
     if (st == MOEC_OK)
         st = lay_stored(l, MOEC_FATE_COMMON, MOEC_FILE_COMMON, list, err);
     moec_free(list);
+    if (l->n_common > 0)
+        qsort(l->common, l->n_common, sizeof(*l->common), by_number);
     return st;
 }
 
@@ -612,8 +626,13 @@ static void add_rows_figures(moec_layout *l, size_t layer, size_t like,
     const moec_slot_tensor *s = moec_plan_slot_tensor(l->plan, layer, like);
     bool all = s->all_slots != 0;
     unit_cost empty = cost_of_unit(l, layer, n_experts, MOEC_UNIT_EMPTY, all);
+    unit_cost routed;
 
-    for (uint32_t u = 0; u < n_units; u++)
+    /* Experts of a layer are alike (C12), their moves differ in the tensors. */
+    routed = cost_of_unit(l, layer, n_experts, 0, all);
+    for (uint32_t u = 0; u < n_experts; u++)
+        units[u] = routed;
+    for (uint32_t u = n_experts; u < n_units; u++)
         units[u] = cost_of_unit(l, layer, n_experts, u, all);
     for (uint32_t rank = 0; rank < l->n_ranks; rank++) {
         moec_rank_figures *f = &l->figures[rank];
@@ -665,16 +684,12 @@ static moec_status add_figures(moec_layout *l, moec_error *err)
 static moec_status layout_alloc(moec_layout *l, moec_error *err)
 {
     size_t n_layers = moec_plan_n_layers(l->plan), n_slots = 0;
-    size_t n_source =
-        moec_ckpt_n_tensors(moec_model_ckpt(moec_plan_model(l->plan)));
 
     l->layer_first = moec_calloc(n_layers + 1, sizeof(*l->layer_first));
     l->layer_part = moec_calloc(n_layers, sizeof(*l->layer_part));
     l->parts = moec_calloc(n_layers, sizeof(*l->parts));
-    l->common = moec_calloc(n_source, sizeof(*l->common));
     l->figures = moec_calloc(l->n_ranks, sizeof(*l->figures));
-    if (!l->layer_first || !l->layer_part || !l->parts || !l->common ||
-        !l->figures)
+    if (!l->layer_first || !l->layer_part || !l->parts || !l->figures)
         return moec_fail_nomem(err, "layout");
     for (size_t i = 0; i < n_layers; i++) {
         l->layer_first[i] = n_slots;
@@ -769,9 +784,13 @@ void moec_layout_find_slots(const moec_layout *layout, uint32_t rank,
 int moec_layout_find_common(const moec_layout *layout, size_t source,
                             size_t *file_out, uint64_t *off_out)
 {
-    const common_at *at = &layout->common[source];
+    common_at key = {.source = (uint32_t)source};
+    const common_at *at = layout->n_common == 0
+                              ? NULL
+                              : bsearch(&key, layout->common, layout->n_common,
+                                        sizeof(key), by_number);
 
-    if (at->file == NO_FILE)
+    if (at == NULL)
         return 0;
     *file_out = at->file;
     *off_out = at->off;

@@ -120,13 +120,15 @@ static moec_status find_names(void *ctx, size_t piece, uint32_t worker,
     name_job *job = ctx;
     maker *k = job->k;
     size_t begin = piece * NAMES_A_PIECE, end = begin + NAMES_A_PIECE;
+    moec_name_memo memo = {0};
     moec_norm norm;
 
     (void)worker;
     (void)err;
     for (size_t i = begin; i < end && i < k->n_tensors; i++) {
         const char *name = moec_ckpt_tensor(k->b.ckpt, i)->name;
-        moec_name_found f = moec_names_find(&k->b.family->names, name, &norm);
+        moec_name_found f =
+            moec_names_recall(&k->b.family->names, &memo, name, &norm);
         name_place *p = &job->places[i];
 
         k->b.entries[i] = f.what == MOEC_NAME_KNOWN ? f.entry : MOEC_NO_ENTRY;

@@ -214,3 +214,70 @@ moec_name_found moec_names_find(const moec_names *names, const char *name,
     }
     return found;
 }
+
+/* Skip a number as norm_name wants it to be written, of up to nine digits;
+ * NULL where none is there. */
+static const char *skip_number(const char *p, uint32_t *value)
+{
+    const char *begin = p;
+    uint32_t v = 0;
+    for (; *p >= '0' && *p <= '9' && p - begin < 9; p++)
+        v = v * 10 + (uint32_t)(*p - '0');
+    *value = v;
+    return p == begin || (*begin == '0' && p - begin > 1) ? NULL : p;
+}
+
+/* Keep what was found for a name with two numbers: of the same head and tail
+ * any other second number makes the same normalised name. */
+static void remember(moec_name_memo *memo, const char *name,
+                     moec_name_found found)
+{
+    const char *segment = name, *tail = NULL;
+    uint32_t n_numbers = 0, value;
+    while (n_numbers < 2 && segment != NULL) {
+        const char *end = skip_number(segment, &value);
+        n_numbers += end != NULL && *end == '.';
+        tail = end;
+        if (n_numbers < 2) {
+            segment = strchr(segment, '.');
+            segment += segment != NULL;
+        }
+    }
+    if (segment == NULL) /* the number ends the name, or is a long one */
+        return;
+    size_t n = (size_t)(segment - name);
+    if (n != memo->head_bytes || memcmp(name, memo->head, n) != 0) {
+        memo->head = name;
+        memo->head_bytes = n;
+        memo->n_tails = 0;
+    }
+    if (memo->n_tails == MOEC_NAME_TAILS_MAX)
+        return;
+    memo->tails[memo->n_tails].text = tail;
+    memo->tails[memo->n_tails++].found = found;
+    memo->next = 0;
+}
+
+moec_name_found moec_names_recall(const moec_names *names, moec_name_memo *memo,
+                                  const char *name, moec_norm *scratch)
+{
+    const char *tail = NULL;
+    moec_name_found found;
+    uint32_t expert;
+    if (memo->n_tails > 0 && strncmp(name, memo->head, memo->head_bytes) == 0)
+        tail = skip_number(name + memo->head_bytes, &expert);
+    for (uint32_t i = 0; tail != NULL && i < memo->n_tails; i++) {
+        uint32_t at = memo->next;
+        memo->next = at + 1 < memo->n_tails ? at + 1 : 0;
+        if (strcmp(tail, memo->tails[at].text) != 0)
+            continue;
+        found = memo->tails[at].found;
+        found.expert = expert;
+        return found;
+    }
+    found = moec_names_find(names, name, scratch);
+    if (found.what == MOEC_NAME_KNOWN &&
+        names->entries[found.entry].n_numbers == 2)
+        remember(memo, name, found);
+    return found;
+}

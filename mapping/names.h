@@ -81,4 +81,23 @@ typedef struct moec_name_found {
 moec_name_found moec_names_find(const moec_names *names, const char *name,
                                 moec_norm *scratch);
 
+/* What was found for the names before: of the hundreds of experts of a layer
+ * only the number differs, between one head and a few tails. */
+#define MOEC_NAME_TAILS_MAX 16u
+typedef struct moec_name_memo {
+    const char *head; /* of a name before, up to its second number */
+    size_t head_bytes;
+    uint32_t n_tails, next; /* the tail that is expected next */
+    struct moec_name_tail {
+        const char *text; /* behind the number */
+        moec_name_found found;
+    } tails[MOEC_NAME_TAILS_MAX];
+} moec_name_memo;
+
+/* The same answer, from `memo` where a name before had it; `scratch` holds the
+ * normalised form of names that are not KNOWN. Zero-initialise `memo`; the
+ * names given with it must stay. */
+moec_name_found moec_names_recall(const moec_names *names, moec_name_memo *memo,
+                                  const char *name, moec_norm *scratch);
+
 #endif

@@ -15,7 +15,13 @@
 
 #include "names.h"
 
-enum { EXPERT_GATE = 7, SHARED_GATE = 8, ROUTER = 9, MTP_GATE = 10 };
+enum {
+    EXPERT_DOWN = 6,
+    EXPERT_GATE = 7,
+    SHARED_GATE = 8,
+    ROUTER = 9,
+    MTP_GATE = 10
+};
 
 static moec_names names;
 
@@ -200,6 +206,51 @@ static void a_name_may_have_a_kind_in_each_variant(void **state)
     assert_int_equal(names.entries[f.entry].kind[1], 20);
 }
 
+/* What was found before changes no answer, in any order of the names. */
+static void recalls_what_it_would_find(void **state)
+{
+    static const char *const pieces[][8] = {
+        {"model.layers.", "model.layer.", "language_model.model.layers.", ""},
+        {"0", "1", "11", "01", "4294967296", "1234567890", "x"},
+        {".mlp.experts.", ".mlp.shared_experts.", ".mlp.gate.", "."},
+        {"0", "7", "00", "07", "123456789", "1234567890", "#", ""},
+        {".down_proj.weight", ".gate_proj.weight", ".weight", ".", "",
+         ".0.weight", ".up_proj.weight_scale_inv", "9.down_proj.weight"}};
+    enum { N = 5000 };
+    static char list[N][96]; /* the memo points to names */
+    moec_name_memo memo = {0};
+    uint64_t seed = 1;
+    uint32_t known = 0;
+
+    (void)state;
+    add(0, "mlp.experts.#.down_proj.weight", 0, EXPERT_DOWN);
+    for (int i = 0; i < N; i++) {
+        moec_norm a, b;
+        size_t n = 0;
+        for (size_t k = 0; k < 5; k++) {
+            const char *piece = NULL;
+            while (piece == NULL) {
+                seed = seed * UINT64_C(6364136223846793005) + 1;
+                /* the first ones often, as in a checkpoint */
+                unsigned r = (unsigned)(seed >> 40);
+                piece = pieces[k][r % 3 == 0 ? r / 3 % 8 : r / 3 % 2];
+            }
+            n +=
+                (size_t)snprintf(list[i] + n, sizeof(list[i]) - n, "%s", piece);
+        }
+        moec_name_found want = moec_names_find(&names, list[i], &a);
+        moec_name_found got = moec_names_recall(&names, &memo, list[i], &b);
+        known += want.what == MOEC_NAME_KNOWN;
+        if (want.what != got.what || want.entry != got.entry ||
+            want.prefix != got.prefix || want.layer != got.layer ||
+            want.expert != got.expert)
+            fail_msg("'%s' is found as %d, recalled as %d", list[i], want.what,
+                     got.what);
+    }
+    assert_true(known > N / 20);
+    assert_true(memo.n_tails > 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -212,6 +263,7 @@ int main(void)
         cmocka_unit_test(layers_of_another_prefix_are_other_layers),
         cmocka_unit_test(what_follows_a_pattern_counts),
         cmocka_unit_test(a_name_may_have_a_kind_in_each_variant),
+        cmocka_unit_test(recalls_what_it_would_find),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
