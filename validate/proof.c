@@ -25,6 +25,7 @@ moec_status moec_proof_open(moec_proof *out, const moec_plan *plan,
     const moec_ckpt *ckpt = moec_model_ckpt(model);
     const moec_plan_opts *opts = moec_plan_options(plan);
     moec_proof p = {.ckpt = ckpt,
+                    .model = model,
                     .topo = moec_plan_topology(plan),
                     .w13_order = opts->w13_order,
                     .n_experts = moec_model_facts(model)->n_experts,
@@ -41,11 +42,8 @@ moec_status moec_proof_open(moec_proof *out, const moec_plan *plan,
     p.sources = moec_calloc(p.n_sources, sizeof(*p.sources));
     if (p.sources == NULL)
         return moec_fail_nomem(err, "sources of a proof");
-    for (size_t i = 0; i < p.n_sources; i++) {
-        p.sources[i].tensor = moec_ckpt_tensor(ckpt, i);
-        p.sources[i].use = moec_model_use(model, i);
+    for (size_t i = 0; i < p.n_sources; i++)
         p.sources[i].fate = moec_plan_fate(plan, i);
-    }
     for (size_t i = 0; i < moec_model_n_layers(model); i++)
         enter_slices(&p, moec_model_slices(model, i));
     *out = p;

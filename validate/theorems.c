@@ -16,6 +16,8 @@
  */
 
 #include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -279,59 +281,75 @@ static bool prove_written_once(const prover *v)
 
 /* ------------------------------------- T3 by name, T5: one move's source */
 
+/* The source of `m` is none of the block's: say why. Returns false. */
+static bool MOEC_PRINTF(3, 4)
+    stranger(const prover *v, const moec_move *m, const char *fmt, ...)
+{
+    const char *name = moec_ckpt_tensor(v->p->ckpt, m->tensor)->name;
+    moec_finding f = block_finding(v, MOEC_RULE_T3);
+    char why[MOEC_ERROR_TEXT_BYTES];
+    va_list args;
+
+    va_start(args, fmt);
+    (void)vsnprintf(why, sizeof(why), fmt, args);
+    va_end(args);
+    f.has |= MOEC_HAS_FOUND;
+    f.found = name;
+    moec_report_add(v->r, &f, "source '%s' %s", name, why);
+    return false;
+}
+
 /* Does the tensor belong to this layer, this expert, this projection? */
 static bool prove_identity(const prover *v, const moec_move *m)
 {
-    const moec_proof_source *s = &v->p->sources[m->tensor];
-    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    const moec_slice *s = v->p->sources[m->tensor].slice;
+    const moec_slice *first = v->l->slices->slices;
     bool shared = v->unit >= v->p->n_experts;
-    moec_finding f = block_finding(v, MOEC_RULE_T3);
-    const char *name = s->tensor->name;
+    uint32_t expert;
 
-    f.has |= MOEC_HAS_FOUND;
-    f.found = name;
-    if (s->slice == NULL) {
-        moec_report_add(v->r, &f, "source '%s' holds no expert", name);
-        return false;
-    }
-    if (s->slice < v->l->slices->slices ||
-        s->slice >= v->l->slices->slices + v->l->slices->n_slices) {
-        moec_report_add(v->r, &f, "source '%s' belongs to another layer", name);
-        return false;
-    }
-    if ((s->slice->role == MOEC_ROLE_SHARED) != shared) {
-        moec_report_add(v->r, &f, "source '%s' is %s expert", name,
+    if (s == NULL)
+        return stranger(v, m, "holds no expert");
+    if (s < first || s >= first + v->l->slices->n_slices)
+        return stranger(v, m, "belongs to another layer");
+    if ((s->role == MOEC_ROLE_SHARED) != shared)
+        return stranger(v, m, "is %s expert",
                         shared ? "a routed" : "the shared");
-        return false;
-    }
-    if (!shared && !s->slice->stacked && s->use.expert != v->unit) {
-        moec_report_add(v->r, &f, "source '%s' is expert %u, not %u", name,
-                        s->use.expert, v->unit);
-        return false;
-    }
-    if (!v->origin_ok[s->slice - v->l->slices->slices]) {
-        moec_report_add(v->r, &f, "source '%s' is not what '%s' is made of",
-                        name, t->name);
-        return false;
-    }
+    expert = moec_model_use(v->p->model, m->tensor).expert;
+    if (!shared && !s->stacked && expert != v->unit)
+        return stranger(v, m, "is expert %u, not %u", expert, v->unit);
+    if (!v->origin_ok[s - first])
+        return stranger(v, m, "is not what '%s' is made of",
+                        v->l->tensors[v->t].name);
     return true;
+}
+
+static void tell_type(const prover *v, const moec_tensor *s, const char *why)
+{
+    const moec_slot_tensor *t = &v->l->tensors[v->t];
+    moec_finding f = block_finding(v, MOEC_RULE_T5);
+
+    if (why != NULL) {
+        moec_report_add(v->r, &f, "source '%s': %s", s->name, why);
+        return;
+    }
+    f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
+    f.expected = moec_dtype_name(t->dtype);
+    f.found = moec_dtype_name((moec_dtype)s->dtype);
+    moec_report_add(v->r, &f, "source '%s' is %s, the slot tensor %s", s->name,
+                    f.found, f.expected);
 }
 
 /* Elements stay whole and the declared operation explains the strides. */
 static bool prove_types(const prover *v, const moec_move *m)
 {
-    const moec_proof_source *s = &v->p->sources[m->tensor];
-    const moec_slot_tensor *t = &v->l->tensors[v->t];
-    uint32_t bits = moec_dtype_bits(t->dtype);
-    moec_finding f = block_finding(v, MOEC_RULE_T5);
+    const moec_tensor *s = moec_ckpt_tensor(v->p->ckpt, m->tensor);
+    const moec_slice *slice = v->p->sources[m->tensor].slice;
+    moec_dtype dtype = v->l->tensors[v->t].dtype;
+    uint32_t bits = moec_dtype_bits(dtype);
     const char *why = NULL;
 
-    if ((moec_dtype)s->tensor->dtype != t->dtype) {
-        f.has |= MOEC_HAS_EXPECTED | MOEC_HAS_FOUND;
-        f.expected = moec_dtype_name(t->dtype);
-        f.found = moec_dtype_name((moec_dtype)s->tensor->dtype);
-        moec_report_add(v->r, &f, "source '%s' is %s, the slot tensor %s",
-                        s->tensor->name, f.found, f.expected);
+    if ((moec_dtype)s->dtype != dtype) {
+        tell_type(v, s, NULL);
         return false;
     }
     if (bits == 0 || m->elem_bytes * 8u % bits != 0)
@@ -339,17 +357,17 @@ static bool prove_types(const prover *v, const moec_move *m)
     else if (m->op == MOEC_OP_COPY && m->n_cols > 1 &&
              (m->src_col != m->elem_bytes || m->dst_col != m->elem_bytes))
         why = "a copy that steps over elements is no copy";
-    else if (m->op == MOEC_OP_TRANSPOSE && !s->slice->in_out)
+    else if (m->op == MOEC_OP_TRANSPOSE && !slice->in_out)
         why = "the source is not stored [in, out]";
-    else if (m->op == MOEC_OP_COPY && s->slice->in_out)
+    else if (m->op == MOEC_OP_COPY && slice->in_out)
         why = "the source is stored [in, out] and is copied as it is";
-    else if (m->op == MOEC_OP_DEINTERLEAVE && !s->slice->interleaved)
+    else if (m->op == MOEC_OP_DEINTERLEAVE && !slice->interleaved)
         why = "the source is not interleaved";
     else if (m->op != MOEC_OP_COPY && bits >= 8 && m->elem_bytes * 8u != bits)
         why = "an element of another size is rearranged";
     if (why == NULL)
         return true;
-    moec_report_add(v->r, &f, "source '%s': %s", s->tensor->name, why);
+    tell_type(v, s, why);
     return false;
 }
 
@@ -373,23 +391,24 @@ static bool point_agrees(const prover *v, const moec_move *m, uint64_t r,
 
 static bool prove_origin(const prover *v, const moec_move *m)
 {
-    const moec_proof_source *s = &v->p->sources[m->tensor];
     uint64_t rows[3] = {0, m->n_rows > 1, m->n_rows - 1};
     uint64_t cols[3] = {0, m->n_cols > 1, m->n_cols - 1};
-    moec_finding f = block_finding(v, MOEC_RULE_T3);
 
     for (uint32_t i = 0; i < 9; i++) {
         uint64_t r = rows[i / 3], c = cols[i % 3];
+        moec_finding f;
+
         if (point_agrees(v, m, r, c))
             continue;
+        f = block_finding(v, MOEC_RULE_T3);
         f.has |= MOEC_HAS_FOUND;
-        f.found = s->tensor->name;
-        moec_report_add(
-            v->r, &f,
-            "byte %" PRIu64 " of the slot is filled from byte %" PRIu64
-            " of '%s', where other bytes belong",
-            m->dst_off + r * m->dst_row + c * m->dst_col,
-            m->src_off + r * m->src_row + c * m->src_col, s->tensor->name);
+        f.found = moec_ckpt_tensor(v->p->ckpt, m->tensor)->name;
+        moec_report_add(v->r, &f,
+                        "byte %" PRIu64
+                        " of the slot is filled from byte %" PRIu64
+                        " of '%s', where other bytes belong",
+                        m->dst_off + r * m->dst_row + c * m->dst_col,
+                        m->src_off + r * m->src_row + c * m->src_col, f.found);
         return false;
     }
     return true;
@@ -466,12 +485,11 @@ static bool prove_made(const prover *v, const moec_move *m)
 
 static bool prove_move(const prover *v, const moec_move *m, bool known)
 {
-    moec_finding f = block_finding(v, MOEC_RULE_T5);
     bool fill = m->op == MOEC_OP_FILL;
     bool shared = v->unit >= v->p->n_experts;
 
     if (fill != (v->unit == v->l->n_units)) {
-        f.rule = MOEC_RULE_T3;
+        moec_finding f = block_finding(v, MOEC_RULE_T3);
         moec_report_add(v->r, &f,
                         fill ? "zeros are written where an expert belongs"
                              : "an empty slot is filled with bytes");
@@ -482,6 +500,7 @@ static bool prove_move(const prover *v, const moec_move *m, bool known)
     if (m->op == MOEC_OP_REQUANTISE || (shared && v->p->requantises))
         return prove_made(v, m);
     if (!moec_source_fits(v->p, m)) {
+        moec_finding f = block_finding(v, MOEC_RULE_T5);
         moec_report_add(v->r, &f, "a move reads outside source tensor %u",
                         m->tensor);
         return false;
@@ -547,7 +566,7 @@ static bool prepare_origins(prover *v)
                                v->p->w13_order);
         if (why != NULL) {
             moec_report_add(v->r, &f, "%s ('%s')", why,
-                            v->p->sources[s->tensors[0]].tensor->name);
+                            moec_ckpt_tensor(v->p->ckpt, s->tensors[0])->name);
             return false;
         }
         v->origin_ok[i] = 1;

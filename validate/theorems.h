@@ -19,18 +19,19 @@
 #include "base/base.h"
 #include "model.h"
 
-/* A source tensor: what it is, and what the plan says becomes of it. */
+/* What the plan says becomes of a source tensor. What the tensor itself is, no
+ * plan decides: the checkpoint and the model are asked (16 bytes a tensor, not
+ * 48, of half a million). */
 typedef struct moec_proof_source {
-    const moec_tensor *tensor;
-    moec_tensor_use use;
-    moec_fate fate;
     const moec_slice *slice; /* NULL: holds no expert's bytes */
-    uint8_t covered;         /* set by the proofs: bytes all used by moves */
+    moec_fate fate;
+    uint8_t covered; /* set by the proofs: bytes all used by moves */
 } moec_proof_source;
 
 /* Facts that all layers share. */
 typedef struct moec_proof {
     const moec_ckpt *ckpt;
+    const moec_model *model;
     moec_topology topo;
     moec_w13_order w13_order;
     uint32_t n_experts;

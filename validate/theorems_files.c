@@ -62,7 +62,7 @@ static void prove_common_place(census *c, const moec_out_file *file,
                                const moec_out_tensor *t)
 {
     moec_finding f = file_finding(file, MOEC_RULE_T1);
-    const moec_proof_source *s;
+    const moec_tensor *s;
     moec_fate want =
         file->kind == MOEC_FILE_SHARED ? MOEC_FATE_SHARED : MOEC_FATE_COMMON;
 
@@ -72,18 +72,18 @@ static void prove_common_place(census *c, const moec_out_file *file,
         moec_report_add(c->r, &f, "a tensor that the source does not have");
         return;
     }
-    s = &c->p->sources[t->source];
+    s = moec_ckpt_tensor(c->p->ckpt, t->source);
     f.has |= MOEC_HAS_TENSOR;
-    f.tensor = s->tensor->name;
-    if (s->fate != want || file->kind == MOEC_FILE_RANK ||
+    f.tensor = s->name;
+    if (c->p->sources[t->source].fate != want || file->kind == MOEC_FILE_RANK ||
         file->kind == MOEC_FILE_STORE)
         moec_report_add(c->r, &f, "'%s' does not belong into this file",
-                        s->tensor->name);
-    else if (t->bytes != s->tensor->bytes)
+                        s->name);
+    else if (t->bytes != s->bytes)
         moec_report_add(c->r, &f,
                         "'%s' takes %" PRIu64 " bytes, the source's has "
                         "%" PRIu64,
-                        s->tensor->name, t->bytes, s->tensor->bytes);
+                        s->name, t->bytes, s->bytes);
     count(&c->sources[t->source]);
 }
 
@@ -152,26 +152,30 @@ static void prove_slots_seen(census *c)
     }
 }
 
+/* Source tensor `i` has not as many places as its fate says. */
+static void tell_places(census *c, size_t i, bool stored)
+{
+    const char *name = moec_ckpt_tensor(c->p->ckpt, i)->name;
+    moec_finding f = {.rule = MOEC_RULE_T1,
+                      .severity = MOEC_SEVERITY_ERROR,
+                      .has = MOEC_HAS_TENSOR,
+                      .tensor = name};
+
+    if (stored)
+        moec_report_add(c->r, &f, "'%s' has %s in the output files", name,
+                        c->sources[i] == 0 ? "no place" : "two places");
+    else if (c->p->sources[i].fate == MOEC_FATE_SKIPPED)
+        moec_report_add(c->r, &f, "'%s' is left out and stored too", name);
+}
+
 static void prove_sources_seen(census *c)
 {
     for (size_t i = 0; i < c->p->n_sources; i++) {
-        const moec_proof_source *s = &c->p->sources[i];
-        bool stored =
-            s->fate == MOEC_FATE_COMMON || s->fate == MOEC_FATE_SHARED;
-        moec_finding f = {.rule = MOEC_RULE_T1,
-                          .severity = MOEC_SEVERITY_ERROR,
-                          .has = MOEC_HAS_TENSOR,
-                          .tensor = s->tensor->name};
+        moec_fate fate = c->p->sources[i].fate;
+        bool stored = fate == MOEC_FATE_COMMON || fate == MOEC_FATE_SHARED;
 
-        if (c->sources[i] == (stored ? 1 : 0))
-            continue;
-        if (stored)
-            moec_report_add(c->r, &f, "'%s' has %s in the output files",
-                            s->tensor->name,
-                            c->sources[i] == 0 ? "no place" : "two places");
-        else if (s->fate == MOEC_FATE_SKIPPED)
-            moec_report_add(c->r, &f, "'%s' is left out and stored too",
-                            s->tensor->name);
+        if (c->sources[i] != (stored ? 1 : 0))
+            tell_places(c, i, stored);
     }
 }
 

@@ -9,6 +9,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "execute.h"
 #include "report.h"
@@ -35,7 +36,7 @@ bool moec_source_fits(const moec_proof *p, const moec_move *m)
 
     return m->tensor < p->n_sources &&
            moec_region_end(m, m->src_off, m->src_row, m->src_col, &end) &&
-           end <= p->sources[m->tensor].tensor->bytes;
+           end <= moec_ckpt_tensor(p->ckpt, m->tensor)->bytes;
 }
 
 /* Where one move reads. */
@@ -49,13 +50,12 @@ static int by_number(uint64_t a, uint64_t b)
     return (a > b) - (a < b);
 }
 
+/* Of one tensor. */
 static int by_extent(const void *pa, const void *pb)
 {
     const extent *a = pa, *b = pb;
-    int c = by_number(a->m->tensor, b->m->tensor);
+    int c = by_number(a->lo, b->lo);
 
-    if (c == 0)
-        c = by_number(a->lo, b->lo);
     if (c == 0)
         c = by_number(a->hi, b->hi);
     if (c == 0)
@@ -63,6 +63,50 @@ static int by_extent(const void *pa, const void *pb)
     if (c == 0)
         c = by_number(a->m->src_row, b->m->src_row);
     return c == 0 ? by_number(a->m->src_col, b->m->src_col) : c;
+}
+
+/* A layer's tensors stand side by side in the table, most with one region: put
+ * into place by number, then sorted where a tensor has several. */
+static moec_status sort_extents(extent *e, size_t n, moec_error *err)
+{
+    uint32_t low = UINT32_MAX, high = 0;
+    size_t *at = NULL, n_tensors, begin = 0;
+    extent *to = NULL;
+
+    for (size_t i = 0; i < n; i++) {
+        uint32_t t = e[i].m->tensor;
+        low = t < low ? t : low;
+        high = t > high ? t : high;
+    }
+    if (n < 2)
+        return MOEC_OK;
+    n_tensors = (size_t)(high - low) + 1;
+    at = moec_calloc(n_tensors, sizeof(*at));
+    to = moec_realloc_array(NULL, n, sizeof(*to));
+    if (at == NULL || to == NULL) {
+        moec_free(at);
+        moec_free(to);
+        return moec_fail_nomem(err, "regions of a layer's moves");
+    }
+    for (size_t i = 0; i < n; i++)
+        at[e[i].m->tensor - low]++;
+    for (size_t t = 0; t < n_tensors; t++) {
+        size_t count = at[t];
+        at[t] = begin;
+        begin += count;
+    }
+    for (size_t i = 0; i < n; i++)
+        to[at[e[i].m->tensor - low]++] = e[i];
+    memcpy(e, to, n * sizeof(*e));
+    begin = 0;
+    for (size_t t = 0; t < n_tensors; t++) { /* at[t] is its end now */
+        if (at[t] - begin > 1)
+            qsort(e + begin, at[t] - begin, sizeof(*e), by_extent);
+        begin = at[t];
+    }
+    moec_free(at);
+    moec_free(to);
+    return MOEC_OK;
 }
 
 /* Scalars, and per-row scales of a split shared expert, are repeated in
@@ -157,47 +201,57 @@ static size_t gather(const moec_proof *p, const moec_proof_layer *l,
     return n;
 }
 
+/* T1 over the tensor that the sorted regions [0, n) read. */
+static void prove_tensor_used(moec_report *r, moec_proof *p,
+                              const moec_proof_layer *l, extent *e, size_t n)
+{
+    uint32_t tensor = e->m->tensor;
+    const moec_tensor *t = moec_ckpt_tensor(p->ckpt, tensor);
+    uint64_t off;
+
+    p->sources[tensor].covered = 1;
+    if (tensor_covered(e, n, t->bytes, &off))
+        return;
+    moec_finding f = {.rule = MOEC_RULE_T1,
+                      .severity = MOEC_SEVERITY_ERROR,
+                      .has = MOEC_HAS_LAYER | MOEC_HAS_TENSOR,
+                      .layer = l->key,
+                      .tensor = t->name};
+    moec_report_add(r, &f,
+                    "byte %" PRIu64 " of the tensor's %" PRIu64
+                    " is used by no move, or by two different ones",
+                    off, t->bytes);
+}
+
 moec_status moec_prove_used(moec_report *r, moec_proof *p,
                             const moec_proof_layer *l, const uint8_t *placed,
                             moec_error *err)
 {
     extent *e = moec_realloc_array(NULL, l->n_moves + 1, sizeof(*e));
     size_t n, k;
+    moec_status st;
 
     if (e == NULL)
         return moec_fail_nomem(err, "regions of a layer's moves");
     n = gather(p, l, placed, e);
-    qsort(e, n, sizeof(*e), by_extent);
-    for (size_t i = 0; i < n; i = k) {
-        moec_proof_source *s = &p->sources[e[i].m->tensor];
-        moec_finding f = {.rule = MOEC_RULE_T1,
-                          .severity = MOEC_SEVERITY_ERROR,
-                          .has = MOEC_HAS_LAYER | MOEC_HAS_TENSOR,
-                          .layer = l->key,
-                          .tensor = s->tensor->name};
-        uint64_t off;
-
+    st = sort_extents(e, n, err);
+    for (size_t i = 0; st == MOEC_OK && i < n; i = k) {
         for (k = i + 1; k < n && e[k].m->tensor == e[i].m->tensor; k++)
             ;
-        s->covered = 1;
-        if (tensor_covered(e + i, k - i, s->tensor->bytes, &off))
-            continue;
-        moec_report_add(r, &f,
-                        "byte %" PRIu64 " of the tensor's %" PRIu64
-                        " is used by no move, or by two different ones",
-                        off, s->tensor->bytes);
+        prove_tensor_used(r, p, l, e + i, k - i);
     }
     moec_free(e);
-    return MOEC_OK;
+    return st;
 }
 
 /* ----------------------------------------------------------------- fates */
 
 /* NULL, or what is wrong with what becomes of a source tensor. */
-static const char *fate_error(const moec_proof *p, const moec_proof_source *s)
+static const char *fate_error(const moec_proof *p, size_t i)
 {
-    bool expert =
-        s->use.role == MOEC_ROLE_ROUTED || s->use.role == MOEC_ROLE_SHARED;
+    const moec_proof_source *s = &p->sources[i];
+    moec_tensor_use use = moec_model_use(p->model, i);
+    bool expert = use.role == MOEC_ROLE_ROUTED || use.role == MOEC_ROLE_SHARED;
 
     switch (s->fate) {
     case MOEC_FATE_MOVED:
@@ -207,22 +261,35 @@ static const char *fate_error(const moec_proof *p, const moec_proof_source *s)
     case MOEC_FATE_COMMON:
         if (s->covered)
             return "is moved into slots and kept as a common tensor too";
-        if (s->use.role == MOEC_ROLE_ROUTED)
+        if (use.role == MOEC_ROLE_ROUTED)
             return "is a routed expert's and is not moved into slots";
-        if (s->use.role == MOEC_ROLE_SHARED && p->topo.n_shared_slots != 0 &&
+        if (use.role == MOEC_ROLE_SHARED && p->topo.n_shared_slots != 0 &&
             !p->requantises)
             return "is the shared expert's, which has slots, and is not moved";
         return NULL;
     case MOEC_FATE_SHARED:
-        if (s->use.role != MOEC_ROLE_SHARED || !p->shared_store_common)
+        if (use.role != MOEC_ROLE_SHARED || !p->shared_store_common)
             return "is put into the shared store and does not belong there";
         return s->covered ? "is moved and put into the shared store" : NULL;
     case MOEC_FATE_SKIPPED:
-        if (p->no_mtp && s->use.is_mtp)
+        if (p->no_mtp && use.is_mtp)
             return NULL;
         return "is left out, and no rule names it";
     }
     return "has no fate";
+}
+
+static void tell_fate(moec_report *r, const moec_proof *p, size_t i,
+                      const char *why)
+{
+    const moec_tensor *t = moec_ckpt_tensor(p->ckpt, i);
+    moec_finding f = {.rule = MOEC_RULE_T1,
+                      .severity = MOEC_SEVERITY_ERROR,
+                      .has = MOEC_HAS_TENSOR | MOEC_HAS_FILE,
+                      .tensor = t->name,
+                      .file = moec_ckpt_file(p->ckpt, t->file)->name};
+
+    moec_report_add(r, &f, "'%s' %s", t->name, why);
 }
 
 void moec_prove_sources(moec_report *r, const moec_proof *p)
@@ -230,18 +297,11 @@ void moec_prove_sources(moec_report *r, const moec_proof *p)
     uint64_t skipped = 0;
 
     for (size_t i = 0; i < p->n_sources; i++) {
-        const moec_proof_source *s = &p->sources[i];
-        const char *why = fate_error(p, s);
-        moec_finding f = {.rule = MOEC_RULE_T1,
-                          .severity = MOEC_SEVERITY_ERROR,
-                          .has = MOEC_HAS_TENSOR | MOEC_HAS_FILE,
-                          .tensor = s->tensor->name};
+        const char *why = fate_error(p, i);
 
-        skipped += s->fate == MOEC_FATE_SKIPPED;
-        if (why == NULL)
-            continue;
-        f.file = moec_ckpt_file(p->ckpt, s->tensor->file)->name;
-        moec_report_add(r, &f, "'%s' %s", s->tensor->name, why);
+        skipped += p->sources[i].fate == MOEC_FATE_SKIPPED;
+        if (why != NULL)
+            tell_fate(r, p, i, why);
     }
     moec_report_ran(r, MOEC_RULE_T1, p->n_sources);
     if (skipped != 0)

@@ -257,7 +257,7 @@ static size_t slot_tensor(const subject *s, const char *tail)
 static size_t source(const subject *s, const char *tail)
 {
     for (size_t i = 0; i < s->p.n_sources; i++) {
-        const char *name = s->p.sources[i].tensor->name;
+        const char *name = moec_ckpt_tensor(s->p.ckpt, i)->name;
         size_t n = strlen(name), k = strlen(tail);
         if (n >= k && strcmp(name + n - k, tail) == 0)
             return i;
