@@ -85,7 +85,7 @@ static void judges_bent_entries_alike_on_both_ways(void **state)
                                "\"a.c\": \"f1\",\"a.d\":\"f1\" , "
                                "\"a.e\":\"f2\"}}";
     static const char bends[] = "\"\\{}[],: 01f/._-\x01\xc3\t\n";
-    const size_t n = sizeof(text) - 1, first = 28, second = 41;
+    const size_t n = sizeof(text) - 1, first = 29, second = 41;
 
     (void)state;
     assert_int_equal(text[first], '"');
@@ -106,8 +106,10 @@ static void judges_bent_entries_alike_on_both_ways(void **state)
             memcpy(bent[1] + second + 2, bent[0] + second, n - second);
             st[0] = parse(bent[0], n, false, &l[0], &facts, &err[0]);
             st[1] = parse(bent[1], n + 2, false, &l[1], &facts, &err[1]);
-            if (st[0] != st[1] || err[0].rule != err[1].rule ||
-                strcmp(l[0].text, l[1].text) != 0)
+            /* the second tab may lie in a string that is open there (I09) */
+            if (st[0] != st[1] ||
+                (err[0].rule != err[1].rule && err[1].rule != MOEC_RULE_I09) ||
+                (st[0] == MOEC_OK && strcmp(l[0].text, l[1].text) != 0))
                 fail_msg("'%.*s': '%s' (%s), with tabs '%s' (%s)", (int)n,
                          bent[0], err[0].text, l[0].text, err[1].text,
                          l[1].text);
