@@ -37,6 +37,9 @@ typedef struct moec_convert_opts {
      * layout is of; NULL: read the layout's checkpoint. Either way the output
      * is the same. */
     const moec_conversion *source;
+    /* Unconvert: what the conversion was made from, for the tensors that it
+     * left out; or NULL. */
+    const moec_ckpt *original;
     uint32_t n_threads;        /* 0: chosen */
     uint64_t memory_bytes;     /* cap on buffers; 0: the default */
     uint64_t max_part_bytes;   /* 0: the default */
@@ -112,6 +115,11 @@ moec_status moec_convert(const moec_layout *layout, const char *out_dir,
  * numbers; LOCKED while one is being converted. Nothing is lost by a refusal. */
 moec_status moec_finalize(const char *out_dir, const moec_convert_opts *opts,
                           moec_convert_stats *stats, moec_error *err);
+
+/* Fail (M09) where `original` is not what was converted, or is NULL and the
+ * conversion left tensors out: unconvert cannot give them back. */
+moec_status moec_unconvert_check(const moec_conversion *c,
+                                 const moec_ckpt *original, moec_error *err);
 
 /* Give the source's files back: those of the conversion opts->source into the
  * new directory `out_dir`. */

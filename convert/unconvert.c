@@ -11,13 +11,16 @@
  * An interrupted run is gone on with as in convert: the journal's cells are the
  * MiB of each block, with nothing to remember of them.
  *
- * Refused: conversions that left tensors out (M09).
+ * Tensors that the conversion left out come from the checkpoint itself where
+ * that is given (opts->original), unchecked but for its headers; otherwise such
+ * conversions are refused (M09).
  */
 
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "ckpt.h"
 #include "conversion.h"
 #include "crew.h"
 #include "identity.h"
@@ -87,6 +90,23 @@ static moec_status add_block(back *b, uint32_t tensor, uint32_t block,
     return MOEC_OK;
 }
 
+/* A tensor that the conversion left out: one block, read from the original
+ * behind everything else. */
+static moec_status add_left_out(back *b, uint32_t tensor, moec_error *err)
+{
+    const moec_tensor *t = moec_ckpt_tensor(b->src, tensor);
+    item it = {.from_file = UINT32_MAX, .tensor = tensor};
+
+    for (it.from = 0; it.from < t->bytes; it.from = it.to) {
+        it.to = it.from + moec_min_u64(b->crew.range_bytes, t->bytes - it.from);
+        it.from_off = t->off + it.from;
+        it.cell = b->job.n_cells + it.from / MOEC_LEAF_BYTES;
+        MOEC_TRY(add_item(b, &it, err));
+    }
+    b->job.n_cells += (size_t)moec_ceil_div(t->bytes, MOEC_LEAF_BYTES);
+    return MOEC_OK;
+}
+
 static int item_order(const void *pa, const void *pb)
 {
     const item *a = pa, *b = pb;
@@ -110,17 +130,14 @@ static moec_status make_items(back *b, moec_error *err)
     if (inv == NULL)
         return moec_fail_nomem(err, "an inverse");
     for (size_t i = 0; st == MOEC_OK && i < n; i++) {
-        const moec_tensor *t = moec_ckpt_tensor(b->src, i);
-        size_t n_blocks = moec_inverse_n_blocks(b->layout, i);
+        bool left_out = moec_plan_fate(plan, i) == MOEC_FATE_SKIPPED;
+        size_t n_blocks = left_out ? 0 : moec_inverse_n_blocks(b->layout, i);
 
-        if (moec_plan_fate(plan, i) == MOEC_FATE_SKIPPED)
-            st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M09,
-                           "tensor '%s' was left out of this conversion "
-                           "(--no-mtp): its bytes are not here",
-                           t->name);
+        if (left_out)
+            st = add_left_out(b, (uint32_t)i, err);
         for (size_t k = 0; st == MOEC_OK && k < n_blocks; k++)
             st = add_block(b, (uint32_t)i, (uint32_t)k, inv, err);
-        b->crew.total_bytes += t->bytes;
+        b->crew.total_bytes += moec_ckpt_tensor(b->src, i)->bytes;
     }
     moec_free(inv);
     if (st == MOEC_OK)
@@ -150,6 +167,32 @@ static void drop_done(back *b)
         moec_crew_resumed(&b->crew, b->resumed_bytes);
 }
 
+/* The item's bytes into the worker's buffer; *off_out: of the first one in its
+ * tensor. */
+static moec_status read_item(back *b, const item *it, uint32_t worker,
+                             uint64_t *off_out, moec_error *err)
+{
+    moec_worker *w = &b->crew.workers[worker];
+    moec_reader *r = &b->rb.readers[worker];
+    const char *name = moec_ckpt_tensor(b->src, it->tensor)->name;
+
+    *off_out = it->from;
+    if (it->from_file == UINT32_MAX) {
+        w->io.n_bytes_read += it->to - it->from;
+        return moec_ckpt_read(b->opts->original,
+                              moec_ckpt_find(b->opts->original, name), it->from,
+                              w->buf, (size_t)(it->to - it->from), err);
+    }
+    MOEC_TRY(
+        moec_inverse_block(b->layout, it->tensor, it->block, &r->inv, err));
+    *off_out += r->inv.off;
+    MOEC_TRY(moec_reader_aim(r, err));
+    moec_status st = moec_reader_fill(r, &w->io, it->from, it->to, w->buf, err);
+    if (st != MOEC_OK)
+        moec_error_prefix(err, "tensor '%s'", name);
+    return st;
+}
+
 static moec_status do_item(void *ctx, size_t i, uint32_t worker,
                            moec_error *err)
 {
@@ -158,18 +201,11 @@ static moec_status do_item(void *ctx, size_t i, uint32_t worker,
     const moec_tensor *t = moec_ckpt_tensor(b->src, it->tensor);
     size_t n = (size_t)(it->to - it->from);
     moec_worker *w = &b->crew.workers[worker];
-    moec_reader *r = &b->rb.readers[worker];
+    uint64_t off;
 
+    MOEC_TRY(read_item(b, it, worker, &off, err));
     MOEC_TRY(
-        moec_inverse_block(b->layout, it->tensor, it->block, &r->inv, err));
-    MOEC_TRY(moec_reader_aim(r, err));
-    moec_status st = moec_reader_fill(r, &w->io, it->from, it->to, w->buf, err);
-    if (st != MOEC_OK) {
-        moec_error_prefix(err, "tensor '%s'", t->name);
-        return st;
-    }
-    MOEC_TRY(moec_writer_write(b->job.w, t->file,
-                               t->off + r->inv.off + it->from, w->buf, n, err));
+        moec_writer_write(b->job.w, t->file, t->off + off, w->buf, n, err));
     MOEC_TRY(moec_crew_done(&b->crew, n, err));
     return moec_journal_add(b->job.journal, it->cell, n_cells(it), err);
 }
@@ -252,13 +288,40 @@ static void free_back(back *b)
 
 static moec_status write_all(back *b, moec_error *err)
 {
+    const moec_ckpt *original = b->opts->original;
+
     MOEC_TRY(write_headers(b, err));
     for (size_t i = 0; i < b->conv->manifest.n_copied; i++)
         MOEC_TRY(copy_back(b, &b->conv->manifest.copied[i], err));
     MOEC_TRY(moec_out_job_work(&b->job, err));
     drop_done(b);
     MOEC_TRY(moec_parallel(b->crew.n, b->n_items, do_item, b, err));
+    if (original != NULL)
+        MOEC_TRY(moec_ckpt_check_unchanged(original, err));
     return moec_out_job_sync(&b->job, err);
+}
+
+moec_status moec_unconvert_check(const moec_conversion *c,
+                                 const moec_ckpt *original, moec_error *err)
+{
+    const moec_plan *plan = moec_layout_plan(moec_conversion_layout(c));
+    const moec_ckpt *src = moec_model_ckpt(moec_plan_model(plan));
+    const char *why = NULL;
+
+    for (size_t i = 0; original == NULL && i < moec_ckpt_n_tensors(src); i++)
+        if (moec_plan_fate(plan, i) == MOEC_FATE_SKIPPED)
+            return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M09,
+                             "tensor '%s' was left out of this conversion "
+                             "(--no-mtp): its bytes are not here",
+                             moec_ckpt_tensor(src, i)->name);
+    if (original != NULL)
+        why = moec_conversion_other_source(moec_conversion_files(c), original);
+    if (why != NULL)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M09,
+                         "another source: this is not the checkpoint that was "
+                         "converted (%s)",
+                         why);
+    return MOEC_OK;
 }
 
 static moec_status unconvert_into(back *b, const char *out_dir, moec_error *err)
@@ -285,7 +348,9 @@ moec_status moec_unconvert(const char *out_dir, const moec_convert_opts *opts,
               .conv = moec_conversion_files(opts->source),
               .opts = opts};
     b.src = moec_model_ckpt(moec_plan_model(moec_layout_plan(b.layout)));
-    moec_status st = unconvert_into(&b, out_dir, err);
+    moec_status st = moec_unconvert_check(opts->source, opts->original, err);
+    if (st == MOEC_OK)
+        st = unconvert_into(&b, out_dir, err);
     stats->n_threads = b.crew.n;
     stats->n_files = (uint32_t)moec_ckpt_n_files(b.src);
     stats->bytes_read = moec_crew_bytes_read(&b.crew);

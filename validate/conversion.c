@@ -434,3 +434,28 @@ const moec_converted *moec_conversion_files(const moec_conversion *c)
 {
     return &c->files;
 }
+
+const char *moec_conversion_other_source(const moec_converted *files,
+                                         const moec_ckpt *src)
+{
+    const moec_manifest *m = &files->manifest;
+
+    if (moec_ckpt_n_files(src) != m->n_sources)
+        return "another number of shards";
+    for (size_t i = 0; i < m->n_sources; i++) {
+        const moec_mf_source *want = &m->sources[i];
+        size_t k = 0;
+
+        /* both lists are sorted alike; a bare file may bear another name */
+        for (; k < m->n_sources; k++)
+            if (strcmp(moec_ckpt_file(src, k)->name, want->name) == 0)
+                break;
+        if (k == m->n_sources)
+            return want->name;
+        if (moec_ckpt_file(src, k)->bytes != want->bytes ||
+            memcmp(moec_ckpt_file(src, k)->header_sha256, want->header_sha256.b,
+                   32) != 0)
+            return want->name;
+    }
+    return NULL;
+}

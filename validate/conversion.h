@@ -39,4 +39,10 @@ moec_status moec_conversion_rebuild(moec_conversion *c,
 /* The three files; valid after step 1. */
 const moec_converted *moec_conversion_files(const moec_conversion *c);
 
+/* Is `src` the checkpoint that was converted? NULL where it is, else what
+ * differs: by names, sizes and headers, so that another revision with the same
+ * headers is found by its bytes alone. */
+const char *moec_conversion_other_source(const moec_converted *files,
+                                         const moec_ckpt *src);
+
 #endif

@@ -13,30 +13,6 @@
 
 /* -------------------------------------------------------------- identity */
 
-/* Is the given source the one that was converted? By names, sizes and headers:
- * another revision with the same headers is found by its bytes. */
-static const char *other_source(const moec_manifest *m, const moec_ckpt *src)
-{
-    if (moec_ckpt_n_files(src) != m->n_sources)
-        return "another number of shards";
-    for (size_t i = 0; i < m->n_sources; i++) {
-        const moec_mf_source *want = &m->sources[i];
-        size_t k = 0;
-
-        /* both lists are sorted alike; a bare file may bear another name */
-        for (; k < m->n_sources; k++)
-            if (strcmp(moec_ckpt_file(src, k)->name, want->name) == 0)
-                break;
-        if (k == m->n_sources)
-            return want->name;
-        if (moec_ckpt_file(src, k)->bytes != want->bytes ||
-            memcmp(moec_ckpt_file(src, k)->header_sha256, want->header_sha256.b,
-                   32) != 0)
-            return want->name;
-    }
-    return NULL;
-}
-
 moec_status moec_verify_identity(moec_verifier *v, moec_error *err)
 {
     const moec_ckpt *src = v->opts->source;
@@ -50,7 +26,7 @@ moec_status moec_verify_identity(moec_verifier *v, moec_error *err)
                          "which was not given");
         return MOEC_OK;
     }
-    why = other_source(&v->files->manifest, src);
+    why = moec_conversion_other_source(v->files, src);
     if (why == NULL) {
         v->source_ok = v->plan != NULL;
         return MOEC_OK;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * moe-convert unconvert: the source's files back, byte for byte. Refuses
- * conversions that left tensors out (MOE-M09).
+ * moe-convert unconvert: the source's files back, byte for byte. Conversions
+ * that left tensors out need the source for these (MOE-M09).
  */
 #include <inttypes.h>
 
@@ -10,7 +10,13 @@
 #include "session.h"
 #include "written.h"
 
-static const moec_cli_group *const groups[] = {&moec_group_write,
+static const moec_cli_opt own_opts[] = {
+    {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
+     "what was converted: tensors that --no-mtp left out come from there", NULL,
+     "they are refused", 0},
+};
+static const moec_cli_group own = {"Unconvert", own_opts, 1};
+static const moec_cli_group *const groups[] = {&own, &moec_group_write,
                                                &moec_group_common, NULL};
 
 static int dry_run(const moec_cli *cli, const moec_conversion *c,
@@ -52,19 +58,26 @@ static int unconvert(moec_cli *cli)
     moec_cli_progress progress;
     moec_conversion *c = NULL;
     const char *dir = moec_cli_path(cli, 0), *out = moec_cli_path(cli, 1);
+    moec_ckpt *original = NULL;
     moec_status st = moec_cli_open_conversion(&c, dir, NULL, &err);
     int code;
+    if (st == MOEC_OK && cli->args.source != NULL)
+        st = moec_cli_open_source(&original, cli, cli->args.source, &err);
+    if (st == MOEC_OK && cli->args.dry_run)
+        st = moec_unconvert_check(c, original, &err);
     if (st == MOEC_OK && cli->args.dry_run) {
         code = dry_run(cli, c, out);
     } else {
         moec_convert_opts opts = moec_cli_convert_opts(cli, &progress);
         opts.source = c;
+        opts.original = original;
         moec_cli_progress_begin(&progress, cli);
         if (st == MOEC_OK)
             st = moec_unconvert(out, &opts, &stats, &err);
         moec_cli_progress_end(&progress);
         code = moec_cli_report_written(cli, out, &stats, NULL, st, &err);
     }
+    moec_ckpt_close(original);
     moec_conversion_close(c);
     return code;
 }
@@ -73,11 +86,12 @@ const moec_cli_command moec_cmd_unconvert = {
     .name = "unconvert",
     .fn = unconvert,
     .line = "the source's files back, byte for byte",
-    .usage = "unconvert OUT DIR",
+    .usage = "unconvert OUT DIR [--source SRC]",
     .about = "Writes DIR: the files that OUT was converted from, the same "
-             "names and bytes. Refuses a conversion that left tensors out "
-             "(--no-mtp).",
+             "names and bytes. A conversion that left tensors out (--no-mtp) "
+             "is refused unless its source is given.",
     .examples = "unconvert ./V3-ep32 ./V3-again\n"
+                "unconvert ./V3-no-mtp ./V3-again --source ./DeepSeek-V3\n"
                 "unconvert ./V3-ep32 ./V3-again --dry-run",
     .groups = groups,
     .min_paths = 2,
