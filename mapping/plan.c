@@ -455,11 +455,12 @@ static moec_status choose_shared(moec_plan *p, moec_error *err)
     p->opts.requantise_shared = 0; /* there is no need */
     if (f->shared_slots == 0) {
         const char *why = f->no_fuse_why ? f->no_fuse_why : "unknown reason";
-        if (mode != MOEC_SHARED_SLOTS_AUTO || p->opts.shared_store_common)
+        if (mode != MOEC_SHARED_SLOTS_AUTO)
             return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P10,
                              "the shared expert cannot take slots: %s; use "
                              "--shared-slots none",
                              why);
+        p->opts.shared_store_common = 0; /* common tensors stand once anyway */
         snprintf(text, sizeof(text),
                  "the shared expert stays a common tensor: %s", why);
         return add_note(p, MOEC_RULE_P10, text, err);

@@ -1122,6 +1122,31 @@ static void formats_that_cannot_be_cut_say_why(void **state)
                  "once for each part");
 }
 
+/* Apart they are common tensors, once and with a note; slots that were asked
+ * for by name are refused. */
+static void shared_experts_apart_take_no_slots(void **state)
+{
+    tree *t = make_tree(format_named("bf16 with biases"), 2);
+    moec_error err = MOEC_ERROR_INIT;
+    moec_plan_opts o = opts_of(false);
+    (void)state;
+    write_tree(t);
+    o.shared_store_common = 1;
+    subject s = open_subject(t, "stored once", &o);
+    assert_int_equal(moec_plan_n_notes(s.plan), 1);
+    assert_int_equal(moec_plan_note(s.plan, 0)->rule, MOEC_RULE_P10);
+    for (size_t i = 0; i < moec_ckpt_n_tensors(s.ckpt); i++)
+        assert_int_not_equal(moec_plan_fate(s.plan, i), MOEC_FATE_SHARED);
+    moec_plan_destroy(s.plan);
+    s.plan = NULL;
+    o.shared = MOEC_SHARED_SLOTS_PER_RANK;
+    assert_int_equal(moec_plan_create(&s.plan, s.model, &o, &err),
+                     MOEC_E_MAPPING);
+    assert_int_equal(err.rule, MOEC_RULE_P10);
+    close_subject(&s);
+    free_tree(t);
+}
+
 /* The format with another width of the experts and of its tensors. */
 static format widened(const char *name, uint64_t inter)
 {
@@ -1515,6 +1540,7 @@ int main(void)
         cmocka_unit_test(a_table_has_rows_for_empty_slots),
         cmocka_unit_test(figures_count_a_table),
         cmocka_unit_test(formats_that_cannot_be_cut_say_why),
+        cmocka_unit_test(shared_experts_apart_take_no_slots),
         cmocka_unit_test(half_a_block_is_not_cut),
         cmocka_unit_test(other_formats_stay_apart),
         cmocka_unit_test(scales_of_no_blocks_are_refused),
