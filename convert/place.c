@@ -150,8 +150,8 @@ static moec_status open_old(place *x, moec_error *err)
         const moec_out_file *f = moec_layout_file(x->old, i);
         uint64_t bytes;
 
-        MOEC_TRY(moec_open_regular(x->conv->dirfd, f->name, &x->files[i].fd,
-                                   &bytes, err));
+        MOEC_TRY(moec_converted_data(x->conv, f->name, &x->files[i].fd, &bytes,
+                                     err));
         if (fstat(x->files[i].fd, &x->files[i].st) != 0)
             return moec_fail_os(err, errno, "%s: cannot look at it", f->name);
         if (bytes != f->bytes)

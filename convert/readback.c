@@ -174,20 +174,3 @@ void moec_readback_close(moec_readback *rb)
     moec_free(rb->readers);
     moec_free(rb->files);
 }
-
-moec_status moec_readback_copied(const moec_converted *conv,
-                                 const moec_mf_copied *c, moec_buf *out,
-                                 moec_error *err)
-{
-    size_t before = out->len;
-    moec_sha256 got;
-
-    MOEC_TRY(moec_converted_load(conv, c->name, c->bytes, out, err));
-    MOEC_TRY(moec_sha256_of(out->data + before, out->len - before, &got, err));
-    if (out->len - before == c->bytes &&
-        memcmp(&got, &c->sha256, sizeof(got)) == 0)
-        return MOEC_OK;
-    return moec_fail(err, MOEC_E_INTEGRITY, MOEC_RULE_M08,
-                     "%s: the copied file was changed after the conversion",
-                     c->name);
-}

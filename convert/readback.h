@@ -58,10 +58,4 @@ moec_status moec_reader_aim(moec_reader *r, moec_error *err);
 moec_status moec_reader_fill(moec_reader *r, moec_io_buf *io, uint64_t from,
                              uint64_t to, void *dst, moec_error *err);
 
-/* A small file that the conversion copied, read whole: INTEGRITY (M08) where
- * it is not what it was. Appends to `out`. */
-moec_status moec_readback_copied(const moec_converted *conv,
-                                 const moec_mf_copied *c, moec_buf *out,
-                                 moec_error *err);
-
 #endif

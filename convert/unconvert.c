@@ -260,7 +260,8 @@ static moec_status write_headers(back *b, moec_error *err)
 static moec_status copy_back(back *b, const moec_mf_copied *c, moec_error *err)
 {
     moec_buf data = {0};
-    moec_status st = moec_readback_copied(b->conv, c, &data, err);
+    moec_status st =
+        moec_converted_copied(b->conv, c, MOEC_RULE_M08, &data, err);
 
     if (st == MOEC_OK)
         st = moec_output_write(&b->job.out, c->name, data.data, data.len, err);

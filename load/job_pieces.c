@@ -192,7 +192,7 @@ static moec_status open_converted(moec_job *j, size_t i, moec_error *err)
         MOEC_TRY(moec_converted_check(j->files, f->name, &bytes, err));
         j->looked_at[i] = true;
     } else {
-        MOEC_TRY(moec_open_regular(j->files->dirfd, f->name, &fd, &bytes, err));
+        MOEC_TRY(moec_converted_data(j->files, f->name, &fd, &bytes, err));
         e->fd = fd;
         moec_buf_printf(&path, "%s/%s", j->files->dir, f->name);
         if (path.oom) {

@@ -55,6 +55,21 @@ moec_status moec_converted_file(const moec_converted *c, const char *name,
     return MOEC_OK;
 }
 
+moec_status moec_converted_data(const moec_converted *c, const char *name,
+                                int *fd_out, uint64_t *bytes_out,
+                                moec_error *err)
+{
+    moec_error why = MOEC_ERROR_INIT;
+    moec_status st = moec_converted_file(c, name, fd_out, bytes_out, &why);
+
+    if (st == MOEC_E_IO && why.os_errno == ENOENT)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M05, "%s: is missing",
+                         name);
+    if (st != MOEC_OK && err && err->status == MOEC_OK)
+        *err = why;
+    return st;
+}
+
 moec_status moec_converted_load(const moec_converted *c, const char *name,
                                 uint64_t max, moec_buf *out, moec_error *err)
 {
@@ -123,7 +138,7 @@ moec_status moec_converted_io(const moec_converted *c, const char *name,
     uint64_t bytes;
     int fd;
 
-    MOEC_TRY(moec_converted_file(c, name, &fd, &bytes, err));
+    MOEC_TRY(moec_converted_data(c, name, &fd, &bytes, err));
     (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
     moec_io_open(out, name, path, fd, bytes, no_direct || c->remote != NULL);
     if (c->remote != NULL) {
@@ -160,9 +175,9 @@ static moec_status read_manifest(moec_converted *c, const char *name,
     return st;
 }
 
-/* Read one of the binary files: size and digest are the manifest's. */
-static moec_status read_own(const moec_converted *c, const moec_mf_copied *f,
-                            moec_rule rule, moec_buf *out, moec_error *err)
+moec_status moec_converted_copied(const moec_converted *c,
+                                  const moec_mf_copied *f, moec_rule rule,
+                                  moec_buf *out, moec_error *err)
 {
     moec_error why = MOEC_ERROR_INIT;
     moec_status st;
@@ -174,7 +189,7 @@ static moec_status read_own(const moec_converted *c, const moec_mf_copied *f,
         return moec_fail(err, MOEC_E_FORMAT, rule,
                          "%s: not there as a regular file", f->name);
     if (st == MOEC_E_FORMAT)
-        return moec_fail(err, MOEC_E_FORMAT, rule,
+        return moec_fail(err, MOEC_E_INTEGRITY, rule,
                          "%s: longer than the manifest's %" PRIu64 " bytes",
                          f->name, f->bytes);
     if (st != MOEC_OK) {
@@ -183,12 +198,12 @@ static moec_status read_own(const moec_converted *c, const moec_mf_copied *f,
         return st;
     }
     if (out->len != f->bytes)
-        return moec_fail(err, MOEC_E_FORMAT, rule,
+        return moec_fail(err, MOEC_E_INTEGRITY, rule,
                          "%s: %zu bytes, the manifest says %" PRIu64, f->name,
                          out->len, f->bytes);
     MOEC_TRY(moec_sha256_of(out->data, out->len, &sha, err));
     if (memcmp(sha.b, f->sha256.b, sizeof(sha.b)) != 0)
-        return moec_fail(err, MOEC_E_FORMAT, rule,
+        return moec_fail(err, MOEC_E_INTEGRITY, rule,
                          "%s: the SHA-256 is not the manifest's", f->name);
     return MOEC_OK;
 }
@@ -197,8 +212,8 @@ static moec_status read_slots(moec_converted *c, moec_error *err)
 {
     moec_status st;
 
-    MOEC_TRY(read_own(c, &c->manifest.slots_file, MOEC_RULE_M03,
-                      &c->slots_bytes, err));
+    MOEC_TRY(moec_converted_copied(c, &c->manifest.slots_file, MOEC_RULE_M03,
+                                   &c->slots_bytes, err));
     st = moec_slots_decode(&c->slots, c->slots_bytes.data, c->slots_bytes.len,
                            err);
     if (st != MOEC_OK)
@@ -210,8 +225,8 @@ static moec_status read_sources(moec_converted *c, moec_error *err)
 {
     moec_status st;
 
-    MOEC_TRY(read_own(c, &c->manifest.sources_file, MOEC_RULE_M04,
-                      &c->sources_bytes, err));
+    MOEC_TRY(moec_converted_copied(c, &c->manifest.sources_file, MOEC_RULE_M04,
+                                   &c->sources_bytes, err));
     st = moec_sources_decode(&c->sources, c->sources_bytes.data,
                              c->sources_bytes.len, err);
     if (st != MOEC_OK)
@@ -359,8 +374,11 @@ static moec_status open_dir(moec_converted *c, const char *dir, moec_error *err)
 {
     MOEC_TRY(name_it(c, dir, err));
     c->dirfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (c->dirfd < 0 && (errno == ENOENT || errno == ENOTDIR))
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
+                         "no such directory");
     if (c->dirfd < 0)
-        return moec_fail_os(err, errno, "not a directory to open");
+        return moec_fail_os(err, errno, "cannot open the directory");
     return MOEC_OK;
 }
 

@@ -271,6 +271,16 @@ moec_status moec_converted_open_source(moec_converted *out,
 moec_status moec_converted_file(const moec_converted *c, const char *name,
                                 int *fd_out, uint64_t *bytes_out,
                                 moec_error *err);
+/* The same of a data file: FORMAT (M05) where it is absent. */
+moec_status moec_converted_data(const moec_converted *c, const char *name,
+                                int *fd_out, uint64_t *bytes_out,
+                                moec_error *err);
+/* A small file that the manifest has size and digest of, into the empty `out`.
+ * `rule` names the refusal: FORMAT where it is absent, INTEGRITY where its
+ * bytes are others. */
+moec_status moec_converted_copied(const moec_converted *c,
+                                  const moec_mf_copied *f, moec_rule rule,
+                                  moec_buf *out, moec_error *err);
 /* Append all of file `name`, which has at most `max` bytes (I04). */
 moec_status moec_converted_load(const moec_converted *c, const char *name,
                                 uint64_t max, moec_buf *out, moec_error *err);

@@ -67,22 +67,18 @@ static moec_status read_config(const moec_conversion *c, moec_buf *out,
 {
     const moec_manifest *m = &c->files.manifest;
     const moec_mf_copied *want = find_copied(m, CONFIG_NAME);
-    moec_sha256 sha;
 
     if (want == NULL)
         want = find_copied(m, PARAMS_NAME);
-    if (want == NULL)
+    if (want == NULL || want->bytes > MOEC_JSON_BYTES_MAX)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
                          "%s/%s: copied: no %s", c->files.dir,
                          MOEC_MANIFEST_NAME, CONFIG_NAME);
-    MOEC_TRY(moec_converted_load(&c->files, want->name, MOEC_JSON_BYTES_MAX,
-                                 out, err));
-    MOEC_TRY(moec_sha256_of(out->data, out->len, &sha, err));
-    if (memcmp(sha.b, want->sha256.b, sizeof(sha.b)) != 0)
-        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M08,
-                         "%s/%s: changed since the conversion", c->files.dir,
-                         want->name);
-    return MOEC_OK;
+    moec_status st =
+        moec_converted_copied(&c->files, want, MOEC_RULE_M08, out, err);
+    if (st != MOEC_OK)
+        moec_error_prefix(err, "%s", c->files.dir);
+    return st;
 }
 
 /* Built-in families and the description that the conversion was made with. */

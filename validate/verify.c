@@ -377,7 +377,8 @@ static moec_status rebuild(moec_verifier *v, moec_error *err)
         v->layout = moec_conversion_layout(v->c);
         v->plan = moec_layout_plan(v->layout);
         return index_slots(v, err);
-    case MOEC_E_IO: /* a missing config.json has its finding already */
+    case MOEC_E_IO:
+    case MOEC_E_INTEGRITY: /* a changed config.json has its finding already */
     case MOEC_E_FORMAT:
     case MOEC_E_MAPPING:
     case MOEC_E_MIXED:
@@ -385,7 +386,6 @@ static moec_status rebuild(moec_verifier *v, moec_error *err)
         break;
     case MOEC_E_ARG:
     case MOEC_E_NOMEM:
-    case MOEC_E_INTEGRITY:
     case MOEC_E_NO_DEVICE:
     case MOEC_E_LOCKED:
     case MOEC_E_CANCELLED:
@@ -530,10 +530,14 @@ static moec_status verify_into(moec_verifier *v, const char *dir,
         v->files = moec_conversion_files(v->c);
         return run_passes(v, err);
     }
-    if (st == MOEC_E_FORMAT && e.rule == MOEC_RULE_M04) {
+    if ((st == MOEC_E_FORMAT || st == MOEC_E_INTEGRITY) &&
+        e.rule == MOEC_RULE_M04) {
         moec_report_add_error(v->r, MOEC_SOURCES_NAME, MOEC_RULE_M04, &e);
         return MOEC_OK;
     }
+    if (st == MOEC_E_INTEGRITY) /* digests are what verify is about: without
+                                   those of slots.bin there is no verdict */
+        st = e.status = MOEC_E_FORMAT;
     if (err != NULL && err->status == MOEC_OK)
         *err = e;
     return st;

@@ -316,12 +316,14 @@ static bool has_file(const moec_store *store, const char *name)
 
 moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err)
 {
-    static const char *const own[] = {"manifest.json", "slots.bin"};
+    static const char *const own[] = {"slots.bin", "manifest.json",
+                                      "sources.bin"};
     const moec_store *store = NULL;
     moec_status st = moec_cli_web_store(&store, dir, err);
-    bool all = true;
+    bool there[3] = {false, false, false};
     if (st == MOEC_OK && store != NULL) {
-        *yes = has_file(store, own[0]) && has_file(store, own[1]);
+        *yes = has_file(store, own[0]) &&
+               (has_file(store, own[1]) || has_file(store, own[2]));
         return MOEC_OK;
     }
     if (st == MOEC_OK)
@@ -329,15 +331,15 @@ moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err)
     if (st != MOEC_OK || *yes)
         return st;
     /* A damaged one is still no source: say what is wrong with it. */
-    for (size_t i = 0; i < 2 && all; i++) {
+    for (size_t i = 0; i < 3; i++) {
         char *path = NULL;
         if (asprintf(&path, "%s/%s", dir, own[i]) < 0)
             return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
                                   "no memory for a path");
-        all = access(path, F_OK) == 0;
+        there[i] = access(path, F_OK) == 0;
         free(path);
     }
-    *yes = all;
+    *yes = there[0] && (there[1] || there[2]);
     return MOEC_OK;
 }
 

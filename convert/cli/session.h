@@ -76,8 +76,8 @@ moec_status moec_cli_placement_target(const moec_model *model,
                                       moec_placement_target *target,
                                       moec_layer_key **keys, moec_error *err);
 
-/* Is `dir` a converted checkpoint? It has a manifest of ours, or the
- * remains of one beside a slots.bin. IO where nobody can tell. */
+/* Is `dir` a converted checkpoint? It has a manifest of ours, or of a damaged
+ * one slots.bin and another of the three. IO where nobody can tell. */
 moec_status moec_cli_is_conversion(const char *dir, bool *yes, moec_error *err);
 
 /* Name of the first topology option given (--family apart), or NULL: for a

@@ -127,7 +127,7 @@ damage() {
     truncate -s -1 bad/experts-00001-*
     refused 5 MOE-M05 bad --ep 2
     echo >>bad/slots.bin
-    refused 3 MOE-M03 bad --ep 2
+    refused 5 MOE-M03 bad --ep 2
     rm -r bad
 }
 

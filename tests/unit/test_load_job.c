@@ -643,7 +643,8 @@ static void a_rank_file_cut_short_is_refused(void **state)
              moec_layout_file(l, file)->name);
     snprintf(away, sizeof(away), "%s.away", path);
     assert_int_equal(rename(path, away), 0);
-    assert_int_equal(watch_run(&w, &o, &err), MOEC_E_IO); /* not there */
+    assert_int_equal(watch_run(&w, &o, &err), MOEC_E_FORMAT); /* not there */
+    assert_int_equal(err.rule, MOEC_RULE_M05);
     watch_end(&w);
     assert_int_equal(link(away, path), 0);
     assert_int_equal(
