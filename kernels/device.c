@@ -72,6 +72,13 @@ void moec_device_close(moec_device *d)
     moec_free(d);
 }
 
+const moec_backend *moec_device_backend(const moec_device *d,
+                                        uint32_t *ordinal_out)
+{
+    *ordinal_out = d->ordinal;
+    return d->b;
+}
+
 const char *moec_device_name(const moec_device *d)
 {
     return d->name;

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define MOEC_PLUGIN_ABI    2u
+#define MOEC_PLUGIN_ABI    3u
 #define MOEC_PLUGIN_SYMBOL "moec_backend_query"
 
 typedef struct moec_backend {
@@ -52,6 +52,25 @@ typedef struct moec_backend {
                               int *done_out, moec_error *err);
     moec_status (*stream_wait)(uint32_t ordinal, void *stream, void *event,
                                moec_error *err);
+    /* Digests of n stretches: 16 bytes each of XXH3-128 (of at least 241
+     * bytes; canonical form), or 32 of SHA-256. Arrays are on the device. */
+    moec_status (*digests)(uint32_t ordinal, int sha256,
+                           const void *const *data, const uint64_t *bytes,
+                           uint32_t n, uint8_t *out, void *stream,
+                           moec_error *err);
+    /* GPUDirect Storage by `library` (NULL: the system's); NO_DEVICE with why.
+     * `compatible`: also where it would copy through the host. Base NULL lets
+     * all regions go. Files and reads: any thread. */
+    moec_status (*gds_open)(uint32_t ordinal, const char *library,
+                            int compatible, void **out, moec_error *err);
+    void (*gds_close)(uint32_t ordinal, void *gds);
+    void (*gds_region)(uint32_t ordinal, void *gds, void *base, uint64_t bytes);
+    moec_status (*gds_file_open)(uint32_t ordinal, void *gds, int fd,
+                                 void **out, moec_error *err);
+    void (*gds_file_close)(uint32_t ordinal, void *gds, void *file);
+    moec_status (*gds_read)(uint32_t ordinal, void *gds, void *file,
+                            uint64_t off, void *to, uint64_t bytes,
+                            uint64_t *got_out, moec_error *err);
 
     uint64_t (*route_workspace)(const moec_route_config *c,
                                 const moec_dispatch_map *map, uint32_t n);
@@ -95,6 +114,10 @@ typedef struct moec_backend {
                        const moec_ffn_in *in, uint64_t n_columns_max, float *y,
                        const moec_launch *launch, moec_error *err);
 } moec_backend;
+
+/* A device's table, for the parts of libmoec that speak to it past device.h. */
+const moec_backend *moec_device_backend(const moec_device *d,
+                                        uint32_t *ordinal_out);
 
 /* The one symbol. NULL where it does not speak `abi`. */
 typedef const moec_backend *(*moec_backend_query_fn)(uint32_t abi);

@@ -11,8 +11,10 @@
 
 #include <moec/device_load.h>
 #include <pthread.h>
+#include <string.h>
 
 #include "base/base.h"
+#include "device_gds.h"
 
 #define EVENTS     256u
 #define RING_BYTES (UINT64_C(512) << 20)
@@ -21,6 +23,8 @@ struct moec_device_sink {
     moec_device *device;
     moec_device_sink_opts o;
     moec_load_sink load;
+    moec_device_gds *gds;
+    char no_gds[sizeof(((moec_error *)0)->text)];
     pthread_mutex_t lock; /* of what follows: copy, poll and wait_on */
     void *events[EVENTS];
     uint64_t n_copies; /* tickets 1 .. n_copies were given */
@@ -104,6 +108,26 @@ moec_status moec_device_sink_wait_on(moec_device_sink *s, uint64_t ticket,
     return st;
 }
 
+/* Without it everything goes by the ring; only ON fails. */
+static moec_status open_gds(moec_device_sink *s, moec_error *err)
+{
+    moec_error why = MOEC_ERROR_INIT;
+    bool on = s->o.gds == MOEC_GDS_ON;
+    moec_status st;
+
+    if (s->o.gds == MOEC_GDS_OFF) {
+        (void)snprintf(s->no_gds, sizeof(s->no_gds), "it is off");
+        return MOEC_OK;
+    }
+    st = moec_device_gds_open(&s->gds, s->device, s->o.stream, s->o.cufile, on,
+                              on ? err : &why);
+    if (st == MOEC_OK)
+        s->load.reader = moec_device_gds_reader(s->gds);
+    else
+        (void)snprintf(s->no_gds, sizeof(s->no_gds), "%s", why.text);
+    return on ? st : MOEC_OK;
+}
+
 moec_status moec_device_sink_create(moec_device_sink **out, moec_device *device,
                                     const moec_device_sink_opts *opts,
                                     moec_error *err)
@@ -115,15 +139,22 @@ moec_status moec_device_sink_create(moec_device_sink **out, moec_device *device,
         return moec_fail_nomem(err, "a sink");
     pthread_mutex_init(&s->lock, NULL);
     s->device = device;
-    if (opts)
-        s->o = *opts;
+    if (opts) /* callers of an older library have a shorter struct */
+        memcpy(&s->o, opts,
+               opts->struct_bytes < sizeof(s->o) ? opts->struct_bytes
+                                                 : sizeof(s->o));
     if (s->o.ring_bytes == 0)
         s->o.ring_bytes = RING_BYTES;
-    s->load = (moec_load_sink){
-        .struct_bytes = sizeof(s->load), .ctx = s, .copy = copy, .poll = poll};
+    s->load = (moec_load_sink){.struct_bytes = sizeof(s->load),
+                               .copies_within = 1,
+                               .ctx = s,
+                               .copy = copy,
+                               .poll = poll};
     st = moec_device_alloc_host(device, &s->load.ring, s->o.ring_bytes, err);
     for (uint32_t i = 0; st == MOEC_OK && i < EVENTS; i++)
         st = moec_device_event_create(device, &s->events[i], err);
+    if (st == MOEC_OK)
+        st = open_gds(s, err);
     if (st != MOEC_OK) {
         moec_device_sink_destroy(s);
         return st;
@@ -138,6 +169,7 @@ void moec_device_sink_destroy(moec_device_sink *s)
         return;
     if (s->n_copies > s->n_done)
         (void)look(s, s->n_copies, 1, NULL);
+    moec_device_gds_close(s->gds);
     for (uint32_t i = 0; i < EVENTS; i++)
         moec_device_event_destroy(s->device, s->events[i]);
     moec_device_free_host(s->device, s->load.ring);
@@ -148,6 +180,11 @@ void moec_device_sink_destroy(moec_device_sink *s)
 const moec_load_sink *moec_device_sink_load(const moec_device_sink *s)
 {
     return &s->load;
+}
+
+const char *moec_device_sink_no_gds(const moec_device_sink *s)
+{
+    return s->gds != NULL ? NULL : s->no_gds;
 }
 
 uint64_t moec_device_sink_ring_bytes(const moec_device_sink *s)

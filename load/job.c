@@ -520,6 +520,8 @@ void moec_job_poll(const moec_job *job, moec_job_stats *out)
     s.uses_direct = e.uses_direct;
     s.seconds_open = e.seconds_open;
     s.seconds_digest = e.seconds_digest;
+    s.bytes_by_reader = e.bytes_by_reader;
+    s.n_reader_failed = e.n_reader_failed;
     *out = s;
 }
 
@@ -544,7 +546,9 @@ void moec_job_destroy(moec_job *j)
         (void)pthread_mutex_destroy(&j->lock);
         (void)pthread_mutex_destroy(&j->sink_lock);
         (void)pthread_mutex_destroy(&j->file_lock);
+        moec_job_leave_sink(j);
     }
+    moec_free(j->regions);
     if (j->common_map != NULL)
         (void)munmap(j->common_map, (size_t)j->common_map_bytes);
     moec_job_close_files(j);

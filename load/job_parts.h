@@ -113,6 +113,10 @@ struct moec_job {
     moec_engine *engine;
     moec_load_sink load_sink; /* what o.sink points to */
     moec_engine_sink sink;
+    moec_engine_reader reader;
+    size_t n_regions, cap_regions;
+    moec_load_region *regions; /* for the sink's reader */
+    bool has_regions;          /* it knows them */
     pthread_mutex_t sink_lock, file_lock;
     uint64_t last_ticket; /* of moec_job_copy; sink_lock */
     void *common_map;     /* shared memfd */
@@ -212,6 +216,12 @@ moec_status moec_slow_blocks(moec_job *j, const moec_slow_block *blocks,
 moec_status moec_job_take_sink(moec_job *j, moec_error *err);
 /* A leaf's bytes of the sink's ring that engines leave to slow.c, or NULL. */
 unsigned char *moec_job_slow_ring(const moec_job *j);
+/* Tell the sink's reader where bytes will go, what was asked for and what was
+ * placed, and that no more will. */
+moec_status moec_job_add_region(moec_job *j, void *base, uint64_t bytes,
+                                moec_error *err);
+moec_status moec_job_tell_regions(moec_job *j, moec_error *err);
+void moec_job_leave_sink(moec_job *j);
 /* What all engines of the job have in common. */
 moec_engine_opts moec_job_engine_opts(moec_job *j);
 /* Copy rows into the destination: at once, or by the sink, in order; `src` is

@@ -410,7 +410,7 @@ moec_status moec_job_ask(moec_job *j, uint64_t bytes, uint32_t layer,
                          "the memory callback gave none of %" PRIu64 " bytes",
                          bytes);
     *out = p;
-    return MOEC_OK;
+    return moec_job_add_region(j, p, bytes, err);
 }
 
 static void settle_layer(moec_job *j, uint32_t layer, unsigned char *base)
@@ -441,7 +441,7 @@ static moec_status place_common(moec_job *j, moec_error *err)
     return MOEC_OK;
 }
 
-moec_status moec_job_place_all(moec_job *j, moec_error *err)
+static moec_status ask_all(moec_job *j, moec_error *err)
 {
     unsigned char *base;
 
@@ -472,6 +472,12 @@ moec_status moec_job_place_all(moec_job *j, moec_error *err)
             settle_layer(j, layer, base);
     }
     return MOEC_OK;
+}
+
+moec_status moec_job_place_all(moec_job *j, moec_error *err)
+{
+    MOEC_TRY(ask_all(j, err));
+    return moec_job_tell_regions(j, err);
 }
 
 void *moec_job_slots_data(const moec_job *j, size_t layer, size_t t)

@@ -56,6 +56,77 @@ static moec_status sink_poll(void *ctx, uint64_t ticket, int block,
     return st;
 }
 
+/* The sink's reader, where what it brings can be checked as the job wants. */
+static const moec_engine_reader *usable_reader(moec_job *j)
+{
+    const moec_load_reader *r = j->o.sink->reader;
+
+    if (r == NULL || r->struct_bytes < sizeof(*r) || j->o.no_direct ||
+        (j->verify != MOEC_ENGINE_NONE && r->digest == NULL))
+        return NULL;
+    j->reader = (moec_engine_reader){.ctx = r->ctx,
+                                     .always = r->always != 0,
+                                     .open = r->open,
+                                     .close = r->close,
+                                     .read = r->read,
+                                     .digest = r->digest};
+    return &j->reader;
+}
+
+static bool tells_regions(const moec_job *j)
+{
+    const moec_load_reader *r = j->o.sink != NULL ? j->o.sink->reader : NULL;
+
+    return r != NULL && r->struct_bytes >= sizeof(*r) && r->regions != NULL;
+}
+
+moec_status moec_job_add_region(moec_job *j, void *base, uint64_t bytes,
+                                moec_error *err)
+{
+    if (!tells_regions(j) || base == NULL || bytes == 0)
+        return MOEC_OK;
+    if (j->n_regions == j->cap_regions) {
+        size_t cap = j->cap_regions == 0 ? 16 : j->cap_regions * 2;
+        moec_load_region *v = moec_realloc_array(j->regions, cap, sizeof(*v));
+        if (v == NULL)
+            return moec_fail_nomem(err, "places of a job");
+        j->regions = v;
+        j->cap_regions = cap;
+    }
+    j->regions[j->n_regions++] = (moec_load_region){base, bytes};
+    return MOEC_OK;
+}
+
+moec_status moec_job_tell_regions(moec_job *j, moec_error *err)
+{
+    if (!tells_regions(j))
+        return MOEC_OK;
+    for (size_t i = 0; i < j->n_tensors; i++)
+        if (j->tensors[i].placed)
+            MOEC_TRY(moec_job_add_region(
+                j, j->tensors[i].data,
+                j->tensors[i].w.rows * j->tensors[i].w.row_stride, err));
+    for (size_t i = 0; i < j->n_layers; i++)
+        for (size_t t = 0; t < j->layers[i].n; t++) {
+            const moec_job_slots *s = &j->layers[i].slots[t];
+            if (s->placed)
+                MOEC_TRY(moec_job_add_region(
+                    j, s->data, (s->n_slots - 1) * s->slot_stride + s->extent,
+                    err));
+        }
+    j->o.sink->reader->regions(j->o.sink->reader->ctx, j->regions,
+                               j->n_regions);
+    j->has_regions = true;
+    return MOEC_OK;
+}
+
+void moec_job_leave_sink(moec_job *j)
+{
+    if (j->has_regions)
+        j->o.sink->reader->regions(j->o.sink->reader->ctx, NULL, 0);
+    j->has_regions = false;
+}
+
 unsigned char *moec_job_slow_ring(const moec_job *j)
 {
     if (j->o.sink == NULL || j->ring_bytes <= 2 * MOEC_LEAF_BYTES)
@@ -79,7 +150,9 @@ moec_engine_opts moec_job_engine_opts(moec_job *j)
     j->sink = (moec_engine_sink){.ctx = j,
                                  .ring = j->o.sink->ring,
                                  .copy = sink_copy,
-                                 .poll = sink_poll};
+                                 .poll = sink_poll,
+                                 .copies_within = j->o.sink->copies_within != 0,
+                                 .reader = usable_reader(j)};
     e.sink = &j->sink;
     if (moec_job_slow_ring(j) != NULL)
         e.ring_bytes -= MOEC_LEAF_BYTES;

@@ -37,7 +37,7 @@ static void free_engine(moec_engine *e)
 }
 
 /* Threads that read through io_uring need no more than the CPUs; those that
- * block in a read do. Whether the kernel has it, a thread knows that tries:
+ * block in a read do, a sink's reader too. Whether the kernel has it, a thread knows that tries:
  * here and now, as the ring is cut for the number of threads. */
 static uint32_t choose_threads(const moec_engine_opts *o)
 {
@@ -50,7 +50,7 @@ static uint32_t choose_threads(const moec_engine_opts *o)
         n = (uint32_t)moec_min_u64(moec_cpu_count(), THREADS_USUAL);
         if (uring)
             moec_uring_close(&probe);
-        else
+        if (!uring || (o->sink != NULL && o->sink->reader != NULL))
             n = (uint32_t)moec_max_u64(2 * n, BLOCKING);
     }
     return (uint32_t)moec_min_u64(n, THREADS_MAX);
@@ -242,6 +242,8 @@ void moec_engine_poll(moec_engine *e, moec_engine_stats *out)
         .n_requests = atomic_load(&e->n_asked),
         .n_retries = atomic_load(&e->n_retries),
         .n_ring_waits = atomic_load(&e->n_waits),
+        .bytes_by_reader = atomic_load(&e->bytes_by_reader),
+        .n_reader_failed = atomic_load(&e->n_reader_failed),
         .n_groups_ready = (uint32_t)atomic_load(&e->groups_ready),
         .uses_uring = atomic_load(&e->uses_uring),
         .uses_direct = atomic_load(&e->uses_direct),

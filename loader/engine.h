@@ -74,6 +74,26 @@ typedef enum moec_engine_verify {
     MOEC_ENGINE_SHA256 = 2
 } moec_engine_verify;
 
+/* A sink's own way from files to the destination, past the host's memory. What
+ * it does not bring comes by the ring. Any thread, several at once; failures
+ * are nobody's but the ring's, but for those of `digest`. */
+typedef struct moec_engine_reader {
+    void *ctx;
+    bool always; /* of pages that are cached, too */
+    /* A file by its descriptor for direct reads, which outlives it. */
+    moec_status (*open)(void *ctx, int fd, void **out, moec_error *err);
+    void (*close)(void *ctx, void *file);
+    /* Whole pages of the file to pages of the destination; *got_out bytes. */
+    moec_status (*read)(void *ctx, void *file, uint64_t off, void *dst,
+                        uint64_t bytes, uint64_t *got_out, moec_error *err);
+    /* Digests of what stands in the destination once all copies are done that
+     * were enqueued: XXH3-128 (16 bytes), or SHA-256 (32), one behind the
+     * other. */
+    moec_status (*digest)(void *ctx, int sha256, const void *const *data,
+                          const uint64_t *bytes, size_t n, uint8_t *out,
+                          moec_error *err);
+} moec_engine_reader;
+
 /* Where pieces go that are not in host memory: the engine's ring is then the
  * sink's memory (pinned), and each piece is copied from there. NULL: host. */
 typedef struct moec_engine_sink {
@@ -87,6 +107,8 @@ typedef struct moec_engine_sink {
     /* Is all up to `ticket` done? *done_out 0 or 1; with `block`, wait. */
     moec_status (*poll)(void *ctx, uint64_t ticket, int block, int *done_out,
                         moec_error *err);
+    bool copies_within;               /* `src` may be a destination too */
+    const moec_engine_reader *reader; /* or NULL */
 } moec_engine_sink;
 
 typedef struct moec_engine_opts {
@@ -132,6 +154,9 @@ typedef struct moec_engine_stats {
     uint64_t bytes_verified;        /* with a leaf's digest */
     uint64_t n_requests, n_retries; /* short reads and EINTR, EAGAIN */
     uint64_t n_ring_waits;
+    uint64_t bytes_by_reader; /* by the sink's own; digested before the group
+                                  is ready, after they count as done */
+    uint64_t n_reader_failed; /* requests that the ring brought after all */
     uint32_t n_groups_ready;
     uint8_t uses_uring, uses_direct;
     double seconds, seconds_open, seconds_first_group;

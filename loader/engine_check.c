@@ -35,10 +35,11 @@ unsigned char *moec_engine_place(const moec_engine *e, const moec_part *p)
 
 /* ------------------------------------------------------------- digests */
 
-static moec_status wrong_leaf(moec_engine_worker *w, const moec_part *p,
-                              uint64_t leaf, const char *kind,
-                              const void *expected, const void *found, size_t n)
+moec_status moec_engine_wrong_leaf(moec_engine_worker *w, const moec_part *p,
+                                   uint64_t leaf, bool sha256,
+                                   const void *expected, const void *found)
 {
+    size_t n = sha256 ? sizeof(moec_sha256) : sizeof(moec_xxh128);
     const moec_engine *e = w->e;
     const moec_engine_piece *g = &e->pieces[p->piece];
     char what[256] = "", want[65], have[65];
@@ -49,14 +50,15 @@ static moec_status wrong_leaf(moec_engine_worker *w, const moec_part *p,
         e->o.describe(e->o.ctx, &g->p, what, sizeof(what));
     else
         snprintf(what, sizeof(what), "piece %u", g->p.tag);
-    return moec_fail_at(
-        &w->err, MOEC_E_INTEGRITY,
-        g->p.leaf_rule != MOEC_RULE_NONE ? g->p.leaf_rule : MOEC_RULE_T3,
-        g->p.off + leaf * MOEC_LEAF_BYTES,
-        "%s: %s: leaf %ju, from byte %ju of the file on, has "
-        "%s %s, must have %s",
-        e->files[g->p.file].f->name, what, (uintmax_t)leaf,
-        (uintmax_t)(g->p.off + leaf * MOEC_LEAF_BYTES), kind, have, want);
+    return moec_fail_at(&w->err, MOEC_E_INTEGRITY,
+                        g->p.leaf_rule != MOEC_RULE_NONE ? g->p.leaf_rule
+                                                         : MOEC_RULE_T3,
+                        g->p.off + leaf * MOEC_LEAF_BYTES,
+                        "%s: %s: leaf %ju, from byte %ju of the file on, has "
+                        "%s %s, must have %s",
+                        e->files[g->p.file].f->name, what, (uintmax_t)leaf,
+                        (uintmax_t)(g->p.off + leaf * MOEC_LEAF_BYTES),
+                        sha256 ? "SHA-256" : "XXH3-128", have, want);
 }
 
 static moec_status check_xxh3(moec_engine_worker *w, const moec_part *p,
@@ -71,8 +73,7 @@ static moec_status check_xxh3(moec_engine_worker *w, const moec_part *p,
         k = moec_min_u64(n, MOEC_LEAF_BYTES);
         h = moec_xxh128_of(data, (size_t)k);
         if (memcmp(h.b, l->xxh128.b, sizeof(h.b)) != 0)
-            return wrong_leaf(w, p, leaf, "XXH3-128", l->xxh128.b, h.b,
-                              sizeof(h.b));
+            return moec_engine_wrong_leaf(w, p, leaf, false, l->xxh128.b, h.b);
     }
     return MOEC_OK;
 }
@@ -92,8 +93,8 @@ static moec_status check_sha256(moec_engine_worker *w, const moec_part *p,
         for (uint64_t i = 0; i < moec_ceil_div(k, MOEC_LEAF_BYTES);
              i++, l++, leaf++)
             if (memcmp(h[i].b, l->sha256.b, sizeof(h[i].b)) != 0)
-                return wrong_leaf(w, p, leaf, "SHA-256", l->sha256.b, h[i].b,
-                                  sizeof(h[i].b));
+                return moec_engine_wrong_leaf(w, p, leaf, true, l->sha256.b,
+                                              h[i].b);
     }
     return MOEC_OK;
 }
@@ -128,10 +129,9 @@ static bool checked_before(const moec_engine *e, const moec_part *p)
 
 /* -------------------------------------------------------------- copies */
 
-/* Enqueue a rectangle of adjacent rows; `src` lies in the ring. */
-static moec_status sink_copy(moec_engine_worker *w, moec_engine_op *op,
-                             unsigned char *dst, const moec_grid *g,
-                             const unsigned char *src)
+moec_status moec_engine_sink_copy(moec_engine_worker *w, moec_engine_op *op,
+                                  unsigned char *dst, const moec_grid *g,
+                                  const unsigned char *src)
 {
     moec_engine *e = w->e;
     const moec_engine_sink *s = e->o.sink;
@@ -181,12 +181,12 @@ static moec_status sink_turned(moec_engine_worker *w, moec_engine_op *op,
                              .n_cols = 1,
                              .src_row = g->elem_bytes,
                              .dst_row = rows.dst_col};
-            MOEC_TRY(sink_copy(w, op, dst + r * rows.dst_row, &one,
-                               room + r * turned.dst_row));
+            MOEC_TRY(moec_engine_sink_copy(w, op, dst + r * rows.dst_row, &one,
+                                           room + r * turned.dst_row));
         }
     } else {
         rows.src_row = turned.dst_row;
-        MOEC_TRY(sink_copy(w, op, dst, &rows, room));
+        MOEC_TRY(moec_engine_sink_copy(w, op, dst, &rows, room));
     }
     w->bounce_ticket = op->ticket;
     return MOEC_OK;
@@ -203,7 +203,7 @@ static moec_status put(moec_engine_worker *w, moec_engine_op *op,
         return MOEC_OK;
     }
     if (g->src_col == g->elem_bytes && g->dst_col == g->elem_bytes)
-        return sink_copy(w, op, dst, g, src);
+        return moec_engine_sink_copy(w, op, dst, g, src);
     return sink_turned(w, op, dst, g, src);
 }
 

@@ -76,10 +76,13 @@ static bool is_same_file(const struct stat *a, const struct stat *b)
 /* Failing to is no error. */
 static void open_direct(const moec_engine *e, moec_engine_fd *f)
 {
+    const moec_engine_reader *own = e->o.sink ? e->o.sink->reader : NULL;
+    bool always = own != NULL && own->always;
+    moec_error ignored = MOEC_ERROR_INIT;
     struct stat st;
 
     if (e->o.no_direct || f->f->path == NULL || f->f->bytes < DIRECT_BYTES ||
-        loses_by_direct(f->f->fd))
+        (!always && loses_by_direct(f->f->fd)))
         return;
     f->direct_fd =
         open(f->f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
@@ -92,6 +95,12 @@ static void open_direct(const moec_engine *e, moec_engine_fd *f)
         f->direct_fd = -1;
     }
     atomic_store(&f->direct, f->direct_fd >= 0);
+    if (own == NULL || f->direct_fd < 0)
+        return;
+    f->off_align = f->mem_align = (uint32_t)MOEC_ENGINE_PAGE;
+    if (own->open(own->ctx, f->direct_fd, &f->own, &ignored) != MOEC_OK)
+        f->own = NULL;
+    atomic_store(&f->own_way, f->own != NULL);
 }
 
 static moec_status changed(const moec_engine_fd *f, moec_error *err)
@@ -126,9 +135,14 @@ moec_status moec_engine_open_files(moec_engine *e, moec_error *err)
 
 void moec_engine_close_files(moec_engine *e)
 {
-    for (size_t i = 0; i < e->n_files; i++)
-        if (e->files[i].direct_fd >= 0)
-            close(e->files[i].direct_fd);
+    for (size_t i = 0; i < e->n_files; i++) {
+        moec_engine_fd *f = &e->files[i];
+
+        if (f->own != NULL)
+            e->o.sink->reader->close(e->o.sink->reader->ctx, f->own);
+        if (f->direct_fd >= 0)
+            close(f->direct_fd);
+    }
 }
 
 moec_status moec_engine_check_file(const moec_engine *e, uint32_t file,

@@ -6,8 +6,8 @@
  * What this is: what the files of the engine share: engine.c (its life),
  *   engine_pieces.c (what is wanted), engine_plan.c (requests),
  *   engine_files.c (descriptors, caches, stamps), engine_read.c (threads),
- *   engine_cached.c (requests through the cache) and engine_check.c (digests,
- *   copies). Nobody else includes it.
+ *   engine_cached.c (requests through the cache), engine_reader.c (a sink's own
+ *   reads) and engine_check.c (digests, copies). Nobody else includes it.
  */
 
 #include <pthread.h>
@@ -29,6 +29,8 @@ typedef struct moec_engine_fd {
     int direct_fd;      /* -1: not to be had; owned */
     atomic_bool direct; /* until the file system refuses it after all */
     uint32_t off_align, mem_align; /* of direct reads */
+    void *own;                     /* of the sink's reader, or NULL */
+    atomic_bool own_way;           /* until the reader fails */
     bool used;
     struct stat stamp; /* size, inode and time when the engine was made */
 } moec_engine_fd;
@@ -69,6 +71,8 @@ typedef struct moec_request {
     uint32_t file, group;
     bool straight; /* adjacent parts in order: preadv into their places */
     bool in_place; /* one run, aligned: direct reads into its place */
+    bool offered;  /* the same with a sink, whose reader may bring it */
+    bool taken;    /* and did */
 } moec_request;
 
 struct moec_engine {
@@ -106,6 +110,7 @@ struct moec_engine {
     _Atomic double t_begin, t_end, t_first;
     atomic_uint_fast64_t bytes_done, bytes_read, bytes_cached, bytes_verified;
     atomic_uint_fast64_t n_asked, n_retries, n_waits, digest_ns;
+    atomic_uint_fast64_t bytes_by_reader, n_reader_failed;
     atomic_uint_fast32_t groups_ready;
     atomic_bool uses_uring, uses_direct;
     uint64_t bytes_needed;
@@ -184,10 +189,25 @@ moec_status moec_engine_read_plain(moec_engine *e, uint32_t file, uint64_t off,
 /* engine_cached.c: all of a request, into its places. */
 moec_status moec_engine_read_cached(moec_engine_worker *w, moec_engine_op *op);
 
-/* engine_read.c: the thread's work. */
+/* engine_read.c: the first request of a group, and the thread's work. */
+size_t moec_engine_first_request(const moec_engine *e, uint32_t group);
 void moec_engine_work(moec_engine_worker *w);
 
+/* engine_reader.c */
+/* Let the sink's reader bring a request: true where it has an end, *st_out. */
+bool moec_engine_offer(moec_engine_worker *w, moec_engine_op *op,
+                       moec_status *st_out);
+/* All requests of the group are in place: check what a reader brought. */
+moec_status moec_engine_prove(moec_engine_worker *w, uint32_t group);
+
 /* engine_check.c */
+/* Enqueue a rectangle of adjacent rows out of the slot, or from a destination. */
+moec_status moec_engine_sink_copy(moec_engine_worker *w, moec_engine_op *op,
+                                  unsigned char *dst, const moec_grid *g,
+                                  const unsigned char *src);
+moec_status moec_engine_wrong_leaf(moec_engine_worker *w, const moec_part *p,
+                                   uint64_t leaf, bool sha256,
+                                   const void *expected, const void *found);
 /* Where the bytes of a part go, if they are adjacent there; or NULL. */
 unsigned char *moec_engine_place(const moec_engine *e, const moec_part *p);
 /* How many of the bytes [from, to) of a hull are its piece's. */

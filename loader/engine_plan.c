@@ -149,7 +149,7 @@ static bool can_place(const cutter *c)
     const moec_engine_fd *f = &c->e->files[c->cur.file];
     uint64_t head;
 
-    if (!c->run || c->e->o.sink != NULL || f->direct_fd < 0)
+    if (!c->run || f->direct_fd < 0 || (c->e->o.sink != NULL && f->own == NULL))
         return false;
     head = -c->cur.off & (f->off_align - 1);
     return ((uintptr_t)c->dst + head) % f->mem_align == 0;
@@ -159,12 +159,15 @@ static moec_status close_request(cutter *c)
 {
     moec_engine *e = c->e;
     moec_request *r = &c->cur;
+    bool fits;
 
     if (!c->open)
         return MOEC_OK;
     c->open = false;
     r->bytes = c->end - r->off;
-    r->in_place = can_place(c) && r->bytes >= 4 * MOEC_ENGINE_PAGE;
+    fits = can_place(c) && r->bytes >= 4 * MOEC_ENGINE_PAGE;
+    r->in_place = fits && e->o.sink == NULL;
+    r->offered = fits && e->o.sink != NULL;
     r->n_parts = (uint32_t)(c->parts.n - r->first);
     if (e->o.sink != NULL || r->n_parts > STRAIGHT_PARTS_MAX)
         r->straight = false;

@@ -41,22 +41,29 @@ static void fail(moec_engine_worker *w, moec_status st)
 
 /* ------------------------------------------------------------ groups */
 
-/* The files of group g, which has been read, are those that were opened. */
-static moec_status check_files(moec_engine_worker *w, uint32_t g)
+size_t moec_engine_first_request(const moec_engine *e, uint32_t group)
 {
-    const moec_engine *e = w->e;
     size_t lo = 0, hi = e->n_requests;
-    uint32_t last = UINT32_MAX;
 
     while (lo < hi) { /* requests stand in the order of groups */
         size_t mid = lo + (hi - lo) / 2;
-        if (e->requests[mid].group < g)
+        if (e->requests[mid].group < group)
             lo = mid + 1;
         else
             hi = mid;
     }
-    for (; lo < e->n_requests && e->requests[lo].group == g; lo++) {
-        uint32_t file = e->requests[lo].file;
+    return lo;
+}
+
+/* The files of group g, which has been read, are those that were opened. */
+static moec_status check_files(moec_engine_worker *w, uint32_t g)
+{
+    const moec_engine *e = w->e;
+    uint32_t last = UINT32_MAX;
+
+    for (size_t i = moec_engine_first_request(e, g);
+         i < e->n_requests && e->requests[i].group == g; i++) {
+        uint32_t file = e->requests[i].file;
         if (file != last)
             MOEC_TRY(moec_engine_check_file(e, file, &w->err));
         last = file;
@@ -69,6 +76,7 @@ static moec_status tell(moec_engine_worker *w, uint32_t g)
     moec_engine *e = w->e;
 
     MOEC_TRY(check_files(w, g));
+    MOEC_TRY(moec_engine_prove(w, g));
     if (e->o.ready != NULL)
         MOEC_TRY(e->o.ready(e->o.ctx, g, e->tickets[g], &w->err));
     if (g == 0)
@@ -253,6 +261,10 @@ static void begin(moec_engine_worker *w, moec_engine_op *op)
     moec_status st = MOEC_OK;
 
     op->ticket = 0;
+    if (moec_engine_offer(w, op, &st)) {
+        op_done(w, op, st);
+        return;
+    }
     if (!atomic_load(&f->direct) ||
         moec_io_is_cached(f->f->fd, op->r->off, op->r->bytes)) {
         st = moec_engine_read_cached(w, op);

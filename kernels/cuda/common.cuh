@@ -101,6 +101,23 @@ moec_status moec_cuda_permute(uint32_t ordinal, const void *x,
 moec_status moec_cuda_combine(uint32_t ordinal, const moec_combine_in *in,
                               float *out, const moec_launch *launch,
                               moec_error *err);
+// digest.cu
+moec_status moec_cuda_digests(uint32_t ordinal, int sha256,
+                              const void *const *data, const uint64_t *bytes,
+                              uint32_t n, uint8_t *out, void *stream,
+                              moec_error *err);
+// cufile.cu
+moec_status moec_cuda_gds_open(uint32_t ordinal, const char *library,
+                               int compatible, void **out, moec_error *err);
+void moec_cuda_gds_close(uint32_t ordinal, void *p);
+void moec_cuda_gds_region(uint32_t ordinal, void *p, void *base,
+                          uint64_t bytes);
+moec_status moec_cuda_gds_file_open(uint32_t ordinal, void *p, int fd,
+                                    void **out, moec_error *err);
+void moec_cuda_gds_file_close(uint32_t ordinal, void *p, void *file);
+moec_status moec_cuda_gds_read(uint32_t ordinal, void *p, void *file,
+                               uint64_t off, void *to, uint64_t bytes,
+                               uint64_t *got_out, moec_error *err);
 // cast.cu
 moec_status moec_cuda_cast(uint32_t ordinal, const void *in,
                            moec_dtype in_dtype, void *out,

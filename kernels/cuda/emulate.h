@@ -410,7 +410,11 @@ enum {
     cudaErrorNotReady = 600
 };
 enum { cudaEventDisableTiming = 2 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost };
+enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice,
+    cudaMemcpyDeviceToHost,
+    cudaMemcpyDefault
+};
 enum cudaDeviceAttr {
     cudaDevAttrMultiProcessorCount,
     cudaDevAttrComputeCapabilityMajor,
@@ -458,8 +462,10 @@ static inline cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, int)
 }
 static inline cudaError_t cudaMalloc(void **p, size_t n)
 {
-    // Poison: what a kernel leaves unwritten shows.
-    *p = aligned_alloc(256, n / 256 * 256 + 256);
+    // Poison: what a kernel leaves unwritten shows. Large blocks begin at a
+    // page, as the driver's do.
+    size_t align = n >= (1u << 20) ? 4096 : 256;
+    *p = aligned_alloc(align, n / align * align + align);
     if (*p == nullptr)
         return cudaErrorMemoryAllocation;
     memset(*p, 0xa5, n);
@@ -485,7 +491,7 @@ bool emu_event_done(cudaEvent_t e, bool block);
 static inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n,
                                           cudaMemcpyKind kind, cudaStream_t)
 {
-    if (kind == cudaMemcpyHostToDevice) {
+    if (kind != cudaMemcpyDeviceToHost) {
         emu_copy_later(to, n, from, n, n, 1);
         return cudaSuccess;
     }

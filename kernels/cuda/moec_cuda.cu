@@ -154,10 +154,10 @@ static moec_status copy_rows(uint32_t ordinal, void *to, uint64_t to_stride,
         return MOEC_OK;
     if (rows == 1 || (to_stride == row_bytes && from_stride == row_bytes))
         return check(cudaMemcpyAsync(to, from, rows * row_bytes,
-                                     cudaMemcpyHostToDevice, s),
+                                     cudaMemcpyDefault, s),
                      "copy", err);
     return check(cudaMemcpy2DAsync(to, to_stride, from, from_stride, row_bytes,
-                                   rows, cudaMemcpyHostToDevice, s),
+                                   rows, cudaMemcpyDefault, s),
                  "copy of rows", err);
 }
 
@@ -229,6 +229,13 @@ static const moec_backend table = {
     event_record,
     event_done,
     stream_wait,
+    moec_cuda_digests,
+    moec_cuda_gds_open,
+    moec_cuda_gds_close,
+    moec_cuda_gds_region,
+    moec_cuda_gds_file_open,
+    moec_cuda_gds_file_close,
+    moec_cuda_gds_read,
     moec_cuda_route_workspace,
     moec_cuda_route,
     moec_cuda_dispatch_workspace,

@@ -2,6 +2,8 @@
 # The plug-in's sources, for nvcc and for the host.
 set(moec_cuda_sources
   cast.cu
+  cufile.cu
+  digest.cu
   expert_choice.cu
   expert_ffn.cu
   moec_cuda.cu

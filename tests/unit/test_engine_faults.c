@@ -556,7 +556,10 @@ static void feeds_a_sink_from_its_own_ring(void **state)
     assert_non_null(d);
     assert_non_null(ring);
     for (int how = 0; how < 7; how++) {
-        moec_engine_sink sink = {d, ring, late_sink_copy, late_sink_poll};
+        moec_engine_sink sink = {.ctx = d,
+                                 .ring = ring,
+                                 .copy = late_sink_copy,
+                                 .poll = late_sink_poll};
         moec_engine_opts o = usual(b);
         moec_error err;
 

@@ -86,8 +86,8 @@ MOEC_API moec_status moec_device_wait(moec_device *d, void *stream,
 MOEC_API moec_status moec_device_alloc_host(moec_device *d, void **out,
                                             uint64_t bytes, moec_error *err);
 MOEC_API void moec_device_free_host(moec_device *d, void *p);
-/* Enqueue `rows` of `row_bytes` from pinned memory to the device and return;
- * strides in bytes. What is copied must stay until it is done. */
+/* Enqueue `rows` of `row_bytes` from pinned memory, or from the device, to the
+ * device and return; strides in bytes. What is copied must stay until it is done. */
 MOEC_API moec_status moec_device_copy_rows(moec_device *d, void *to,
                                            uint64_t to_stride, const void *from,
                                            uint64_t from_stride,

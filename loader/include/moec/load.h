@@ -88,6 +88,42 @@ typedef struct moec_tensor_dst {
     uint64_t col_first, n_cols;
 } moec_tensor_dst;
 
+typedef struct moec_load_region {
+    void *base;
+    uint64_t bytes;
+} moec_load_region;
+
+/* A sink's own way from files to the destination (GPUDirect Storage), past the
+ * host's memory. What it does not bring, or fails to, comes by the ring; a
+ * failure of `digest` ends the job. A job that verifies digests what came this
+ * way where it stands, before its layer is ready; without `digest` such a job
+ * reads by the ring alone. All but `regions` come from several threads at
+ * once. */
+typedef struct moec_load_reader {
+    uint32_t struct_bytes; /* sizeof(moec_load_reader) */
+    uint32_t always;       /* 1: also what is in the page cache */
+    void *ctx;
+    /* The job's destinations, before anything is read: to be registered. n 0:
+     * the job is being destroyed. May be NULL. */
+    void (*regions)(void *ctx, const moec_load_region *v, size_t n);
+    /* A file by a descriptor for direct reads, which outlives it. */
+    moec_status (*open)(void *ctx, int fd, void **out, moec_error *err);
+    void (*close)(void *ctx, void *file);
+    /* Read; `off`, `bytes` and where they go are multiples of 4096. */
+    moec_status (*read)(void *ctx, void *file, uint64_t off, void *dst,
+                        uint64_t bytes, uint64_t *got_out, moec_error *err);
+    /* Digests of n stretches of the destination, once all copies are done that
+     * were enqueued: 16 bytes of XXH3-128 in its canonical form, or with
+     * `sha256` 32, one behind the other. */
+    moec_status (*digest)(void *ctx, int sha256, const void *const *data,
+                          const uint64_t *bytes, size_t n, uint8_t *out,
+                          moec_error *err);
+} moec_load_reader;
+#define MOEC_LOAD_READER_INIT                                                  \
+  {                                                                            \
+    .struct_bytes = sizeof(moec_load_reader)                                   \
+  }
+
 /* Where pieces go that are not in host memory: the job's ring is then the
  * sink's (pinned) memory of `ring_bytes` of the options, and every stretch is
  * copied from there by the sink. */
@@ -105,6 +141,7 @@ typedef struct moec_load_sink {
     /* Is all up to `ticket` done? *done_out 0 or 1; with `block`, wait. */
     moec_status (*poll)(void *ctx, uint64_t ticket, int block, int *done_out,
                         moec_error *err);
+    const moec_load_reader *reader; /* NULL: everything comes by the ring */
 } moec_load_sink;
 #define MOEC_LOAD_SINK_INIT                                                    \
   {                                                                            \
@@ -258,21 +295,24 @@ typedef enum moec_job_state {
 typedef struct moec_job_stats {
     uint32_t struct_bytes; /* set by the library */
     moec_job_state state;
-    uint64_t bytes_needed;   /* of all pieces; replicas of a rank once */
-    uint64_t bytes_done;     /* in place and checked */
-    uint64_t bytes_read;     /* asked of files, with gaps and alignment */
+    uint64_t bytes_needed; /* of all pieces; replicas of a rank once */
+    uint64_t bytes_done; /* in place and checked; of a sink's reader: in place,
+                                and checked before their layer is ready */
+    uint64_t bytes_read; /* asked of files, with gaps and alignment */
     uint64_t bytes_cached;   /* of them, from the page cache */
     uint64_t bytes_verified; /* with a leaf's digest */
     uint64_t n_requests, n_retries, n_ring_waits;
     uint32_t n_layers, n_layers_ready;
     uint8_t uses_uring, uses_direct;
     uint8_t reserved[6];
-    double seconds;        /* from start to the end, or to now */
-    double seconds_plan;   /* pieces made of the plan, memory asked for */
-    double seconds_open;   /* threads, files, rings */
-    double seconds_first;  /* until the first layer was ready; 0: not yet */
-    double seconds_digest; /* of all threads together */
-    double seconds_peers;  /* waited for other processes */
+    double seconds;           /* from start to the end, or to now */
+    double seconds_plan;      /* pieces made of the plan, memory asked for */
+    double seconds_open;      /* threads, files, rings */
+    double seconds_first;     /* until the first layer was ready; 0: not yet */
+    double seconds_digest;    /* of all threads together */
+    double seconds_peers;     /* waited for other processes */
+    uint64_t bytes_by_reader; /* of bytes_read: by the sink's own reader */
+    uint64_t n_reader_failed; /* requests that the ring brought after all */
 } moec_job_stats;
 MOEC_API void moec_job_poll(const moec_job *job, moec_job_stats *out);
 
