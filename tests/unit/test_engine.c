@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 #include <cmocka.h>
 
 #include "engine.h"
+#include "late_sink.h"
 #include "threads_left.h"
 
 #define N_FILES     3u
@@ -310,6 +312,89 @@ static moec_status hear(void *ctx, uint32_t group, uint64_t ticket,
     return MOEC_OK;
 }
 
+/* A reader of a device that is host memory: now and then a read fails, every
+ * seventh comes short. */
+static atomic_uint n_reader;
+static pthread_mutex_t device_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static moec_status own_copy(void *ctx, void *dst, uint64_t dst_row,
+                            const void *src, uint64_t src_row,
+                            uint64_t row_bytes, uint64_t rows,
+                            uint64_t *ticket_out, moec_error *err)
+{
+    moec_status st;
+
+    pthread_mutex_lock(&device_lock);
+    st = late_sink_copy(ctx, dst, dst_row, src, src_row, row_bytes, rows,
+                        ticket_out, err);
+    pthread_mutex_unlock(&device_lock);
+    return st;
+}
+
+static moec_status own_poll(void *ctx, uint64_t ticket, int block,
+                            int *done_out, moec_error *err)
+{
+    moec_status st;
+
+    pthread_mutex_lock(&device_lock);
+    st = late_sink_poll(ctx, ticket, block, done_out, err);
+    pthread_mutex_unlock(&device_lock);
+    return st;
+}
+
+static moec_status own_open(void *ctx, int fd, void **out, moec_error *err)
+{
+    int *copy = malloc(sizeof(*copy));
+
+    (void)ctx;
+    (void)err;
+    assert_non_null(copy);
+    *copy = fd;
+    *out = copy;
+    return MOEC_OK;
+}
+
+static void own_close(void *ctx, void *file)
+{
+    (void)ctx;
+    free(file);
+}
+
+static moec_status own_read(void *ctx, void *file, uint64_t off, void *dst,
+                            uint64_t bytes, uint64_t *got_out, moec_error *err)
+{
+    unsigned n = atomic_fetch_add(&n_reader, 1);
+
+    (void)ctx;
+    if (n % 25 == 24 || off % 4096 != 0 || bytes % 4096 != 0 ||
+        (uintptr_t)dst % 4096 != 0)
+        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE, "no");
+    if (n % 7 == 6)
+        bytes /= 2;
+    *got_out = bytes;
+    return moec_pread_full(*(int *)file, "own", dst, bytes, off, err);
+}
+
+static moec_status own_digest(void *ctx, int sha256, const void *const *data,
+                              const uint64_t *bytes, size_t n, uint8_t *out,
+                              moec_error *err)
+{
+    late_sink *d = ctx;
+
+    pthread_mutex_lock(&device_lock);
+    late_sink_catch_up(d, d->n);
+    pthread_mutex_unlock(&device_lock);
+    for (size_t i = 0; i < n; i++) {
+        moec_xxh128 x = moec_xxh128_of(data[i], bytes[i]);
+        moec_sha256 s;
+
+        assert_int_equal(moec_sha256_of(data[i], bytes[i], &s, err), MOEC_OK);
+        memcpy(out + i * (sha256 ? sizeof(s) : sizeof(x)), sha256 ? s.b : x.b,
+               sha256 ? sizeof(s) : sizeof(x));
+    }
+    return MOEC_OK;
+}
+
 static moec_status run(const moec_engine_file *f, const batch *b,
                        uint32_t n_groups, const moec_engine_opts *o,
                        moec_engine_stats *stats, moec_error *err)
@@ -334,6 +419,18 @@ static moec_status run(const moec_engine_file *f, const batch *b,
 static void fills_every_kind_of_piece(void **state)
 {
     static batch b;
+    static late_sink device;
+    moec_engine_reader own = {.ctx = &device,
+                              .always = true,
+                              .open = own_open,
+                              .close = own_close,
+                              .read = own_read,
+                              .digest = own_digest};
+    moec_engine_sink sink = {.ctx = &device,
+                             .ring = aligned_alloc(4096, 8u << 20),
+                             .copy = own_copy,
+                             .poll = own_poll};
+    uint64_t by_reader = 0;
     static const uint64_t rings[] = {0, (uint64_t)2 << 20, (uint64_t)5 << 20};
 
     (void)state;
@@ -350,6 +447,12 @@ static void fills_every_kind_of_piece(void **state)
                               .ready = hear,
                               .ctx = &t};
 
+        if (round % 2 == 1) {
+            sink.reader = rnd(3) != 0 ? &own : NULL;
+            sink.copies_within = rnd(2) == 0;
+            o.sink = &sink;
+            o.ring_bytes = 8u << 20;
+        }
         for (uint64_t n = rnd(80) + 1; n > 0; n--)
             add_random(&b);
         for (size_t i = 0; i < b.n; i++)
@@ -367,6 +470,7 @@ static void fills_every_kind_of_piece(void **state)
             if (arena[i] != expected[i])
                 fail_msg("round %d: byte %zu of %zu", round, (size_t)i,
                          (size_t)b.used);
+        by_reader += s.bytes_by_reader;
         assert_int_equal(t.n, n_groups);
         for (uint32_t g = 0; g < n_groups; g++)
             assert_int_equal(t.order[g], g);
@@ -376,6 +480,8 @@ static void fills_every_kind_of_piece(void **state)
         assert_int_equal(s.n_groups_ready, n_groups);
         drop(&b);
     }
+    printf("%zu bytes by the sink's reader\n", (size_t)by_reader);
+    free(sink.ring);
 }
 
 /* -------------------------------------------------------------- visits */
