@@ -43,6 +43,12 @@ static const moec_cli_opt own_opts[] = {
     {"plugin", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, plugin), "PATH",
      "the plug-in of --device cuda", NULL,
      "beside the library, then where it is installed", 0},
+    {"gds", 0, MOEC_KIND_CHOICE, offsetof(moec_cli_args, gds), "off|auto|on",
+     "files straight to the device (GPUDirect Storage), digested there; on: "
+     "also what is cached, and where cuFile copies through the host",
+     "auto", NULL, 0},
+    {"cufile", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, cufile), "PATH",
+     "the cuFile library of --gds", NULL, "libcufile.so.0 of the system", 0},
     {"no-direct", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, no_direct), NULL,
      "never go around the page cache", NULL, NULL, 0},
 };
@@ -208,14 +214,19 @@ static int on_progress(void *ctx, uint64_t done, uint64_t total)
 /* Copies of their own stream's order: the default one. */
 static moec_status open_sink(loading *l, moec_job_opts *o, moec_error *err)
 {
+    static const moec_gds gds[] = {MOEC_GDS_AUTO, MOEC_GDS_OFF, MOEC_GDS_AUTO,
+                                   MOEC_GDS_ON};
     moec_device_opts opts = MOEC_DEVICE_OPTS_INIT;
+    moec_device_sink_opts sink = MOEC_DEVICE_SINK_OPTS_INIT;
     moec_status st = MOEC_OK;
     if (l->cli->args.device != MOEC_CHOICE_DEVICE_CUDA)
         return MOEC_OK;
     opts.plugin = l->cli->args.plugin;
+    sink.gds = gds[l->cli->args.gds];
+    sink.cufile = l->cli->args.cufile;
     st = moec_device_open(&l->device, &opts, err);
     if (st == MOEC_OK)
-        st = moec_device_sink_create(&l->sink, l->device, NULL, err);
+        st = moec_device_sink_create(&l->sink, l->device, &sink, err);
     if (st != MOEC_OK)
         return st;
     o->sink = moec_device_sink_load(l->sink);
@@ -327,7 +338,36 @@ static void print_json(const loading *l)
     moec_cli_json_u64(&j, "n_requests", s->n_requests);
     moec_cli_json_bool(&j, "io_uring", s->uses_uring != 0);
     moec_cli_json_bool(&j, "direct", s->uses_direct != 0);
+    if (l->sink != NULL) {
+        const char *why = moec_device_sink_no_gds(l->sink);
+        moec_cli_json_u64(&j, "bytes_by_gds", s->bytes_by_reader);
+        moec_cli_json_u64(&j, "n_gds_failed", s->n_reader_failed);
+        if (why != NULL)
+            moec_cli_json_str(&j, "no_gds", why);
+    }
     moec_cli_json_finish(&j);
+}
+
+/* Which way the bytes went to the device. */
+static void print_way(const loading *l)
+{
+    const moec_job_stats *s = &l->stats;
+    const char *why = moec_device_sink_no_gds(l->sink);
+    char direct[24], ring[24];
+    if (why != NULL) {
+        moec_cli_line(stdout, "all by the pinned ring: %s", why);
+        return;
+    }
+    moec_cli_line(stdout,
+                  "%s from the files to the device by cuFile, %s by the pinned "
+                  "ring",
+                  moec_cli_size(direct, s->bytes_by_reader),
+                  moec_cli_size(ring, s->bytes_read - s->bytes_by_reader));
+    if (s->n_reader_failed != 0)
+        moec_cli_line(stdout,
+                      "%" PRIu64 " reads of cuFile failed, the ring brought "
+                      "them",
+                      s->n_reader_failed);
 }
 
 static void print_text(const loading *l)
@@ -345,6 +385,8 @@ static void print_text(const loading *l)
                   moec_cli_size(read, s->bytes_read),
                   moec_cli_size(memory, l->memory_bytes),
                   moec_cli_size(peak, peak_rss()));
+    if (l->sink != NULL)
+        print_way(l);
     if (strcmp(how, "none") != 0)
         moec_cli_line(stdout, "every byte has its %s digest%s", how,
                       l->signature ? ", and the digests are signed" : "");
@@ -367,6 +409,12 @@ static int load_command(moec_cli *cli)
     if (cli->args.tp_rank != 0 && cli->args.tp_rank >= cli->args.tp)
         return moec_cli_usage(cli, "--tp-rank %u: there are --tp %u",
                               cli->args.tp_rank, cli->args.tp);
+    if (cli->args.device != MOEC_CHOICE_DEVICE_CUDA &&
+        (cli->args.cufile != NULL || moec_cli_given(&cli->args, groups, "gds")))
+        return moec_cli_usage(cli, "--gds and --cufile are for --device cuda");
+    if (cli->args.gds == MOEC_CHOICE_GDS_ON && cli->args.no_direct)
+        return moec_cli_usage(cli, "--gds on goes around the page cache, and "
+                                   "--no-direct forbids it");
     st = open_signature(&l, &err);
     if (st == MOEC_OK)
         st = open_plan(&l, &err);

@@ -44,6 +44,7 @@ enum {
 enum { MOEC_CHOICE_VLLM_LINEAR = 1, MOEC_CHOICE_VLLM_ROUND_ROBIN };
 enum { MOEC_CHOICE_VERIFY_NONE = 1, MOEC_CHOICE_XXH3, MOEC_CHOICE_SHA256 };
 enum { MOEC_CHOICE_DEVICE_CPU = 1, MOEC_CHOICE_DEVICE_CUDA };
+enum { MOEC_CHOICE_GDS_OFF = 1, MOEC_CHOICE_GDS_AUTO, MOEC_CHOICE_GDS_ON };
 enum { MOEC_CHOICE_HEADERS = 1, MOEC_CHOICE_DIGESTS, MOEC_CHOICE_KERNELS };
 enum {
     MOEC_CHOICE_PROGRESS_AUTO = 1,
@@ -94,8 +95,8 @@ typedef struct moec_cli_args {
     moec_cli_list mutate, matrix, reports;
     const char *policy, *baseline;
     /* load */
-    uint32_t rank, tp, tp_rank, verify;
-    const char *layers, *require_signature;
+    uint32_t rank, tp, tp_rank, verify, gds;
+    const char *layers, *require_signature, *cufile;
     bool with_common;
     /* signatures */
     const char *sign, *key, *certificate, *signature;

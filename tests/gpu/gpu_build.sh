@@ -9,8 +9,8 @@
 # What the programs are built from, as one number: carried ones that were made
 # of anything else are not used.
 sources_stamp() {
-    find loader kernels mapping validate load tests/unit tests/support tests/gpu \
-        -type f ! -name '*.md' ! -name '*.py' | LC_ALL=C sort |
+    find loader kernels mapping validate load convert tests/unit tests/support \
+        tests/gpu -type f ! -name '*.md' ! -name '*.py' | LC_ALL=C sort |
         xargs sha256sum | sha256sum | cut -c1-16
 }
 
@@ -54,14 +54,13 @@ plain_host() {
     cc=${CC:-gcc}
     flags="-O2 -std=c17 -D_GNU_SOURCE -ffp-contract=off -fvisibility=hidden"
     flags="$flags -Iloader/include"
-    for d in loader kernels mapping validate load tests tests/support; do
+    for d in loader kernels mapping validate load convert tests tests/support; do
         flags="$flags -I$d"
     done
     [ -z "$libs" ] || flags="$flags -I$libs/include -L$libs/lib"
     mkdir -p "$dir/obj"
-    for f in $(find loader kernels mapping validate load -name '*.c' \
-        ! -path '*/examples/*' |
-        LC_ALL=C sort); do
+    for f in $(find loader kernels mapping validate load convert -name '*.c' \
+        ! -path '*/examples/*' ! -path 'convert/cli/*' | LC_ALL=C sort); do
         echo "$cc $flags $(isa_flags "$f") -c $f" \
             "-o $dir/obj/$(basename "$f" .c).o"
     done | xargs -P "$(jobs_here)" -I '{}' sh -c '{}' || return 1

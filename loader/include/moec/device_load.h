@@ -34,8 +34,9 @@ typedef struct moec_device_sink moec_device_sink;
 /* Files to the device past the host (GPUDirect Storage, libcufile.so.0). Only
  * pages go this way that stand in the file as they will in memory, at multiples
  * of 4096 on both sides: those of conversions do. All else, and whatever fails,
- * goes by the ring. cuFile is a library of the process: it reads its own
- * configuration and environment, and stays loaded. */
+ * goes by the ring. cuFile is a library of the process that stays loaded: it
+ * reads its own configuration and environment, keeps a log (cufile.log in the
+ * current directory, unless configured) and may write to stderr. */
 typedef enum moec_gds {
     MOEC_GDS_AUTO =
         0, /* where it reads past the host, and what is not cached */

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+moe-convert load fx/mixtral --ep 2 --device cuda --gds on --no-direct
