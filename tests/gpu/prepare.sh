@@ -32,7 +32,7 @@ ln -s libcmocka.so.0 "$carry/lib/libcmocka.so"
 {
     printf '#include <%s>\n' setjmp.h stdarg.h stddef.h stdint.h
     grep -rhE '^# *include <(openssl/|jansson|xxhash|yaml|cmocka)' \
-        loader kernels mapping validate load tests/unit tests/support |
+        loader kernels mapping validate load convert tests/unit tests/support |
         sort -u
 } | ${CC:-gcc} -M -xc - | tr -s ' ' '\n' |
     grep -E '/(openssl/.*|jansson.*|xxhash|yaml|cmocka.*)\.h$' |
