@@ -121,6 +121,7 @@ typedef struct moec_engine_opts {
     moec_engine_verify verify;
     bool no_direct; /* never O_DIRECT */
     bool no_uring;  /* never io_uring */
+    bool map_files; /* as moec_job_opts says */
     const moec_engine_sink *sink;
     moec_read_at_fn read_at; /* for files without fd; any thread */
     void *read_ctx;
@@ -151,6 +152,7 @@ typedef struct moec_engine_stats {
     uint64_t bytes_done;   /* in place and checked */
     uint64_t bytes_read;   /* asked of files, with gaps and alignment */
     uint64_t bytes_cached; /* of them, from the page cache */
+    uint64_t bytes_mapped; /* of them, out of a mapping */
     uint64_t bytes_verified;        /* with a leaf's digest */
     uint64_t n_requests, n_retries; /* short reads and EINTR, EAGAIN */
     uint64_t n_ring_waits;

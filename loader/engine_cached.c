@@ -77,26 +77,84 @@ static moec_status read_straight(moec_engine_worker *w, moec_engine_op *op)
     return read_vectors(w, r, v, n);
 }
 
-/* Leaf by leaf: digested while the copy is in this core's cache. */
+/* ---------------------------------------------------------- leaf by leaf */
+
+#define PAIR_BYTES (2 * MOEC_LEAF_BYTES) /* SHA-256 has two lanes */
+
+/* The request's bytes in the page cache itself, or NULL: they are read. Cached
+ * pages alone: a read that fails has words, a mapping has none. A file that is
+ * shorter by now is found here. */
+static moec_status find_mapped(moec_engine_worker *w, const moec_request *r,
+                               const unsigned char **out)
+{
+    const moec_engine_fd *f = &w->e->files[r->file];
+
+    *out = NULL;
+    if (f->map == NULL || !moec_io_is_cached(f->f->fd, r->off, r->bytes))
+        return MOEC_OK;
+    MOEC_TRY(moec_engine_check_file(w->e, r->file, &w->err));
+    *out = f->map + r->off;
+    return MOEC_OK;
+}
+
+/* A slot of the ring that has room for a pair and that nothing is read into,
+ * or NULL. */
+static unsigned char *room_for_pair(const moec_engine_worker *w)
+{
+    const moec_engine *e = w->e;
+
+    for (uint32_t i = 0; e->part_bytes >= PAIR_BYTES && i < e->n_slots; i++)
+        if (w->ops[i].state == MOEC_OP_FREE)
+            return w->ops[i].slot;
+    return NULL;
+}
+
+/* XXH3: into its place, and digested while it is in this core's cache. SHA-256
+ * copies on the way, at no cost: out of the mapping, or out of a slot that stays
+ * in the cache. `mapped`: the part's bytes, or NULL. */
+static moec_status read_leaf(moec_engine_worker *w, const moec_request *r,
+                             const moec_part *p, uint64_t at, uint64_t n,
+                             const unsigned char *mapped)
+{
+    moec_engine *e = w->e;
+    unsigned char *to = moec_engine_place(e, p) + at, *room = NULL;
+
+    if (mapped != NULL) {
+        atomic_fetch_add(&e->bytes_read, n);
+        atomic_fetch_add(&e->bytes_mapped, n);
+        return moec_engine_check_copy(w, p, at, to, mapped + at, n);
+    }
+    if (e->o.verify == MOEC_ENGINE_SHA256)
+        room = room_for_pair(w);
+    MOEC_TRY(moec_engine_read_plain(
+        e, r->file, p->off + at, room != NULL ? room : to, (size_t)n, &w->err));
+    return room != NULL ? moec_engine_check_copy(w, p, at, to, room, n)
+                        : moec_engine_check(w, p, at, to, n);
+}
+
 static moec_status read_leaves(moec_engine_worker *w, const moec_request *r)
 {
     moec_engine *e = w->e;
-    uint64_t step = e->o.verify == MOEC_ENGINE_SHA256 ? 2 * MOEC_LEAF_BYTES
-                                                      : MOEC_LEAF_BYTES;
+    uint64_t step =
+        e->o.verify == MOEC_ENGINE_SHA256 ? PAIR_BYTES : MOEC_LEAF_BYTES;
+    const unsigned char *mapped;
 
+    MOEC_TRY(find_mapped(w, r, &mapped));
     for (uint32_t i = 0; i < r->n_parts; i++) {
         const moec_part *p = &e->parts[r->first + i];
-        unsigned char *to = moec_engine_place(e, p);
-        uint64_t n;
 
-        for (uint64_t at = 0; !p->same && at < p->bytes; at += n) {
-            n = p->bytes - at;
-            if (e->pieces[p->piece].checked)
-                n = moec_min_u64(step, n);
-            MOEC_TRY(moec_engine_read_plain(e, r->file, p->off + at, to + at,
-                                            (size_t)n, &w->err));
-            MOEC_TRY(moec_engine_check(w, p, at, to + at, n));
+        if (p->same)
+            continue;
+        if (!e->pieces[p->piece].checked) {
+            MOEC_TRY(moec_engine_read_plain(e, r->file, p->off,
+                                            moec_engine_place(e, p),
+                                            (size_t)p->bytes, &w->err));
+            continue;
         }
+        for (uint64_t at = 0; at < p->bytes; at += step)
+            MOEC_TRY(
+                read_leaf(w, r, p, at, moec_min_u64(step, p->bytes - at),
+                          mapped != NULL ? mapped + (p->off - r->off) : NULL));
     }
     return MOEC_OK;
 }

@@ -78,9 +78,10 @@ static moec_status check_xxh3(moec_engine_worker *w, const moec_part *p,
     return MOEC_OK;
 }
 
+/* Copied to `to` on the way, unless that is NULL. */
 static moec_status check_sha256(moec_engine_worker *w, const moec_part *p,
-                                uint64_t leaf, const unsigned char *data,
-                                uint64_t n)
+                                uint64_t leaf, unsigned char *to,
+                                const unsigned char *data, uint64_t n)
 {
     const moec_leaf *l = &w->e->pieces[p->piece].p.leaves[leaf];
 
@@ -88,8 +89,13 @@ static moec_status check_sha256(moec_engine_worker *w, const moec_part *p,
         moec_sha256 h[LEAVES_AT_ONCE];
 
         k = moec_min_u64(n, LEAVES_AT_ONCE * MOEC_LEAF_BYTES);
-        MOEC_TRY(
-            moec_sha256_leaves(data, (size_t)k, MOEC_LEAF_BYTES, h, &w->err));
+        if (to == NULL)
+            MOEC_TRY(moec_sha256_leaves(data, (size_t)k, MOEC_LEAF_BYTES, h,
+                                        &w->err));
+        else
+            MOEC_TRY(moec_sha256_leaves_copy(to, data, (size_t)k,
+                                             MOEC_LEAF_BYTES, h, &w->err));
+        to = to != NULL ? to + k : NULL;
         for (uint64_t i = 0; i < moec_ceil_div(k, MOEC_LEAF_BYTES);
              i++, l++, leaf++)
             if (memcmp(h[i].b, l->sha256.b, sizeof(h[i].b)) != 0)
@@ -99,25 +105,31 @@ static moec_status check_sha256(moec_engine_worker *w, const moec_part *p,
     return MOEC_OK;
 }
 
-moec_status moec_engine_check(moec_engine_worker *w, const moec_part *p,
-                              uint64_t at, const unsigned char *data,
-                              uint64_t n)
+moec_status moec_engine_check_copy(moec_engine_worker *w, const moec_part *p,
+                                   uint64_t at, unsigned char *to,
+                                   const unsigned char *data, uint64_t n)
 {
     moec_engine *e = w->e;
     uint64_t leaf = (p->at + at) / MOEC_LEAF_BYTES;
+    double t = moec_engine_now();
     moec_status st;
-    double t;
 
-    if (!e->pieces[p->piece].checked)
-        return MOEC_OK;
-    t = moec_engine_now();
     if (e->o.verify == MOEC_ENGINE_SHA256)
-        st = check_sha256(w, p, leaf, data, n);
+        st = check_sha256(w, p, leaf, to, data, n);
     else
         st = check_xxh3(w, p, leaf, data, n);
     atomic_fetch_add(&e->digest_ns, (uint64_t)((moec_engine_now() - t) * 1e9));
     atomic_fetch_add(&e->bytes_verified, n);
     return st;
+}
+
+moec_status moec_engine_check(moec_engine_worker *w, const moec_part *p,
+                              uint64_t at, const unsigned char *data,
+                              uint64_t n)
+{
+    if (!w->e->pieces[p->piece].checked)
+        return MOEC_OK;
+    return moec_engine_check_copy(w, p, at, NULL, data, n);
 }
 
 /* Are the leaves of this part those of the part before, with its source? */

@@ -97,7 +97,7 @@ typedef struct moec_cli_args {
     /* load */
     uint32_t rank, tp, tp_rank, verify, gds;
     const char *layers, *require_signature, *cufile;
-    bool with_common;
+    bool with_common, map_files;
     /* signatures */
     const char *sign, *key, *certificate, *signature;
     moec_cli_list chain, ignore;

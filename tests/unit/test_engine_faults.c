@@ -222,6 +222,35 @@ static void finds_a_changed_byte(void **state)
     assert_true(b->n_told <= 2);
 }
 
+static void digests_what_it_takes_out_of_a_mapping(void **state)
+{
+    bench *b = *state;
+    unsigned char other = (unsigned char)(b->content[3 * MIB] ^ 4);
+    moec_error err = MOEC_ERROR_INIT;
+    moec_engine_opts o = usual(b);
+    moec_engine_stats stats;
+    moec_engine *e = NULL;
+    bool cached = moec_io_is_cached(b->file.fd, 0, N_BYTES);
+
+    o.map_files = true;
+    o.verify = MOEC_ENGINE_SHA256;
+    assert_int_equal(
+        moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, N_PIECES, &o, &err),
+        MOEC_OK);
+    assert_int_equal(moec_engine_start(e, &err), MOEC_OK);
+    assert_int_equal(moec_engine_wait(e, &err), MOEC_OK);
+    moec_engine_poll(e, &stats);
+    moec_engine_destroy(e);
+    assert_memory_equal(b->to, b->content, N_BYTES);
+    assert_int_equal(stats.bytes_verified, N_BYTES);
+    if (cached && moec_io_is_cached(b->file.fd, 0, N_BYTES))
+        assert_int_equal(stats.bytes_mapped, N_BYTES);
+    assert_int_equal(pwrite(b->file.fd, &other, 1, 3 * MIB), 1);
+    b->n_told = 0;
+    assert_int_equal(run(b, &o, &err), MOEC_E_INTEGRITY);
+    assert_non_null(strstr(err.text, "layer 71 slot 5: leaf 1"));
+}
+
 /* Two columns of a matrix in the middle of the first piece's leaves: they are
  * checked whole, and what else is in them goes nowhere. */
 static void checks_what_only_leaves_want(void **state)
@@ -288,19 +317,21 @@ static void refuses_a_file_that_ends(void **state)
 {
     bench *b = *state;
 
-    for (int how = 0; how < 6; how++) {
+    for (int how = 0; how < 8; how++) {
         moec_error err = MOEC_ERROR_INIT;
         moec_engine_opts o = usual(b);
         moec_engine *e = NULL;
 
         o.no_direct = how % 3 == 0;
         o.no_uring = how % 3 == 1;
+        o.map_files = how >= 6;
         if (how >= 3)
-            o.verify = MOEC_ENGINE_NONE;
+            o.verify = how >= 6 ? MOEC_ENGINE_SHA256 : MOEC_ENGINE_NONE;
         assert_int_equal(
             moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o, &err),
             MOEC_OK);
-        evict(b);
+        if (how != 7)
+            evict(b);
         assert_int_equal(ftruncate(b->file.fd, 5 * MIB + 5), 0);
         assert_int_equal(moec_engine_start(e, &err), MOEC_OK);
         assert_int_equal(moec_engine_wait(e, &err), MOEC_E_FORMAT);
@@ -638,6 +669,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CASE(names_the_leaf_that_is_wrong),
         CASE(finds_a_changed_byte),
+        CASE(digests_what_it_takes_out_of_a_mapping),
         CASE(checks_what_only_leaves_want),
         CASE(refuses_a_file_that_changed),
         CASE(refuses_a_file_that_ends),
