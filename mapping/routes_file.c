@@ -556,7 +556,13 @@ static moec_status open_named(const char *path, int *fd_out, uint64_t *bytes,
                          strerror(errno));
     if (fd < 0)
         return moec_fail_os(err, errno, "%s: cannot open", path);
-    if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode)) {
+    if (fstat(fd, &sb) != 0) {
+        int why = errno;
+
+        (void)close(fd);
+        return moec_fail_os(err, why, "%s: cannot look at it", path);
+    }
+    if (!S_ISREG(sb.st_mode)) {
         (void)close(fd);
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I03,
                          "%s: is no regular file", path);
