@@ -3,7 +3,7 @@
 #define MOEC_TESTS_FILE_STORE_H
 
 /*
- * A directory as a caller's source (moec_store): slow, failing or changing
+ * A directory as a caller's source (moec_store): held, failing or changing
  * where a test asks for it. Use with cmocka.
  */
 
@@ -33,7 +33,8 @@ typedef struct store {
     int fds[64];
     atomic_uint n_reads;
     atomic_ullong bytes_read[64];
-    unsigned fail_at, slow_ms;
+    atomic_bool held; /* reads begin and do not end */
+    unsigned fail_at;
     bool changes;
 } store;
 
@@ -43,8 +44,8 @@ static inline moec_status store_read(void *ctx, size_t file, uint64_t off,
     store *s = ctx;
     unsigned i = atomic_fetch_add(&s->n_reads, 1) + 1;
 
-    if (s->slow_ms != 0)
-        usleep(s->slow_ms * 1000);
+    while (atomic_load(&s->held))
+        usleep(1000);
     if (i == s->fail_at)
         return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE, "no such object");
     atomic_fetch_add(&s->bytes_read[file], n);

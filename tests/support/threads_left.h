@@ -3,7 +3,7 @@
 #define MOEC_TESTS_THREADS_LEFT_H
 
 /* How many threads of ours this process still has, by their names. A joined
- * thread may stand in /proc for a moment longer: asks for a second. */
+ * thread may stand in /proc for a moment longer: asks for a minute. */
 
 #include <dirent.h>
 #include <stdio.h>
@@ -39,7 +39,7 @@ static inline unsigned threads_left(void)
     struct timespec nap = {.tv_nsec = 1000000};
     unsigned n = threads_left_once_();
 
-    for (int i = 0; n > 0 && i < 1000; i++) {
+    for (int i = 0; n > 0 && i < 60000; i++) {
         (void)nanosleep(&nap, NULL);
         n = threads_left_once_();
     }

@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -43,7 +44,7 @@ typedef struct bench {
     moec_status answer; /* of `ready`, from group 1 on */
     uint32_t n_read_at;
     uint32_t fail_from; /* call of read_at; 0: never */
-    long nap_ns;        /* of read_at */
+    atomic_bool held;   /* read_at begins and does not end */
 } bench;
 
 static int set_up(void **state)
@@ -124,15 +125,14 @@ static moec_status read_at(void *ctx, uint32_t file, uint64_t off, void *to,
                            size_t n, moec_error *err)
 {
     bench *b = ctx;
-    struct timespec nap = {.tv_nsec = b->nap_ns};
     uint32_t call = __atomic_add_fetch(&b->n_read_at, 1, __ATOMIC_RELAXED);
 
     assert_int_equal(file, 0);
     assert_true(off + n <= N_BYTES);
     if (b->fail_from != 0 && call >= b->fail_from)
         return moec_fail_os(err, EIO, "bucket/f");
-    if (b->nap_ns > 0)
-        nanosleep(&nap, NULL);
+    while (atomic_load(&b->held))
+        usleep(1000);
     memcpy(to, b->content + off, n);
     return MOEC_OK;
 }
@@ -440,7 +440,6 @@ static void cancels_soon(void **state)
 {
     bench *b = *state;
     moec_engine_opts o = usual(b);
-    struct timespec nap = {.tv_nsec = 3000000};
     moec_engine_stats s;
     moec_error err = MOEC_ERROR_INIT;
     moec_engine *e = NULL;
@@ -448,16 +447,18 @@ static void cancels_soon(void **state)
     uint32_t calls;
 
     b->file.fd = -1;
-    b->nap_ns = 20000000; /* seven calls on two threads */
+    atomic_store(&b->held, true);
     assert_int_equal(
         moec_engine_create(&e, &b->file, 1, b->p, N_PIECES, 3, &o, &err),
         MOEC_OK);
     assert_int_equal(moec_engine_start(e, &err), MOEC_OK);
-    nanosleep(&nap, NULL);
+    while (__atomic_load_n(&b->n_read_at, __ATOMIC_RELAXED) == 0)
+        usleep(1000);
     moec_engine_poll(e, &s);
     assert_true(s.bytes_done < s.bytes_needed);
     moec_engine_cancel(e);
     calls = __atomic_load_n(&b->n_read_at, __ATOMIC_RELAXED);
+    atomic_store(&b->held, false);
     assert_int_equal(moec_engine_wait(e, &err), MOEC_E_CANCELLED);
     /* each thread ends the read that it is in, and begins at most one */
     assert_true(b->n_read_at <= calls + 2 * 2);
