@@ -185,6 +185,7 @@ static uint32_t choice_key(const struct row *w, const float *score, uint32_t i)
 static uint32_t group_key(const struct row *w, const uint32_t *keys,
                           const float *score, uint32_t first, uint32_t n)
 {
+    bool top2 = w->r->config.group_score == MOEC_GROUP_TOP2;
     uint32_t best = 0, n_ok = 0;
     float a = -INFINITY, b = -INFINITY; /* the best two, a >= b */
 
@@ -195,6 +196,8 @@ static uint32_t group_key(const struct row *w, const uint32_t *keys,
             continue;
         best = keys[i] > best ? keys[i] : best;
         n_ok++;
+        if (!top2) /* nor has anybody written `score` */
+            continue;
         v = w->bias ? moec_f32_unkey(keys[i]) : score[i];
         if (v > a) {
             b = a;
@@ -203,7 +206,7 @@ static uint32_t group_key(const struct row *w, const uint32_t *keys,
             b = v;
         }
     }
-    if (w->r->config.group_score == MOEC_GROUP_MAX)
+    if (!top2)
         return best;
     return n_ok < 2 ? 0 : moec_f32_key(clamped(a + b));
 }

@@ -283,13 +283,13 @@ load_ranks(const struct block *b, uint32_t first, uint32_t at, vq lo[8],
         uint32_t i = first + j, have = b->n_cand[i];
         vf v = vf_load(b->cand[i] + 16 * at);
         vi id = vi_load(b->cand_id[i] + 16 * at), key;
+        vm is;
 
         have = have > 16 * at ? have - 16 * at : 0;
         key = key_v(vf_add(vf_min(v, vf_set(FLT_MAX)), vf_set(0.0f)));
-        key = vi_maskz(
-            vm_and(vi_lt(vi_iota(), vi_set(have)), vf_gt(v, vf_set(-INFINITY))),
-            key);
-        vq_pack(key, id, &lo[j], &hi[j]);
+        is =
+            vm_and(vi_lt(vi_iota(), vi_set(have)), vf_gt(v, vf_set(-INFINITY)));
+        vq_pack(vi_maskz(is, key), vi_maskz(is, id), &lo[j], &hi[j]);
     }
     vq_transpose(lo);
     vq_transpose(hi);

@@ -40,9 +40,10 @@ run_cppcheck() {
     cppcheck -q --enable=warning,performance,portability --std=c11 -j "$jobs" \
         --inline-suppr --suppressions-list=tests/house/cppcheck.txt \
         -D_GNU_SOURCE -I loader/include -I loader -I mapping -I validate \
-        -I convert -I convert/cli -I kernels \
+        -I load -I store -I convert -I convert/cli -I kernels \
         --template='{file}:{line}: {severity}: {message} [{id}]' \
-        loader mapping validate convert kernels/*.c kernels/cpu >"$out" 2>&1
+        loader mapping validate load store convert kernels/*.c kernels/cpu \
+        >"$out" 2>&1
     settle cppcheck
 }
 
@@ -72,7 +73,7 @@ with open(sys.argv[3]) as f:
              if line.strip() and not line.startswith("//")]
 with open(sys.argv[1]) as f:
     entries = [e for e in json.load(f) if re.search(
-        r"/(loader|mapping|validate|convert)/", e["file"])
+        r"/(loader|mapping|validate|load|store|convert)/", e["file"])
         and e["file"].endswith(".c") and "/tests/" not in e["file"]]
 with concurrent.futures.ThreadPoolExecutor(int(sys.argv[2])) as pool:
     for said in pool.map(analyse, entries):
@@ -88,7 +89,7 @@ run_tidy() {
         return
     }
     "$tool" -quiet -p "$build" -extra-arg=-Wno-unknown-warning-option \
-        "/(loader|mapping|validate|convert|kernels)/.*[.]c$" 2>&1 |
+        "/(loader|mapping|validate|load|store|convert|kernels)/.*[.]c$" 2>&1 |
         grep -E '(warning|error):' | sort -u >"$out"
     settle tidy
 }
