@@ -49,7 +49,7 @@ static moec_status look(moec_device_sink *s, uint64_t ticket, int block,
 static moec_status copy_locked(moec_device_sink *s, void *dst, uint64_t dst_row,
                                const void *src, uint64_t src_row,
                                uint64_t row_bytes, uint64_t rows,
-                               uint64_t *ticket_out, moec_error *err)
+                               moec_error *err)
 {
     uint64_t ticket = s->n_copies + 1;
 
@@ -59,10 +59,11 @@ static moec_status copy_locked(moec_device_sink *s, void *dst, uint64_t dst_row,
                                    row_bytes, rows, s->o.stream, err));
     MOEC_TRY(moec_device_event_record(s->device, s->events[ticket % EVENTS],
                                       s->o.stream, err));
-    *ticket_out = s->n_copies = ticket;
+    s->n_copies = ticket;
     return MOEC_OK;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): the contract's parameters */
 static moec_status copy(void *ctx, void *dst, uint64_t dst_row, const void *src,
                         uint64_t src_row, uint64_t row_bytes, uint64_t rows,
                         uint64_t *ticket_out, moec_error *err)
@@ -71,8 +72,9 @@ static moec_status copy(void *ctx, void *dst, uint64_t dst_row, const void *src,
     moec_status st;
 
     pthread_mutex_lock(&s->lock);
-    st = copy_locked(s, dst, dst_row, src, src_row, row_bytes, rows, ticket_out,
-                     err);
+    st = copy_locked(s, dst, dst_row, src, src_row, row_bytes, rows, err);
+    if (st == MOEC_OK)
+        *ticket_out = s->n_copies;
     pthread_mutex_unlock(&s->lock);
     return st;
 }

@@ -125,8 +125,9 @@ static size_t take_header(char *line, size_t size, size_t n, void *ctx)
             t->a->has_length = true;
         }
     } else if (starts(line, n, "retry-after:")) {
-        t->retry_after_ms = (uint32_t)moec_min_u64(
-            strtoull(value, NULL, 10) * 1000, 3 * WAIT_MS_MAX);
+        t->retry_after_ms =
+            1000 * (uint32_t)moec_min_u64(strtoull(value, NULL, 10),
+                                          3 * WAIT_MS_MAX / 1000);
     }
     return n;
 }
@@ -165,7 +166,7 @@ static moec_status add_signature(const moec_http *h, const moec_http_request *q,
     struct tm utc;
     moec_status st;
 
-    strftime(date, sizeof(date), "%Y%m%dT%H%M%SZ", gmtime_r(&now, &utc));
+    (void)strftime(date, sizeof(date), "%Y%m%dT%H%M%SZ", gmtime_r(&now, &utc));
     if (q->sha256_hex) {
         memcpy(hex, q->sha256_hex, sizeof(hex));
     } else {
