@@ -296,13 +296,16 @@ static const char *find_stale(moec_mutant *m, const moec_plan *plan)
     return NULL;
 }
 
-/* A slot tensor whose component's name has `word` in it. */
+/* A slot tensor whose component's name has `word` in it, and that the experts
+ * are computed with: scales of inputs are a server's. */
 static const char *find_component(moec_mutant *m, const moec_plan *plan,
                                   const char *word, const char *missing)
 {
     for (size_t l = 0; l < moec_plan_n_layers(plan); l++)
         for (size_t t = 0; t < moec_plan_n_slot_tensors(plan, l); t++) {
-            if (strstr(component_of(plan, l, t), word) == NULL ||
+            const char *component = component_of(plan, l, t);
+            if (strstr(component, word) == NULL ||
+                strncmp(component, "input", 5) == 0 ||
                 moec_plan_slot_tensor(plan, l, t)->all_slots)
                 continue;
             m->t = t;

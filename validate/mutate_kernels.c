@@ -56,6 +56,7 @@ static moec_status can_be_made(const moec_layout *layout, moec_mutation kind,
                                bool files, moec_error *err)
 {
     moec_error e = MOEC_ERROR_INIT;
+    moec_topology topo;
     moec_mutant m;
     const char *why;
 
@@ -70,8 +71,11 @@ static moec_status can_be_made(const moec_layout *layout, moec_mutation kind,
                                   "at level kernels it needs the files of a "
                                   "conversion; level headers sees it in a plan",
                                   err);
-    if (kind == MOEC_MUTATION_E_FOR_P &&
-        moec_plan_topology(moec_layout_plan(layout)).shared_global)
+    topo = moec_plan_topology(moec_layout_plan(layout));
+    if (kind == MOEC_MUTATION_E_FOR_P && topo.n_local == 1)
+        return moec_mutant_refuse(kind, "a rank holds one slot, by E and by P",
+                                  err);
+    if (kind == MOEC_MUTATION_E_FOR_P && topo.shared_global)
         return moec_mutant_refuse(kind,
                                   "shared slots are numbered once, and no "
                                   "routed slot is moved by their number",

@@ -88,12 +88,17 @@ static moec_status read_slot(moec_l3_layer *l, moec_l3_worker *w, uint32_t rank,
     return MOEC_OK;
 }
 
-/* bf16-as-f16: the header says so, and a loader believes it. */
+/* bf16-as-f16: the headers say so, and a loader believes them. */
 static void mutate_matrix(const moec_l3_layer *l, moec_matrix *m)
 {
-    if (l->v->mutation == MOEC_MUTATION_BF16_AS_F16 &&
-        m->format == MOEC_WFORMAT_BF16)
+    if (l->v->mutation != MOEC_MUTATION_BF16_AS_F16)
+        return;
+    if (m->format == MOEC_WFORMAT_BF16)
         m->format = MOEC_WFORMAT_F16;
+    if (m->scale_dtype == MOEC_DTYPE_BF16)
+        m->scale_dtype = MOEC_DTYPE_F16;
+    if (m->bias_dtype == MOEC_DTYPE_BF16)
+        m->bias_dtype = MOEC_DTYPE_F16;
 }
 
 static moec_status run_matrices(const moec_l3_serving *g, moec_l3_worker *w,

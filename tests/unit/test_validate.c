@@ -336,6 +336,26 @@ static void kinds_are_named_in_memory(void **state)
     }
 }
 
+/* 16 experts on 20 ranks: E / W is no slot at all, and P / W is one. */
+static void e_for_p_is_nothing_with_one_slot_a_rank(void **state)
+{
+    moec_plan_opts p = MOEC_PLAN_OPTS_INIT;
+    moec_error err = MOEC_ERROR_INIT;
+    moec_validation *v = NULL;
+    int found = -1;
+
+    (void)state;
+    p.n_ranks = 20;
+    p.n_redundant = 4;
+    plan_fixture x = plan_fixture_open("deepseek_v3", &p);
+    moec_validate_opts o = memory_opts(&x);
+    assert_int_equal(moec_validate_mutation(&v, &found, NULL,
+                                            MOEC_MUTATION_E_FOR_P, &o, &err),
+                     MOEC_E_UNSUPPORTED);
+    assert_null(v);
+    plan_fixture_close(&x);
+}
+
 static void remove_all(const char *root, const char *out)
 {
     DIR *d = opendir(out);
@@ -482,6 +502,7 @@ int main(void)
         cmocka_unit_test(refuses_what_it_cannot_begin),
         cmocka_unit_test(survives_failing_allocations),
         cmocka_unit_test(kinds_are_named_in_memory),
+        cmocka_unit_test(e_for_p_is_nothing_with_one_slot_a_rank),
         cmocka_unit_test(kinds_are_named_over_a_conversion),
         cmocka_unit_test(the_table_says_the_stated_rules),
         cmocka_unit_test(seeded_inputs_are_normal_bf16_numbers),
