@@ -23,7 +23,9 @@ static const moec_cli_opt own_opts[] = {
      "compute",
      NULL, "headers for SRC, digests for OUT", 0},
     {"source", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, source), "SRC",
-     "of a conversion at level kernels: what was converted", NULL, NULL, 0},
+     "of a conversion: what was converted; its bytes are compared, and level "
+     "kernels needs it",
+     NULL, "the manifest's digests stand in for it", 0},
     {"policy", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, policy), "FILE",
      "severities, limits and targets (moec.policy/1)", NULL, "none", 0},
     {"baseline", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, baseline), "FILE",
@@ -103,10 +105,15 @@ moec_status moec_check_read_files(moec_check *x, moec_level level,
     moec_verify_opts opts = MOEC_VERIFY_OPTS_INIT;
     moec_cli_progress progress;
     moec_status st = MOEC_OK;
+    bool compare = found == NULL && level == MOEC_LEVEL_DIGESTS &&
+                   x->cli->args.source != NULL;
     if (x->s.families == NULL)
         st = moec_cli_open_families(&x->s, x->cli, err);
+    if (st == MOEC_OK && compare && x->source == NULL)
+        st = moec_cli_open_source(&x->source, x->cli, x->cli->args.source, err);
     if (st != MOEC_OK)
         return st;
+    opts.source = compare ? x->source : NULL;
     opts.n_threads = x->cli->args.threads;
     opts.families = x->s.families;
     opts.level = level;
