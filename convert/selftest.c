@@ -147,6 +147,9 @@ static moec_status open_in_dir(vector_file *f, const char *dir, uint64_t max,
     moec_status st = MOEC_OK;
     int fd;
 
+    if (dirfd < 0 && (errno == ENOENT || errno == ENOTDIR))
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_V01,
+                         "%s: no such directory", dir);
     if (dirfd < 0)
         return moec_fail_os(err, errno, "%s: cannot open the directory", dir);
     fd = openat(dirfd, f->name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);

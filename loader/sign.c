@@ -359,7 +359,11 @@ static moec_status run(job *j)
 
     MOEC_TRY(check_opts(j->opts, j->err));
     MOEC_TRY(read_keys(&j->key, &j->bundle, j->opts, j->err));
-    MOEC_TRY(moec_sign_open_dir(j->dir, &j->dirfd, j->err));
+    st = moec_sign_open_dir(j->dir, &j->dirfd, j->err);
+    if (st != MOEC_OK) {
+        moec_error_prefix(j->err, "%s", j->dir);
+        return st;
+    }
     MOEC_TRY(find_path(j));
     MOEC_TRY(find_name(j));
     MOEC_TRY(list_files(j));

@@ -88,7 +88,15 @@ moec_status moec_sign_read_path(const char *path, uint64_t max, moec_buf *out,
 static moec_status open_pem(BIO **out, const char *path, moec_buf *text,
                             moec_error *err)
 {
-    MOEC_TRY(moec_sign_read_path(path, PEM_BYTES_MAX, text, err));
+    moec_error why = MOEC_ERROR_INIT;
+    moec_status st = moec_sign_read_path(path, PEM_BYTES_MAX, text, &why);
+
+    if (st == MOEC_E_IO && why.os_errno == ENOENT)
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_S02, "%s: not there",
+                         path);
+    if (st != MOEC_OK && err && err->status == MOEC_OK)
+        *err = why;
+    MOEC_TRY(st);
     if (text->len == 0)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_S02, "%s: is empty",
                          path);

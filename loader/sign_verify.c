@@ -171,8 +171,11 @@ moec_status moec_sign_open_dir(const char *dir, int *fd_out, moec_error *err)
 {
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
+    if (fd < 0 && (errno == ENOENT || errno == ENOTDIR))
+        return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_S09,
+                         "no such directory");
     if (fd < 0)
-        return moec_fail_os(err, errno, "%s: cannot open as a directory", dir);
+        return moec_fail_os(err, errno, "cannot open the directory");
     *fd_out = fd;
     return MOEC_OK;
 }

@@ -324,7 +324,9 @@ static void refuses_keys_that_cannot_sign(void **state)
     w.sign.key = SIGNATURES "p256.pub";
     assert_int_equal(moec_sign_check_key(&w.sign, NULL), MOEC_E_FORMAT);
     w.sign.key = "/nonexistent/key";
-    assert_int_equal(moec_sign_check_key(&w.sign, NULL), MOEC_E_IO);
+    memset(&err, 0, sizeof(err));
+    assert_int_equal(moec_sign_check_key(&w.sign, &err), MOEC_E_FORMAT);
+    assert_int_equal(err.rule, MOEC_RULE_S02);
     tmpdir_remove(&w.d);
 }
 
