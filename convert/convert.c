@@ -139,8 +139,8 @@ static moec_status fill_output(moec_prepared *p, moec_out_job *job,
     MOEC_TRY(moec_out_job_work(job, err));
     MOEC_TRY(moec_pipeline_run(p->in, &work, stats, err));
     MOEC_TRY(moec_out_job_sync(job, err));
-    return moec_finish_write(p->in, &p->digests, p->headers, &job->out, stats,
-                             err);
+    return moec_finish_write(p->in, &p->digests, p->headers,
+                             (moec_finish_to){.dir = &job->out}, stats, err);
 }
 
 static moec_status convert_all(const moec_layout *layout, const char *out_dir,

@@ -60,6 +60,7 @@ typedef struct moec_convert_opts {
      * commits. NULL: all of them. */
     const uint8_t *ranks;
     moec_sharing sharing;
+    uint64_t upload_part_bytes; /* bucket.h; 0: the default */
 } moec_convert_opts;
 
 typedef struct moec_convert_stats {

@@ -41,13 +41,14 @@ typedef struct finalize {
     uint32_t rank; /* whose journal that is */
 } finalize;
 
-static moec_status fail_missing(const finalize *f, moec_error *err)
+moec_status moec_fail_missing(const char *where, const uint8_t *missing,
+                              uint32_t n_ranks, moec_error *err)
 {
     moec_buf list = {0};
     uint32_t n = 0, to;
 
-    for (uint32_t k = 0; k < f->n_ranks; k = to) {
-        for (to = k; to < f->n_ranks && f->missing[to]; to++)
+    for (uint32_t k = 0; k < n_ranks; k = to) {
+        for (to = k; to < n_ranks && missing[to]; to++)
             n++;
         if (to == k + 1)
             moec_buf_printf(&list, "%s%u", list.len ? "," : "", k);
@@ -61,8 +62,7 @@ static moec_status fail_missing(const finalize *f, moec_error *err)
         err, MOEC_E_FORMAT, MOEC_RULE_M05,
         "%s: rank%s %s of %u %s not converted: run the same convert command "
         "with --ranks %s, then finalize again",
-        f->where.data, n == 1 ? "" : "s", text, f->n_ranks,
-        n == 1 ? "is" : "are", text);
+        where, n == 1 ? "" : "s", text, n_ranks, n == 1 ? "is" : "are", text);
     moec_buf_fini(&list);
     return st;
 }
@@ -138,7 +138,7 @@ static moec_status check_begun(finalize *f, moec_error *err)
         f->missing[k] =
             k == 0 || faccessat(dir, name, F_OK, AT_SYMLINK_NOFOLLOW) != 0;
     }
-    return fail_missing(f, err);
+    return moec_fail_missing(f->where.data, f->missing, f->n_ranks, err);
 }
 
 /* --------------------------------------------------------------- merging */
@@ -215,7 +215,8 @@ static moec_status merge(finalize *f, moec_error *err)
         MOEC_TRY(take_rank(f, k, err));
     for (uint32_t k = 0; k < f->n_ranks; k++)
         if (f->missing[k])
-            return fail_missing(f, err);
+            return moec_fail_missing(f->where.data, f->missing, f->n_ranks,
+                                     err);
     return MOEC_OK;
 }
 
@@ -264,7 +265,7 @@ static moec_status write_rest(finalize *f, moec_error *err)
     MOEC_TRY(read_job(f, err));
     MOEC_TRY(check_idle(f, err));
     MOEC_TRY(check_begun(f, err));
-    MOEC_TRY(moec_conversion_read_begun(&f->begun, f->where.data,
+    MOEC_TRY(moec_conversion_read_begun(&f->begun, f->where.data, NULL,
                                         MOEC_OUTPUT_BEGUN, err));
     MOEC_TRY(moec_conversion_rebuild(f->begun, NULL, err));
     f->layout = moec_conversion_layout(f->begun);
@@ -278,7 +279,8 @@ static moec_status write_rest(finalize *f, moec_error *err)
     MOEC_TRY(check_files(f, err));
     MOEC_TRY(moec_prove_layout(f->layout, err));
     return moec_finish_merge(f->layout, &f->p.digests, f->p.headers,
-                             &files->manifest, &f->out, err);
+                             &files->manifest, (moec_finish_to){.dir = &f->out},
+                             err);
 }
 
 /* A commit was cut short: all is there but the rename. */

@@ -30,8 +30,8 @@ void *moec_finish_take(moec_finish *f, size_t n, size_t size)
 moec_status moec_finish_room(const moec_finish *f, const char *name,
                              moec_error *err)
 {
-    if (!f->replace || unlinkat(moec_output_dirfd(f->out), name, 0) == 0 ||
-        errno == ENOENT)
+    if (f->to.objects != NULL || !f->replace ||
+        unlinkat(moec_output_dirfd(f->to.dir), name, 0) == 0 || errno == ENOENT)
         return MOEC_OK;
     return moec_fail_os(err, errno, "%s: cannot replace it", name);
 }
@@ -187,11 +187,40 @@ static moec_status describe(moec_finish *f, moec_error *err)
 
 /* --------------------------------------------------------------- writing */
 
-static moec_status write_file(moec_finish *f, const char *name,
-                              const moec_buf *b, moec_error *err)
+/* The same object may be there already: the answer to it was lost, or another
+ * process was first with the same bytes. */
+static moec_status put_fresh(const moec_objects *o, const char *name,
+                             const moec_buf *b, moec_error *err)
 {
+    moec_error why = MOEC_ERROR_INIT;
+    moec_buf there = {0};
+    moec_status st = o->put(o->ctx, name, b->data, b->len, true, &why);
+
+    if (st == MOEC_E_LOCKED && o->get(o->ctx, name, &there, NULL) == MOEC_OK &&
+        there.len == b->len && memcmp(there.data, b->data, b->len) == 0)
+        st = MOEC_OK;
+    moec_buf_fini(&there);
+    if (st == MOEC_E_LOCKED)
+        return moec_fail(err, st, MOEC_RULE_NONE,
+                         "%s/%s: another conversion was complete first; it is "
+                         "left as it is",
+                         o->there->name, name);
+    if (st != MOEC_OK && err != NULL)
+        *err = why;
+    return st;
+}
+
+moec_status moec_finish_put(const moec_finish *f, const char *name,
+                            const moec_buf *b, moec_error *err)
+{
+    const moec_objects *o = f->to.objects;
+
+    if (o != NULL && strcmp(name, MOEC_MANIFEST_NAME) == 0)
+        return put_fresh(o, name, b, err);
+    if (o != NULL)
+        return o->put(o->ctx, name, b->data, b->len, false, err);
     MOEC_TRY(moec_finish_room(f, name, err));
-    return moec_output_write(f->out, name, b->data, b->len, err);
+    return moec_output_write(f->to.dir, name, b->data, b->len, err);
 }
 
 /* The same, noting size and digest. */
@@ -202,7 +231,7 @@ static moec_status write_digested(moec_finish *f, const char *name,
     MOEC_TRY(moec_sha256_of(b->data, b->len, &note->sha256, err));
     note->name = name;
     note->bytes = b->len;
-    return write_file(f, name, b, err);
+    return moec_finish_put(f, name, b, err);
 }
 
 static void put_lossy(moec_buf *b, const moec_convert_stats *s)
@@ -251,7 +280,7 @@ static moec_status write_provenance(moec_finish *f,
         put_lossy(&b, stats);
     moec_buf_puts(&b, "\n}\n");
     moec_status st = b.oom ? moec_fail_nomem(err, "provenance.json")
-                           : write_file(f, MOEC_PROVENANCE_NAME, &b, err);
+                           : moec_finish_put(f, MOEC_PROVENANCE_NAME, &b, err);
     moec_buf_fini(&b);
     return st;
 }
@@ -263,7 +292,7 @@ static moec_status write_manifest(moec_finish *f, const char *name,
     moec_status st = moec_manifest_encode(&f->mf, &b, err);
 
     if (st == MOEC_OK)
-        st = write_file(f, name, &b, err);
+        st = moec_finish_put(f, name, &b, err);
     moec_buf_fini(&b);
     return st;
 }
@@ -306,10 +335,10 @@ static moec_status write_digests(moec_finish *f, moec_error *err)
     return write_manifest(f, MOEC_MANIFEST_NAME, err);
 }
 
-static moec_finish finish_of(const moec_layout *layout, moec_output *out)
+static moec_finish finish_of(const moec_layout *layout, moec_finish_to to)
 {
     moec_finish f = {
-        .layout = layout, .plan = moec_layout_plan(layout), .out = out};
+        .layout = layout, .plan = moec_layout_plan(layout), .to = to};
 
     f.model = moec_plan_model(f.plan);
     f.ckpt = moec_model_ckpt(f.model);
@@ -318,10 +347,10 @@ static moec_finish finish_of(const moec_layout *layout, moec_output *out)
 
 moec_status moec_finish_write(moec_input *in, const moec_digests *d,
                               const moec_sha256 *header_sha256,
-                              moec_output *out, moec_convert_stats *stats,
+                              moec_finish_to to, moec_convert_stats *stats,
                               moec_error *err)
 {
-    moec_finish f = finish_of(in->layout, out);
+    moec_finish f = finish_of(in->layout, to);
 
     f.in = in;
     f.opts = in->opts;
@@ -334,33 +363,42 @@ moec_status moec_finish_write(moec_input *in, const moec_digests *d,
     return st;
 }
 
-moec_status moec_finish_begin(moec_input *in, moec_output *out,
+/* Whoever finds it takes it for whole: it appears at once, as any object. */
+static moec_status write_begun(moec_finish *f, moec_error *err)
+{
+    int dir;
+
+    if (f->to.objects != NULL)
+        return write_manifest(f, MOEC_OUTPUT_BEGUN, err);
+    dir = moec_output_dirfd(f->to.dir);
+    MOEC_TRY(write_manifest(f, MOEC_OUTPUT_BEGUN ".new", err));
+    if (renameat(dir, MOEC_OUTPUT_BEGUN ".new", dir, MOEC_OUTPUT_BEGUN) != 0)
+        return moec_fail_os(err, errno, MOEC_OUTPUT_BEGUN ": cannot rename it");
+    return MOEC_OK;
+}
+
+moec_status moec_finish_begin(moec_input *in, moec_finish_to to,
                               moec_convert_stats *stats, moec_error *err)
 {
-    moec_finish f = finish_of(in->layout, out);
+    moec_finish f = finish_of(in->layout, to);
 
     f.in = in;
     f.opts = in->opts;
     f.replace = true;
     f.mf.slots_file.name = MOEC_SLOTS_NAME;
     moec_status st = write_source(&f, in, stats, err);
-    /* Whoever finds it takes it for whole: it appears at once. */
     if (st == MOEC_OK)
-        st = write_manifest(&f, MOEC_OUTPUT_BEGUN ".new", err);
-    if (st == MOEC_OK &&
-        renameat(moec_output_dirfd(out), MOEC_OUTPUT_BEGUN ".new",
-                 moec_output_dirfd(out), MOEC_OUTPUT_BEGUN) != 0)
-        st = moec_fail_os(err, errno, MOEC_OUTPUT_BEGUN ": cannot rename it");
+        st = write_begun(&f, err);
     moec_arena_fini(&f.arena);
     return st;
 }
 
 moec_status moec_finish_merge(const moec_layout *layout, const moec_digests *d,
                               const moec_sha256 *header_sha256,
-                              const moec_manifest *begun, moec_output *out,
+                              const moec_manifest *begun, moec_finish_to to,
                               moec_error *err)
 {
-    moec_finish f = finish_of(layout, out);
+    moec_finish f = finish_of(layout, to);
     moec_status st;
 
     f.d = d;

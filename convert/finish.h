@@ -15,7 +15,14 @@
 #include "convert.h"
 #include "digests.h"
 #include "input.h"
+#include "objects.h"
 #include "outdir.h"
+
+/* Where it goes: one of the two. */
+typedef struct moec_finish_to {
+    moec_output *dir;
+    const moec_objects *objects;
+} moec_finish_to;
 
 /* manifest.json while digests are missing: of several processes the one that
  * has rank 0 writes it, and finalize fills them in. */
@@ -24,19 +31,19 @@
 /* All of it. `header_sha256` are those of the data files. */
 moec_status moec_finish_write(moec_input *in, const moec_digests *d,
                               const moec_sha256 *header_sha256,
-                              moec_output *out, moec_convert_stats *stats,
+                              moec_finish_to to, moec_convert_stats *stats,
                               moec_error *err);
 
 /* What needs the source, and MOEC_OUTPUT_BEGUN last. Files that an interrupted
  * call left are replaced. */
-moec_status moec_finish_begin(moec_input *in, moec_output *out,
+moec_status moec_finish_begin(moec_input *in, moec_finish_to to,
                               moec_convert_stats *stats, moec_error *err);
 
 /* What needs all digests, and manifest.json last: `begun` with them. Replaces
  * what an interrupted call left. */
 moec_status moec_finish_merge(const moec_layout *layout, const moec_digests *d,
                               const moec_sha256 *header_sha256,
-                              const moec_manifest *begun, moec_output *out,
+                              const moec_manifest *begun, moec_finish_to to,
                               moec_error *err);
 
 /* ------------------------------------------------- between the three files */
@@ -49,7 +56,7 @@ typedef struct moec_finish {
     const moec_ckpt *ckpt;
     const moec_digests *d;      /* NULL in a begin */
     const moec_sha256 *headers; /* the same */
-    moec_output *out;
+    moec_finish_to to;
     const moec_convert_opts *opts; /* NULL in a merge */
     bool replace;                  /* delete files before they are made */
     moec_arena arena;
@@ -66,6 +73,9 @@ void *moec_finish_take(moec_finish *f, size_t n, size_t size);
 /* Make room for a file that is about to be written. */
 moec_status moec_finish_room(const moec_finish *f, const char *name,
                              moec_error *err);
+/* Write a small file, replacing what an interrupted call left. */
+moec_status moec_finish_put(const moec_finish *f, const char *name,
+                            const moec_buf *b, moec_error *err);
 
 moec_status moec_finish_slots(moec_finish *f, moec_error *err);
 moec_status moec_finish_index(moec_finish *f, moec_error *err);

@@ -221,7 +221,6 @@ moec_status moec_finish_index(moec_finish *f, moec_error *err)
     }
     if (n == 0)
         return MOEC_OK;
-    MOEC_TRY(moec_finish_room(f, MOEC_INDEX_NAME, err));
     qsort(e, n, sizeof(*e), entry_order);
     moec_buf_printf(&b,
                     "{\n  \"metadata\": {\n    \"total_size\": %llu\n"
@@ -235,9 +234,8 @@ moec_status moec_finish_index(moec_finish *f, moec_error *err)
         moec_buf_puts(&b, i + 1 < n ? ",\n" : "\n");
     }
     moec_buf_puts(&b, "  }\n}\n");
-    moec_status st =
-        b.oom ? moec_fail_nomem(err, "the index")
-              : moec_output_write(f->out, MOEC_INDEX_NAME, b.data, b.len, err);
+    moec_status st = b.oom ? moec_fail_nomem(err, "the index")
+                           : moec_finish_put(f, MOEC_INDEX_NAME, &b, err);
     moec_buf_fini(&b);
     return st;
 }

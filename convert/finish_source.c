@@ -83,6 +83,60 @@ static moec_status copy_bytes(const moec_extra *x, int to, moec_hasher *h,
     return st;
 }
 
+static moec_status copy_into_dir(const moec_finish *f, const moec_extra *x,
+                                 moec_hasher *h, moec_error *err)
+{
+    moec_status st;
+    int to;
+
+    MOEC_TRY(moec_finish_room(f, x->name, err));
+    to = openat(moec_output_dirfd(f->to.dir), x->name,
+                O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (to < 0)
+        return moec_fail_os(err, errno, "%s: cannot create", x->name);
+    st = copy_bytes(x, to, h, err);
+    if (st == MOEC_OK && fsync(to) != 0)
+        st = moec_fail_os(err, errno, "%s: fsync failed", x->name);
+    if (close(to) != 0 && st == MOEC_OK)
+        st = moec_fail_os(err, errno, "%s: close failed", x->name);
+    return st;
+}
+
+static moec_status copy_part(const moec_extra *x, moec_upload *u, size_t i,
+                             uint64_t each, unsigned char *buf, moec_hasher *h,
+                             const moec_objects *o, moec_error *err)
+{
+    uint64_t off = i * each;
+    size_t n = (size_t)moec_min_u64(each, x->bytes - off);
+    bool there;
+
+    if (n > 0) {
+        MOEC_TRY(moec_extra_read(x, off, buf, n, err));
+        MOEC_TRY(moec_hasher_update(h, buf, n, err));
+    }
+    return o->part(u, i, buf, n, &there, err);
+}
+
+static moec_status copy_into_object(const moec_finish *f, const moec_extra *x,
+                                    moec_hasher *h, moec_error *err)
+{
+    const moec_objects *o = f->to.objects;
+    uint64_t each = moec_part_bytes(x->bytes, 0);
+    unsigned char *buf = moec_alloc((size_t)moec_min_u64(each, x->bytes) + 1);
+    moec_upload *u = NULL;
+    moec_status st = buf == NULL
+                         ? moec_fail_nomem(err, "a copy buffer")
+                         : o->begin(o->ctx, x->name, x->bytes, each, &u, err);
+
+    for (size_t i = 0; st == MOEC_OK && i < moec_n_parts(x->bytes, each); i++)
+        st = copy_part(x, u, i, each, buf, h, o, err);
+    if (st == MOEC_OK)
+        st = o->complete(u, err);
+    o->end(u, false);
+    moec_free(buf);
+    return st;
+}
+
 static moec_status copy_file(moec_finish *f, const moec_extra *x,
                              moec_error *err)
 {
@@ -90,19 +144,9 @@ static moec_status copy_file(moec_finish *f, const moec_extra *x,
     moec_hasher *h = NULL;
     moec_status st;
 
-    MOEC_TRY(moec_finish_room(f, x->name, err));
     MOEC_TRY(moec_hasher_create(&h, err));
-    int to = openat(moec_output_dirfd(f->out), x->name,
-                    O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (to < 0) {
-        st = moec_fail_os(err, errno, "%s: cannot create", x->name);
-        goto destroy_hasher;
-    }
-    st = copy_bytes(x, to, h, err);
-    if (st == MOEC_OK && fsync(to) != 0)
-        st = moec_fail_os(err, errno, "%s: fsync failed", x->name);
-    if (close(to) != 0 && st == MOEC_OK)
-        st = moec_fail_os(err, errno, "%s: close failed", x->name);
+    st = f->to.objects != NULL ? copy_into_object(f, x, h, err)
+                               : copy_into_dir(f, x, h, err);
     if (st == MOEC_OK) {
         st = moec_hasher_final(h, &c->sha256, err);
         h = NULL;
@@ -112,7 +156,6 @@ static moec_status copy_file(moec_finish *f, const moec_extra *x,
     c->name = x->name;
     c->bytes = x->bytes;
     f->mf.n_copied += st == MOEC_OK;
-destroy_hasher:
     moec_hasher_destroy(h);
     return st;
 }

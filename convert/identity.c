@@ -18,6 +18,9 @@
 #include "identity.h"
 #include "input.h"
 
+/* Of a line that differs. */
+#define LINE_BYTES_SHOWN 160
+
 typedef struct identity {
     const moec_layout *layout;
     const moec_plan *plan;
@@ -237,4 +240,38 @@ moec_status moec_identity_unconvert(const moec_converted *c, moec_buf *out,
     put_program(out, "unconvert");
     MOEC_TRY(moec_identity_conversion(c, out, err));
     return whole(out, err);
+}
+
+/* ----------------------------------------------------------- differences */
+
+/* Length of the line at `*at`, and step behind it. */
+static size_t next_line(const char *text, size_t n, size_t *at,
+                        const char **line)
+{
+    const char *begin = text + *at;
+    const char *nl = memchr(begin, '\n', n - *at);
+    size_t len = nl ? (size_t)(nl - begin) : n - *at;
+
+    *line = begin;
+    *at += len + (nl != NULL);
+    return len;
+}
+
+moec_status moec_identity_refuse(const char *where, const char *then,
+                                 size_t n_then, const char *now, size_t n_now,
+                                 moec_error *err)
+{
+    const char *a = "", *b = "";
+    size_t at_a = 0, at_b = 0, n_a, n_b;
+
+    do {
+        n_a = next_line(then, n_then, &at_a, &a);
+        n_b = next_line(now, n_now, &at_b, &b);
+    } while (n_a == n_b && n_a > 0 && memcmp(a, b, n_a) == 0);
+    return moec_fail(
+        err, MOEC_E_ARG, MOEC_RULE_NONE,
+        "%s belongs to another conversion ('%.*s' then, '%.*s' now): remove "
+        "it, or run the command that made it",
+        where, (int)moec_min_u64(n_a, LINE_BYTES_SHOWN), a,
+        (int)moec_min_u64(n_b, LINE_BYTES_SHOWN), b);
 }

@@ -36,4 +36,10 @@ void moec_identity_version(moec_buf *out, const char *name, uint64_t bytes,
                            const char *etag);
 void moec_identity_hex(moec_buf *out, const char *what, const moec_sha256 *sum);
 
+/* Refuse (ARG) what stands at `where` for being of another identity, naming the
+ * first line in which the two differ. */
+moec_status moec_identity_refuse(const char *where, const char *then,
+                                 size_t n_then, const char *now, size_t n_now,
+                                 moec_error *err);
+
 #endif

@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "identity.h"
 #include "journal.h"
 
 #define VERSION 1u
@@ -41,8 +42,7 @@ enum { CELL_OPEN = 0, CELL_WRITTEN = 1, CELL_DURABLE = 2 };
 #define BUFFER_BYTES       ((size_t)256 << 10)
 #define FLUSH_SECONDS      0.02
 #define MARK_SECONDS       30.0
-#define MARK_SHARE         20.0 /* a mark takes at most one of so many seconds */
-#define LINE_BYTES_SHOWN   160
+#define MARK_SHARE         20.0
 #define IDENTITY_BYTES_MAX (UINT64_C(64) << 20)
 
 static const char magic[8] = {'M', 'O', 'E', 'C', 'J', 'N', 'L', 1};
@@ -283,38 +283,6 @@ static moec_status read_records(moec_journal *j, reader *in, uint64_t begin,
     return MOEC_OK;
 }
 
-/* Length of the line at `*at`, and step behind it. */
-static size_t next_line(const char *text, size_t n, size_t *at,
-                        const char **line)
-{
-    const char *begin = text + *at;
-    const char *nl = memchr(begin, '\n', n - *at);
-    size_t len = nl ? (size_t)(nl - begin) : n - *at;
-
-    *line = begin;
-    *at += len + (nl != NULL);
-    return len;
-}
-
-/* Refuse, naming the first line in which the two identities differ. */
-static moec_status refuse(const moec_journal *j, const char *then, size_t n,
-                          moec_error *err)
-{
-    const char *a = "", *b = "";
-    size_t at_a = 0, at_b = 0, n_a, n_b;
-
-    do {
-        n_a = next_line(then, n, &at_a, &a);
-        n_b = next_line(j->opts.identity, j->opts.identity_bytes, &at_b, &b);
-    } while (n_a == n_b && n_a > 0 && memcmp(a, b, n_a) == 0);
-    return moec_fail(
-        err, MOEC_E_ARG, MOEC_RULE_NONE,
-        "%s belongs to another conversion ('%.*s' then, '%.*s' now): remove "
-        "it, or run the command that made it",
-        j->opts.where, (int)moec_min_u64(n_a, LINE_BYTES_SHOWN), a,
-        (int)moec_min_u64(n_b, LINE_BYTES_SHOWN), b);
-}
-
 /* Header and text: *text is NULL where they cannot be read. *begin is the
  * first record's byte. */
 static moec_status read_header(reader *in, unsigned char head[HEAD_BYTES],
@@ -366,7 +334,9 @@ static moec_status load(moec_journal *j, reader *in, bool *found_out,
     same_boot = same_boot && memcmp(head + 24, boot, BOOT_BYTES) == 0;
     if (n != j->opts.identity_bytes ||
         memcmp(text, j->opts.identity, (size_t)n) != 0)
-        st = refuse(j, (const char *)text, (size_t)n, err);
+        st =
+            moec_identity_refuse(j->opts.where, (const char *)text, (size_t)n,
+                                 j->opts.identity, j->opts.identity_bytes, err);
     else if (moec_le32(head + 12) == j->opts.cell_bytes &&
              moec_le64(head + 16) == j->opts.n_cells) {
         st = read_records(j, in, begin, same_boot, err);

@@ -457,8 +457,8 @@ static moec_status fill_output(place *x, moec_convert_stats *stats,
     MOEC_TRY(moec_out_job_sync(&x->job, err));
     MOEC_TRY(check_unchanged(x, err));
     x->p.in->carried = &x->conv->manifest;
-    return moec_finish_write(x->p.in, &x->p.digests, x->p.headers, &x->job.out,
-                             stats, err);
+    return moec_finish_write(x->p.in, &x->p.digests, x->p.headers,
+                             (moec_finish_to){.dir = &x->job.out}, stats, err);
 }
 
 /* The journal of a convert is none of ours. */

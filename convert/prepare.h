@@ -54,6 +54,10 @@ moec_status moec_convert_ranks(const moec_layout *layout, const char *out_dir,
 void moec_rank_journal_name(char buf[MOEC_RANK_NAME_BYTES], uint32_t rank);
 void moec_rank_lock_name(char buf[MOEC_RANK_NAME_BYTES], uint32_t rank);
 
+/* M05: ranks are missing; names them. */
+moec_status moec_fail_missing(const char *where, const uint8_t *missing,
+                              uint32_t n_ranks, moec_error *err);
+
 /* Last line of the job's identity. */
 #define MOEC_LINE_ONCE  "ranks read once\n"
 #define MOEC_LINE_FILES "ranks write their own files\n"

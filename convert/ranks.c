@@ -280,7 +280,8 @@ static moec_status end(ranks *r, moec_convert_stats *stats, moec_error *err)
 
     if (r->opts->ranks[0] &&
         fstatat(dir, MOEC_OUTPUT_BEGUN, &st, AT_SYMLINK_NOFOLLOW) != 0)
-        MOEC_TRY(moec_finish_begin(r->p.in, &r->out, stats, err));
+        MOEC_TRY(moec_finish_begin(r->p.in, (moec_finish_to){.dir = &r->out},
+                                   stats, err));
     for (uint32_t k = 0; k < r->n_ranks; k++)
         if (r->journals[k] != NULL)
             MOEC_TRY(moec_journal_mark(r->journals[k], err));

@@ -431,7 +431,8 @@ moec_status moec_converted_open_begun(moec_converted *out, const char *dir,
 }
 
 moec_status moec_converted_open_source(moec_converted *out,
-                                       const moec_store *store, moec_error *err)
+                                       const moec_store *store,
+                                       const char *begun, moec_error *err)
 {
     moec_converted c = {.dirfd = -1};
     moec_status st;
@@ -439,7 +440,7 @@ moec_status moec_converted_open_source(moec_converted *out,
     MOEC_TRY(moec_remote_create(&c.remote, store, err));
     st = name_it(&c, moec_remote_name(c.remote), err);
     if (st == MOEC_OK)
-        st = open_all(&c, err);
+        st = begun ? open_begun(&c, begun, err) : open_all(&c, err);
     if (st != MOEC_OK) {
         moec_error_prefix(err, "%s", moec_remote_name(c.remote));
         if (c.dir == NULL)

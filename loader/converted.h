@@ -261,10 +261,11 @@ void moec_converted_close(moec_converted *c);
 moec_status moec_converted_open_begun(moec_converted *out, const char *dir,
                                       const char *manifest, moec_error *err);
 
-/* The same of a caller's source, which is copied but for ctx. */
+/* Either of a caller's source, which is copied but for ctx; `begun` is a
+ * manifest's name or NULL. */
 moec_status moec_converted_open_source(moec_converted *out,
                                        const moec_store *store,
-                                       moec_error *err);
+                                       const char *begun, moec_error *err);
 
 /* Open file `name`: IO with os_errno ENOENT where it is absent. Behind a source
  * the descriptor has all of a small file, and of a data file its header. */

@@ -112,6 +112,8 @@ static size_t take_header(char *line, size_t size, size_t n, void *ctx)
         memcpy(t->a->etag, value, k + 1);
     } else if (starts(line, n, MOEC_HTTP_DIGEST_NAME ":")) {
         (void)snprintf(t->a->digest, sizeof(t->a->digest), "%.71s", value);
+    } else if (starts(line, n, "x-amz-checksum-sha256:")) {
+        (void)snprintf(t->a->checksum, sizeof(t->a->checksum), "%.71s", value);
     } else if (starts(line, n, "content-length:")) {
         t->a->length = strtoull(value, NULL, 10);
         t->a->has_length = true;
@@ -263,10 +265,42 @@ static void set_options(const moec_http *h, const moec_http_request *q,
     }
 }
 
-static bool may_pass(CURLcode code, long status)
+/* The text of an element of S3's refusals, to be found again and again: into
+ * buf, "" where there is none. */
+static const char *said_text(const try_state *t, const char *name, char *buf,
+                             size_t n)
+{
+    char open[32];
+    const char *p;
+    size_t k = 0;
+
+    (void)snprintf(open, sizeof(open), "<%s>", name);
+    p = strstr(t->said, open);
+    if (p)
+        for (p += strlen(open); *p && *p != '<' && k + 1 < n; p++)
+            buf[k++] = *p;
+    buf[k] = '\0';
+    return buf;
+}
+
+/* Bytes that were bent on their way are sent again. */
+static bool is_bent(const try_state *t)
+{
+    char code[64];
+
+    said_text(t, "Code", code, sizeof(code));
+    return strcmp(code, "BadDigest") == 0 ||
+           strcmp(code, "XAmzContentSHA256Mismatch") == 0 ||
+           strcmp(code, "IncompleteBody") == 0 ||
+           strcmp(code, "RequestTimeout") == 0;
+}
+
+static bool may_pass(CURLcode code, long status, const try_state *t)
 {
     switch ((int)code) {
     case CURLE_OK:
+        if (status == 400)
+            return is_bent(t);
         return status == 408 || status == 429 || status == 500 ||
                status == 502 || status == 503 || status == 504;
     case CURLE_COULDNT_RESOLVE_HOST:
@@ -296,32 +330,52 @@ static const char *refusal(try_state *t)
     return t->said;
 }
 
+/* "AccessDenied: what the store says", or its bare words. */
+static void put_words(try_state *t, char *buf, size_t n)
+{
+    char code[64], message[256];
+
+    (void)refusal(t);
+    said_text(t, "Code", code, sizeof(code));
+    said_text(t, "Message", message, sizeof(message));
+    if (code[0] != '\0')
+        (void)snprintf(buf, n, "%s%s%s", code, message[0] ? ": " : "", message);
+    else
+        (void)snprintf(buf, n, "%s", t->said);
+}
+
 static moec_status refuse(const moec_http_request *q, try_state *t,
                           CURLcode code, long status, uint32_t tries,
                           moec_error *err)
 {
-    if (code == CURLE_OK && status == 404)
+    char words[SAID_BYTES];
+    int n = (int)strcspn(q->url, "?"); /* ids of uploads tell nobody anything */
+
+    if (code != CURLE_OK)
+        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
+                         "%s %.*s: %s, after %u tries", q->method, n, q->url,
+                         curl_easy_strerror(code), tries);
+    put_words(t, words, sizeof(words));
+    if (status == 404)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01,
-                         "%s: the server has no such object", q->url);
-    if (code == CURLE_OK && status == 412 && q->if_match)
+                         "%.*s: status 404: the server has no such object%s%s",
+                         n, q->url, words[0] ? "; it says " : "", words);
+    if (status == 412 && q->if_match)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I13,
-                         "%s changed since it was opened: it was %s", q->url,
-                         q->if_match);
-    if (code == CURLE_OK && (status == 412 || status == 409) && q->fresh)
+                         "%.*s changed since it was opened: it was %s", n,
+                         q->url, q->if_match);
+    if ((status == 412 || status == 409) && q->fresh)
         return moec_fail(err, MOEC_E_LOCKED, MOEC_RULE_NONE,
-                         "%s is there already", q->url);
-    if (code == CURLE_OK && (status == 401 || status == 403))
+                         "%.*s is there already (status %ld)", n, q->url,
+                         status);
+    if (status == 401 || status == 403)
         return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
-                         "%s: %ld, access denied: check key, region and "
-                         "rights; the server says '%s'",
-                         q->url, status, refusal(t));
-    if (code == CURLE_OK)
-        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
-                         "%s: status %ld after %u tries; the server says "
-                         "'%s'",
-                         q->url, status, tries, refusal(t));
-    return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE, "%s: %s, after %u tries",
-                     q->url, curl_easy_strerror(code), tries);
+                         "%s %.*s: status %ld, access denied: check key, "
+                         "region and rights; the server says '%s'",
+                         q->method, n, q->url, status, words);
+    return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
+                     "%s %.*s: status %ld after %u tries; the server says '%s'",
+                     q->method, n, q->url, status, tries, words);
 }
 
 /* Did the server send what was asked for? A server may ignore a range (200
@@ -431,7 +485,8 @@ moec_status moec_http_do(moec_http *h, const moec_http_request *q,
         complete = is_complete(q, &t, status);
         if (code == CURLE_OK && is_good(status) && complete)
             break;
-        again = may_pass(code, status) ||
+        t.said[t.n_said] = '\0';
+        again = may_pass(code, status, &t) ||
                 (code == CURLE_OK && is_good(status) && !complete);
         if (q->text && q->text->oom)
             st = moec_fail_nomem(err, "an answer");

@@ -48,8 +48,9 @@ typedef struct moec_http_answer {
     long status;
     uint64_t length; /* of the whole object, where the answer says it */
     bool has_length;
-    char etag[MOEC_HTTP_ETAG_BYTES];     /* with its quotes; "" where none */
-    char digest[MOEC_HTTP_DIGEST_BYTES]; /* x-amz-meta-moec-digest, or "" */
+    char etag[MOEC_HTTP_ETAG_BYTES];       /* with its quotes; "" where none */
+    char digest[MOEC_HTTP_DIGEST_BYTES];   /* x-amz-meta-moec-digest, or "" */
+    char checksum[MOEC_HTTP_DIGEST_BYTES]; /* x-amz-checksum-sha256, or "" */
 } moec_http_answer;
 
 moec_status moec_http_init(moec_http *h, const moec_web_opts *opts,

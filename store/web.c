@@ -73,7 +73,7 @@ moec_status moec_web_add(moec_web *r, const char *name, uint64_t bytes,
 
 /* ------------------------------------------------------------------ URLs */
 
-static char *take_text(moec_buf *b)
+char *moec_web_take_text(moec_buf *b)
 {
     char *text = b->oom ? NULL : b->data;
 
@@ -118,9 +118,9 @@ static moec_status read_s3_url(moec_web *r, const char *url, moec_error *err)
     moec_buf_printf(&dir, "%s/", base.data ? base.data : "");
     if (!pre.oom && pre.data)
         moec_url_escape(&dir, pre.data, true);
-    r->prefix = take_text(&pre);
-    r->base = take_text(&dir);
-    r->bucket = take_text(&base);
+    r->prefix = moec_web_take_text(&pre);
+    r->base = moec_web_take_text(&dir);
+    r->bucket = moec_web_take_text(&base);
     if (!r->prefix || !r->base || !r->bucket)
         return moec_fail_nomem(err, "a URL");
     r->http.sign = o->key_id && o->secret;
@@ -135,7 +135,7 @@ static moec_status read_url(moec_web *r, const char *url, moec_error *err)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "'%s' is no s3:// or https:// URL", url);
     moec_buf_puts(&given, url);
-    r->url = take_text(&given);
+    r->url = moec_web_take_text(&given);
     if (!r->url)
         return moec_fail_nomem(err, "a URL");
     if (strncmp(url, "s3://", 5) == 0)
@@ -148,18 +148,17 @@ static moec_status read_url(moec_web *r, const char *url, moec_error *err)
     moec_buf_puts(&base, url);
     if (base.len > 0 && base.data[base.len - 1] != '/')
         moec_buf_puts(&base, "/");
-    r->base = take_text(&base);
+    r->base = moec_web_take_text(&base);
     return r->base ? MOEC_OK : moec_fail_nomem(err, "a URL");
 }
 
-/* URL of a file, to be freed with moec_free; NULL without memory. */
-static char *url_of(const moec_web *r, const char *name)
+char *moec_web_url_of(const moec_web *r, const char *name)
 {
     moec_buf url = {0};
 
     moec_buf_puts(&url, r->base);
     moec_url_escape(&url, name, false);
-    return take_text(&url);
+    return moec_web_take_text(&url);
 }
 
 /* --------------------------------------------------------------- listing */
@@ -202,7 +201,7 @@ static moec_status list_s3(moec_web *r, moec_error *err)
 static moec_status head(moec_web *r, const char *name, bool optional,
                         moec_error *err)
 {
-    char *url = url_of(r, name);
+    char *url = moec_web_url_of(r, name);
     moec_error why = MOEC_ERROR_INIT;
     moec_http_answer a;
     moec_http_request q = {.method = "HEAD", .url = url};
@@ -231,7 +230,7 @@ static moec_status head(moec_web *r, const char *name, bool optional,
 static moec_status fetch(moec_web *r, const char *name, moec_buf *text,
                          moec_error *err)
 {
-    char *url = url_of(r, name);
+    char *url = moec_web_url_of(r, name);
     moec_http_answer a;
     moec_http_request q = {
         .method = "GET", .url = url, .text = text, .text_max = SMALL_BYTES_MAX};
@@ -330,7 +329,7 @@ static moec_status read_at(void *ctx, size_t file, uint64_t off, void *buf,
 {
     moec_web *r = ctx;
     const moec_store_file *f = &r->files[file];
-    char *url = url_of(r, f->name);
+    char *url = moec_web_url_of(r, f->name);
     moec_status st = url ? MOEC_OK : moec_fail_nomem(err, "a URL");
 
     while (st == MOEC_OK && n > 0) {
@@ -362,7 +361,7 @@ static moec_status read_at(void *ctx, size_t file, uint64_t off, void *buf,
 static moec_status ask(moec_web *r, size_t file, moec_http_answer *a,
                        moec_error *err)
 {
-    char *url = url_of(r, r->files[file].name);
+    char *url = moec_web_url_of(r, r->files[file].name);
     moec_http_request q = {.method = "HEAD", .url = url};
     moec_status st;
 
@@ -424,11 +423,19 @@ static moec_status make(moec_web **out, const char *url,
 /* Give `r` to the caller, or close it. */
 static moec_status give(moec_web **out, moec_web *r, moec_status st)
 {
-    if (st != MOEC_OK)
+    if (st != MOEC_OK) {
         moec_web_close(r);
-    else
-        *out = r;
-    return st;
+        return st;
+    }
+    r->store = (moec_store){.struct_bytes = sizeof(r->store),
+                            .name = r->url,
+                            .files = r->files,
+                            .n_files = r->n_files,
+                            .read_at = read_at,
+                            .stat = look_again,
+                            .ctx = r};
+    *out = r;
+    return MOEC_OK;
 }
 
 moec_status moec_web_open(moec_web **out, const char *url,
@@ -442,13 +449,6 @@ moec_status moec_web_open(moec_web **out, const char *url,
     if (st == MOEC_OK && r->n_files == 0)
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I01,
                        "%s: nothing is there", url);
-    r->store = (moec_store){.struct_bytes = sizeof(r->store),
-                            .name = r->url,
-                            .files = r->files,
-                            .n_files = r->n_files,
-                            .read_at = read_at,
-                            .stat = look_again,
-                            .ctx = r};
     return give(out, r, st);
 }
 

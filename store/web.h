@@ -24,6 +24,8 @@
 
 #include <moec/loader.h>
 
+struct moec_objects;
+
 typedef struct moec_web_opts {
     const char *endpoint; /* "https://minio:9000": path style; NULL: AWS */
     const char *region;   /* NULL: us-east-1 */
@@ -63,6 +65,10 @@ const moec_store *moec_web_store(const moec_web *r);
 /* Number of the file with this name, or SIZE_MAX. */
 size_t moec_web_find(const moec_web *r, const char *name);
 moec_web_stats moec_web_stats_of(const moec_web *r);
+
+/* The directory as a place to write a conversion to (objects.h); of one that
+ * was created. Borrowed. */
+const struct moec_objects *moec_web_objects(moec_web *r);
 
 /* Write the local file `path` as `name`: in parts, each with its SHA-256, the
  * whole becoming visible at once. With `fresh`, only where no object has the

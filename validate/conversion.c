@@ -327,7 +327,7 @@ static moec_status read_files(moec_conversion **out, const char *dir,
     if (c == NULL)
         return moec_fail_nomem(err, "conversion");
     if (store != NULL)
-        st = moec_converted_open_source(&c->files, store, err);
+        st = moec_converted_open_source(&c->files, store, begun, err);
     else if (begun != NULL)
         st = moec_converted_open_begun(&c->files, dir, begun, err);
     else
@@ -347,9 +347,10 @@ moec_status moec_conversion_read(moec_conversion **out, const char *dir,
 }
 
 moec_status moec_conversion_read_begun(moec_conversion **out, const char *dir,
+                                       const moec_store *store,
                                        const char *manifest, moec_error *err)
 {
-    return read_files(out, dir, NULL, manifest, err);
+    return read_files(out, dir, store, manifest, err);
 }
 
 moec_status moec_conversion_rebuild(moec_conversion *c,

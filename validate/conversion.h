@@ -28,6 +28,7 @@ moec_status moec_conversion_read(moec_conversion **out, const char *dir,
 /* Step 1 of a conversion under way: its manifest has the name `manifest`, and
  * there is no slots.bin. */
 moec_status moec_conversion_read_begun(moec_conversion **out, const char *dir,
+                                       const moec_store *store,
                                        const char *manifest, moec_error *err);
 
 /* Step 2: decide everything again from the source's headers, config.json and

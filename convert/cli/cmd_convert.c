@@ -12,6 +12,7 @@
 #include "print.h"
 #include "rank_list.h"
 #include "session.h"
+#include "web_source.h"
 #include "written.h"
 
 static const moec_cli_opt own_opts[] = {
@@ -22,6 +23,13 @@ static const moec_cli_opt own_opts[] = {
      NULL, NULL, 0},
 };
 static const moec_cli_group own = {"Source", own_opts, 1};
+static const moec_cli_opt store_opts[] = {
+    {"part-bytes", 0, MOEC_KIND_SIZE, offsetof(moec_cli_args, part_bytes), "N",
+     "size of the parts that OUT behind s3:// is sent in (Amazon: 5MiB or "
+     "more); each of --threads, 8 if that is not said, holds one in memory",
+     "16MiB", NULL, 0},
+};
+static const moec_cli_group storing = {"Object store", store_opts, 1};
 static const moec_cli_opt sign_opts[] = {
     {"sign", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, sign), "KEY",
      "sign OUT (model.sig in it) with this private EC key once it is complete",
@@ -33,6 +41,7 @@ static const moec_cli_group *const groups[] = {&moec_group_topology,
                                                &moec_group_ranks,
                                                &own,
                                                &moec_group_write,
+                                               &storing,
                                                &signing,
                                                &moec_group_common,
                                                NULL};
@@ -42,7 +51,9 @@ static int dry_run(const moec_cli *cli, const moec_cli_session *s,
 {
     moec_convert_opts opts = moec_cli_convert_opts(cli, NULL);
     opts.source = s->conversion;
-    uint64_t memory = moec_convert_memory(s->plan, &opts);
+    uint64_t memory = moec_web_is_url(out)
+                          ? moec_convert_objects_memory(s->layout, &opts)
+                          : moec_convert_memory(s->plan, &opts);
     struct stat sb;
     if (!cli->args.force && lstat(out, &sb) == 0)
         return moec_cli_usage(cli, "%s exists; --force replaces it", out);
@@ -74,6 +85,19 @@ static int tell_idle(const moec_cli *cli, const moec_cli_ranks *ranks,
     return moec_cli_report_written(cli, out, &none, ranks, MOEC_OK, &err);
 }
 
+/* Into a directory, or into an object store. */
+static moec_status run(const moec_layout *layout, const char *out,
+                       const moec_convert_opts *opts, moec_convert_stats *stats,
+                       moec_error *err)
+{
+    const struct moec_objects *to = NULL;
+    if (!moec_web_is_url(out))
+        return moec_convert(layout, out, opts, stats, err);
+    moec_status st = moec_cli_web_objects(&to, out, err);
+    return st == MOEC_OK ? moec_convert_objects(layout, to, opts, stats, err)
+                         : st;
+}
+
 static int write_out(const moec_cli *cli, const moec_cli_session *s,
                      const moec_cli_ranks *ranks, const char *out)
 {
@@ -87,7 +111,7 @@ static int write_out(const moec_cli *cli, const moec_cli_session *s,
     opts.source = s->conversion;
     opts.ranks = ranks->mine;
     moec_cli_progress_begin(&progress, cli);
-    moec_status st = moec_convert(s->layout, out, &opts, &stats, &err);
+    moec_status st = run(s->layout, out, &opts, &stats, &err);
     moec_cli_progress_end(&progress);
     free(command);
     if (st == MOEC_OK && cli->args.sign != NULL && ranks->mine == NULL) {
@@ -166,6 +190,8 @@ static int convert(moec_cli *cli)
     const char *out = moec_cli_path(cli, 1);
     const char *wrong = moec_cli_check_topology(cli, true);
     int code;
+    if (wrong == NULL && cli->args.sign != NULL && moec_web_is_url(out))
+        wrong = "--sign signs a directory, and OUT is behind a URL";
     if (wrong != NULL)
         return moec_cli_usage(cli, "%s", wrong);
     moec_status st = moec_cli_open_layout(&s, cli, moec_cli_path(cli, 0), &err);
@@ -196,15 +222,18 @@ const moec_cli_command moec_cmd_convert = {
              "goes on where it was. SRC may be converted already, such as an "
              "expert store: OUT is then what its own source would have given. "
              "With --ranks several processes share the work, and finalize "
-             "makes OUT of what they wrote.",
+             "makes OUT of what they wrote. OUT may be s3://BUCKET/PREFIX: it "
+             "is sent in parts as it is made, without a local copy, and is a "
+             "checkpoint when manifest.json, the last, is there.",
     .examples = "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --redundant 32\n"
                 "convert ./DeepSeek-V3 ./V3-ep8 --ep 8 --placement eplb.json\n"
                 "convert ./Mixtral ./store --shard-by expert\n"
                 "convert ./store ./ep16 --ep 16 --redundant 8\n"
                 "convert ./Mixtral ./ep4 --ep 4 --dry-run --json\n"
-                "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --ranks auto",
+                "convert ./DeepSeek-V3 ./V3-ep32 --ep 32 --ranks auto\n"
+                "convert ./DeepSeek-V3 s3://models/V3-ep32 --ep 32",
     .groups = groups,
     .min_paths = 2,
     .max_paths = 2,
-    .url_paths = 1u,
+    .url_paths = 3u,
 };

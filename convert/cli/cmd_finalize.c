@@ -12,6 +12,7 @@
 #include "cli.h"
 #include "print.h"
 #include "session.h"
+#include "web_source.h"
 #include "written.h"
 
 static const moec_cli_opt opts[] = {
@@ -40,6 +41,15 @@ static moec_status is_done(const char *out, bool *done, moec_error *err)
     *done = lstat(partial, &sb) != 0 && errno == ENOENT;
     free(partial);
     return MOEC_OK;
+}
+
+static moec_status finish_objects(const char *url, bool *before,
+                                  moec_error *err)
+{
+    const struct moec_objects *to = NULL;
+    moec_convert_stats stats;
+    moec_status st = moec_cli_web_objects(&to, url, err);
+    return st == MOEC_OK ? moec_finalize_objects(to, &stats, before, err) : st;
 }
 
 static int tell(const moec_cli *cli, const moec_conversion *c, bool before,
@@ -85,12 +95,13 @@ static int finalize(moec_cli *cli)
     const char *out = cli->args.paths[0];
     moec_convert_opts o = moec_cli_convert_opts(cli, NULL);
     bool before = false;
-    moec_status st = is_done(out, &before, &err);
-    if (st == MOEC_OK && !before)
+    moec_status st = moec_web_is_url(out) ? finish_objects(out, &before, &err)
+                                          : is_done(out, &before, &err);
+    if (st == MOEC_OK && !before && !moec_web_is_url(out))
         st = moec_finalize(out, &o, &stats, &err);
     if (st != MOEC_OK && st != MOEC_E_DURABILITY)
         return moec_cli_fail(cli, st, &err);
-    moec_status opened = moec_conversion_open(&c, out, NULL, &why);
+    moec_status opened = moec_cli_open_conversion(&c, out, NULL, &why);
     if (opened != MOEC_OK)
         return moec_cli_fail(cli, opened, &why);
     int code = tell(cli, c, before, st, &err);
@@ -102,7 +113,7 @@ const moec_cli_command moec_cmd_finalize = {
     .name = "finalize",
     .fn = finalize,
     .line = "merge the ranks that several processes converted, prove, commit",
-    .usage = "finalize OUT",
+    .usage = "finalize OUT|s3://BUCKET/PREFIX",
     .about = "Makes OUT of OUT.partial, into which several processes have "
              "converted all ranks with --ranks: the same bytes as one process "
              "would have written. Does not need the source. Refuses while a "
@@ -112,4 +123,5 @@ const moec_cli_command moec_cmd_finalize = {
     .groups = groups,
     .min_paths = 1,
     .max_paths = 1,
+    .url_paths = 1u,
 };

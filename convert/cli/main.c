@@ -205,11 +205,7 @@ static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
         code = moec_cli_usage(&cli, "an argument is missing: moe-convert %.*s",
                               (int)strcspn(cmd->usage, "\n"), cmd->usage);
     else if ((url = stray_url(&cli)) != NULL)
-        code = moec_cli_usage(
-            &cli, "%s: only a source can be behind a URL here%s", url,
-            cmd == &moec_cmd_convert
-                ? "; convert into a directory, then upload it"
-                : "");
+        code = moec_cli_usage(&cli, "%s: this command takes no URL there", url);
     else {
         moec_cli_confine(&cli);
         code = cmd->fn(&cli);

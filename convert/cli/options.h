@@ -71,6 +71,7 @@ typedef struct moec_cli_args {
     uint32_t nodes, groups, eplb_accum, eplb_ties, planner, max_moves;
     uint32_t shared_store, shared_slots, w13_order, shard_by;
     uint64_t max_part_bytes;
+    uint64_t part_bytes;
     bool no_mtp, allow_empty, requantize_shared;
     /* common */
     bool json, quiet, strict, help;

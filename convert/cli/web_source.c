@@ -90,6 +90,19 @@ moec_status moec_cli_web_store(const moec_store **out, const char *path,
     return MOEC_OK;
 }
 
+moec_status moec_cli_web_objects(const struct moec_objects **out,
+                                 const char *url, moec_error *err)
+{
+    moec_web_opts web = environment();
+    moec_web *w = NULL;
+    moec_status st = moec_web_create(&w, url, &web, err);
+    if (st == MOEC_OK)
+        st = keep(w, err);
+    if (st == MOEC_OK)
+        *out = moec_web_objects(w);
+    return st;
+}
+
 /* --------------------------------------------------------------- uploads */
 
 typedef struct uploading {
@@ -226,6 +239,13 @@ moec_status moec_cli_web_store(const moec_store **out, const char *path,
 {
     *out = NULL;
     return moec_web_is_url(path) ? refuse(path, err) : MOEC_OK;
+}
+
+moec_status moec_cli_web_objects(const struct moec_objects **out,
+                                 const char *url, moec_error *err)
+{
+    (void)out;
+    return refuse(url, err);
 }
 
 moec_status moec_cli_web_upload(const char *dir, const char *url, bool force,

@@ -12,6 +12,8 @@
  * Errors: web.h's, UNSUPPORTED.
  */
 
+#include <bucket.h>
+
 #include "cli.h"
 #include "web.h"
 
@@ -19,6 +21,10 @@
  * same URL gives the same store. */
 moec_status moec_cli_web_store(const moec_store **out, const char *path,
                                moec_error *err);
+
+/* The place of objects behind the s3:// URL `url`, to write a conversion to. */
+moec_status moec_cli_web_objects(const struct moec_objects **out,
+                                 const char *url, moec_error *err);
 
 /* Upload the files of the conversion in directory `dir` to `url`, manifest.json
  * last: where it is, the whole is. Files that are there already, by their

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "print.h"
+#include "web_source.h"
 
 /* A line of its own: a bar that is drawn on this line comes later. */
 static void say_resumed(void *ctx, uint64_t done, uint64_t total)
@@ -31,6 +32,7 @@ moec_convert_opts moec_cli_convert_opts(const moec_cli *cli,
     o.n_threads = cli->args.threads;
     o.memory_bytes = cli->args.memory;
     o.max_part_bytes = cli->args.max_part_bytes;
+    o.upload_part_bytes = cli->args.part_bytes;
     o.force = cli->args.force;
     o.no_direct = cli->args.no_direct;
     o.hash_source = cli->args.hash_source;
@@ -180,9 +182,10 @@ static void print_part(const char *out, const moec_convert_stats *stats,
     char *text = moec_cli_ranks_text(ranks);
     if (ranks->n != 0)
         moec_cli_line(stdout,
-                      "%s.partial: rank%s %s of %" PRIu32 " %s there, %s "
+                      "%s%s: rank%s %s of %" PRIu32 " %s there, %s "
                       "written, %s before, %.2f s",
-                      out, ranks->n == 1 ? "" : "s", text ? text : "?",
+                      out, moec_web_is_url(out) ? "" : ".partial",
+                      ranks->n == 1 ? "" : "s", text ? text : "?",
                       ranks->n_ranks, ranks->n == 1 ? "is" : "are",
                       moec_cli_size(bytes, stats->bytes_written),
                       moec_cli_size(before, stats->bytes_resumed),
@@ -213,9 +216,10 @@ int moec_cli_report_written(const moec_cli *cli, const char *out,
     if (moec_cli_signal != 0) {
         moec_error stopped = MOEC_ERROR_INIT;
         (void)moec_cli_error(&stopped, MOEC_E_CANCELLED, MOEC_RULE_NONE,
-                             "interrupted; %s.partial stays: run the same "
-                             "command again to go on",
-                             out);
+                             "interrupted; %s%s stays: run the same command "
+                             "again to go on",
+                             moec_web_is_url(out) ? "what was sent to " : out,
+                             moec_web_is_url(out) ? out : ".partial");
         return moec_cli_fail(cli, MOEC_E_CANCELLED, &stopped);
     }
     return moec_cli_fail(cli, status, err);
