@@ -535,6 +535,16 @@ static void leave(bucket *b, moec_status st)
         (void)moec_bucket_tidy(b->o, &b->p, NULL);
 }
 
+static void add_advice(moec_error *err)
+{
+    static const char advice[] = "; run the same command again: it goes on "
+                                 "where it was";
+    size_t n = err != NULL ? strlen(err->text) : sizeof(err->text);
+
+    if (n + sizeof(advice) <= sizeof(err->text))
+        memcpy(err->text + n, advice, sizeof(advice));
+}
+
 moec_status moec_convert_objects(const moec_layout *layout,
                                  const moec_objects *to,
                                  const moec_convert_opts *opts,
@@ -551,6 +561,8 @@ moec_status moec_convert_objects(const moec_layout *layout,
     if (st == MOEC_OK)
         st = convert_into(&b, stats, err);
     leave(&b, st);
+    if (st == MOEC_E_IO)
+        add_advice(err);
     for (size_t i = 0; b.targets != NULL && i < b.p.n_files; i++)
         stats->n_files += b.targets[i].mine;
     stats->n_threads = b.crew.n;

@@ -270,10 +270,20 @@ static moec_status begin(void *ctx, const char *name, uint64_t bytes,
     return MOEC_OK;
 }
 
+/* 404 to a request about the upload. */
+static moec_status is_gone(const moec_upload *u, moec_error *err)
+{
+    return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
+                     "%s: status 404, NoSuchUpload: another process completed "
+                     "the upload or gave it up",
+                     u->url);
+}
+
 static moec_status send_part(moec_upload *u, size_t i, const void *data,
                              size_t n, bool *there_out, moec_error *err)
 {
     moec_web_part *p = &u->parts[i];
+    moec_error why = MOEC_ERROR_INIT;
     moec_buf url = {0};
     moec_sha256 had = p->sha256;
     moec_status st;
@@ -286,12 +296,17 @@ static moec_status send_part(moec_upload *u, size_t i, const void *data,
     if (!u->id)
         return send_bytes(u->r, u->url, data, n, u->digest_line, u->fresh, p,
                           err);
-    st = part_url(u, &url, i + 1, err);
+    st = part_url(u, &url, i + 1, &why);
     if (st == MOEC_OK)
-        st = send_bytes(u->r, url.data, data, n, NULL, false, p, err);
+        st = send_bytes(u->r, url.data, data, n, NULL, false, p, &why);
     moec_buf_fini(&url);
-    if (st != MOEC_OK)
-        moec_error_prefix(err, "part %zu of %zu", i + 1, u->n_parts);
+    if (st == MOEC_E_FORMAT)
+        return is_gone(u, err);
+    if (st == MOEC_OK)
+        return MOEC_OK;
+    moec_error_prefix(&why, "part %zu of %zu", i + 1, u->n_parts);
+    if (err)
+        *err = why;
     return st;
 }
 
@@ -310,14 +325,27 @@ static moec_status check_answer(const moec_upload *u, const moec_buf *answer,
     return st;
 }
 
+/* The upload is gone: was it this very request, whose answer was lost? */
+static moec_status look_whether_complete(const moec_upload *u, moec_error *err)
+{
+    moec_http_answer a;
+    moec_http_request q = {.method = "HEAD", .url = u->url};
+
+    if (moec_http_do(&u->r->http, &q, &a, NULL) == MOEC_OK && a.has_length &&
+        a.length == u->bytes)
+        return MOEC_OK;
+    return is_gone(u, err);
+}
+
 static moec_status complete(moec_upload *u, moec_error *err)
 {
     moec_buf url = {0}, body = {0}, answer = {0};
+    moec_error why = MOEC_ERROR_INIT;
     moec_status st;
 
     if (!u->id)
         return MOEC_OK;
-    st = part_url(u, &url, 0, err);
+    st = part_url(u, &url, 0, &why);
     moec_buf_puts(&body, "<CompleteMultipartUpload>");
     for (size_t i = 0; i < u->n_parts; i++)
         moec_buf_printf(&body,
@@ -326,7 +354,7 @@ static moec_status complete(moec_upload *u, moec_error *err)
                         i + 1, u->parts[i].etag, u->parts[i].sum);
     moec_buf_puts(&body, "</CompleteMultipartUpload>");
     if (st == MOEC_OK && body.oom)
-        st = moec_fail_nomem(err, "a list of parts");
+        st = moec_fail_nomem(&why, "a list of parts");
     if (st == MOEC_OK)
         st = ask(u->r,
                  (moec_http_request){.method = "POST",
@@ -334,9 +362,13 @@ static moec_status complete(moec_upload *u, moec_error *err)
                                      .fresh = u->fresh,
                                      .body = body.data,
                                      .body_bytes = body.len},
-                 &answer, err);
+                 &answer, &why);
     if (st == MOEC_OK)
         st = check_answer(u, &answer, err);
+    else if (st == MOEC_E_FORMAT)
+        st = look_whether_complete(u, err);
+    else if (err)
+        *err = why;
     moec_buf_fini(&url);
     moec_buf_fini(&body);
     moec_buf_fini(&answer);

@@ -22,6 +22,8 @@
 
 /* A command opens at most a source and another to compare with. */
 static moec_web *opened[4];
+/* And writes one: what it lists was there before. */
+static moec_web *written;
 
 static const char *variable(const char *name)
 {
@@ -64,6 +66,8 @@ void moec_cli_web_close(void)
         moec_web_close(opened[i]);
         opened[i] = NULL;
     }
+    moec_web_close(written);
+    written = NULL;
 }
 
 moec_status moec_cli_web_store(const moec_store **out, const char *path,
@@ -96,11 +100,12 @@ moec_status moec_cli_web_objects(const struct moec_objects **out,
     moec_web_opts web = environment();
     moec_web *w = NULL;
     moec_status st = moec_web_create(&w, url, &web, err);
-    if (st == MOEC_OK)
-        st = keep(w, err);
-    if (st == MOEC_OK)
-        *out = moec_web_objects(w);
-    return st;
+    if (st != MOEC_OK)
+        return st;
+    moec_web_close(written);
+    written = w;
+    *out = moec_web_objects(w);
+    return MOEC_OK;
 }
 
 /* --------------------------------------------------------------- uploads */

@@ -16,6 +16,9 @@ class Store:
 
     def __init__(self):
         self.objects, self.uploads, self.faults = {}, {}, []
+        self.upload_keys, self.sent, self.on_kill = {}, 0, None
+        self.denied = self.first = self.change = None
+        self.gone = False  # uploads that others have given up
         self.digests = {}
         self.log, self.lock = [], threading.Lock()
         self.page = 1000
@@ -24,11 +27,21 @@ class Store:
     def etag(self, key):
         return '"%s"' % hashlib.md5(self.objects[key]).hexdigest()
 
+    def is_taken(self, key):
+        """Has somebody been first, now or just before?"""
+        if self.first and key == self.first[0]:
+            self.objects[key], self.first = self.first[1], None
+        return key in self.objects
+
     def fault(self, *names):
         with self.lock:
             if self.faults and self.faults[0] in names:
                 return self.faults.pop(0)
         return None
+
+
+def sum256(data):
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def handler(store):
@@ -83,10 +96,17 @@ def handler(store):
             key, query = got
             if "list-type" in query:
                 return self.list(key, query)
+            if "uploads" in query:
+                return self.list_uploads(query["prefix"][0])
+            if "uploadId" in query:
+                return self.list_parts(query)
             if key in store.digests:
                 self.extra = {"x-amz-meta-moec-digest": store.digests[key]}
             if key not in store.objects:
                 return self.answer(404, b"<Error><Code>NoSuchKey</Code>")
+            if key == store.change and "bytes=0-" not in \
+                    self.headers.get("Range", ""):
+                store.objects[key] += b"x"
             data, etag = store.objects[key], store.etag(key)
             match = self.headers.get("If-Match")
             if match and match != etag and not store.ignore_match:
@@ -129,10 +149,38 @@ def handler(store):
             self.answer(200, ("<?xml version='1.0'?><ListBucketResult>" + xml +
                               "</ListBucketResult>").encode())
 
+        def no_upload(self):
+            self.answer(404, b"<Error><Code>NoSuchUpload</Code></Error>")
+
+        def list_uploads(self, prefix):
+            found = [(key, name) for name, key in store.upload_keys.items()
+                     if name in store.uploads]
+            self.answer(200, ("<R>" + "".join(
+                f"<Upload><Key>{key.split('/', 1)[1]}</Key>"
+                f"<UploadId>{name}</UploadId></Upload>" for key, name in found
+                if key.split("/", 1)[1].startswith(prefix)) + "</R>").encode())
+
+        def list_parts(self, query):
+            parts = store.uploads.get(query["uploadId"][0])
+            if parts is None:
+                return self.no_upload()
+            after = int(query.get("part-number-marker", ["0"])[0])
+            numbers = [n for n in sorted(parts) if n > after]
+            more = len(numbers) > store.page
+            xml = "".join(
+                f"<Part><PartNumber>{n}</PartNumber><ETag>{parts[n][0]}</ETag>"
+                f"<Size>{len(parts[n][1])}</Size><ChecksumSHA256>"
+                f"{sum256(parts[n][1])}</ChecksumSHA256></Part>"
+                for n in numbers[:store.page])
+            return self.answer(200, (
+                f"<R><IsTruncated>{str(more).lower()}</IsTruncated>{xml}</R>"
+            ).encode())
+
         def checked(self):
             want = self.headers.get("x-amz-checksum-sha256")
-            got = base64.b64encode(hashlib.sha256(self.body).digest()).decode()
-            return want == got
+            if store.fault("bent"):  # on its way
+                return False
+            return want == sum256(self.body)
 
         def do_PUT(self):
             got = self.begin()
@@ -146,15 +194,24 @@ def handler(store):
                 return self.answer(400, b"<Error><Code>BadDigest</Code>")
             etag = '"%s"' % hashlib.md5(self.body).hexdigest()
             if "uploadId" in query:
-                parts = store.uploads[query["uploadId"][0]]
+                parts = store.uploads.get(query["uploadId"][0])
+                if parts is None or store.gone:
+                    return self.no_upload()
+                if store.denied == "part":
+                    return self.answer(403, b"<Error><Code>AccessDenied</Code>"
+                                       b"<Message>no</Message></Error>")
+                store.sent += 1
                 parts[int(query["partNumber"][0])] = (etag, self.body)
-            elif self.headers.get("If-None-Match") and key in store.objects:
+                if store.fault("part", "kill") == "kill":
+                    store.on_kill()
+            elif self.headers.get("If-None-Match") and store.is_taken(key):
                 return self.answer(412)
             else:
                 store.objects[key] = self.body
                 store.digests[key] = self.headers.get("x-amz-meta-moec-digest",
                                                       "")
-            return self.answer(200, ETag=etag)
+            said = sum256(b"x" if store.fault("wrong-sum") else self.body)
+            return self.answer(200, ETag=etag, x_amz_checksum_sha256=said)
 
         def do_POST(self):
             got = self.begin()
@@ -162,13 +219,16 @@ def handler(store):
                 return
             key, query = got
             if "uploads" in query:
-                name = f"upload/{len(store.uploads)}+="
+                name = f"upload/{len(store.upload_keys)}+="
                 store.uploads[name] = {}
+                store.upload_keys[name] = key
                 store.digests[key] = self.headers.get("x-amz-meta-moec-digest",
                                                       "")
                 return self.answer(200, f"<R><UploadId>{name}</UploadId></R>"
                                    .encode())
-            parts = store.uploads.pop(query["uploadId"][0])
+            parts = store.uploads.pop(query["uploadId"][0], None)
+            if parts is None:
+                return self.no_upload()
             said = re.findall(r"<PartNumber>(\d+)</PartNumber><ETag>([^<]*)",
                               self.body.decode())
             if store.fault("late"):  # 200, and an error in the body
@@ -176,13 +236,20 @@ def handler(store):
                                    b"</Error>")
             assert said == [(str(i), parts[i][0]) for i in sorted(parts)]
             store.objects[key] = b"".join(parts[i][1] for i in sorted(parts))
+            if store.fault("lost"):
+                self.close_connection = True
+                return self.connection.close()
             return self.answer(200, b"<R/>")
 
         def do_DELETE(self):
             got = self.begin()
-            if got is not None:
+            if got is None:
+                return
+            if "uploadId" in got[1]:
                 store.uploads.pop(got[1]["uploadId"][0], None)
-                self.answer(204)
+            else:
+                store.objects.pop(got[0], None)
+            self.answer(204)
 
     return Handler
 
