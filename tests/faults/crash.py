@@ -35,8 +35,8 @@ from scenes import Failure
 
 BLOCK = 4096
 MODELS = ("killed", "synced", "ordered", "chaos")
-SCENES = ("convert", "store", "force", "ranks", "finalize", "unconvert",
-          "place-out")
+SCENES = ("convert", "turned", "store", "again", "force", "ranks", "finalize",
+          "unconvert", "place", "place-out", "sign")
 OURS = "user.moec.partial"
 
 
@@ -51,15 +51,20 @@ class Inode:
         self.safe_names = {}
         self.safe_attributes = set(attributes)
         self.loose = []  # (offset, bytes) or ("size", n)
+        # another name of the file where nobody has written: a journal names
+        # its sources by their inodes
+        self.kept = None
 
     def write(self, off, data):
         end = off + len(data)
         if len(self.data) < end:
             self.data.extend(bytes(end - len(self.data)))
+        self.kept = None
         self.data[off:end] = data
         self.loose.append((off, data))
 
     def resize(self, n, shrink):
+        self.kept = None
         if n > len(self.data):
             self.data.extend(bytes(n - len(self.data)))
         elif shrink:
@@ -97,7 +102,9 @@ class Inode:
 class Disk:
     """The directory that a command ran in, as its record tells."""
 
-    def __init__(self, root):
+    def __init__(self, root, kept):
+        self.kept = kept
+        os.mkdir(kept)
         self.top = self.load(root)
 
     def load(self, path):
@@ -111,7 +118,10 @@ class Disk:
             else:
                 with open(inner, "rb") as f:
                     child = Inode(False, f.read())
-                self.by_number[os.stat(inner).st_ino] = child
+                number = os.stat(inner).st_ino
+                child.kept = os.path.join(self.kept, str(number))
+                os.link(inner, child.kept)
+                self.by_number[number] = child
             node.names[name] = child
         if OURS in os.listxattr(path):
             node.attributes.add(OURS)
@@ -159,6 +169,8 @@ class Disk:
             inner = os.path.join(path, name)
             if child.is_dir:
                 self.store(inner, names_of, data_of, attributes_of, child)
+            elif child.kept:
+                os.link(child.kept, inner)
             else:
                 with open(inner, "wb") as f:
                     f.write(data_of(child))
@@ -180,8 +192,8 @@ class Record:
     def __init__(self, scene, scratch):
         self.scene, self.scratch = scene, scratch
         self.cwd = scenes.fresh(scene, scratch, "record")
-        self.before = os.path.join(scratch, "before")
-        self.first = Disk(self.cwd)  # its numbers; loaded anew for each replay
+        self.first = Disk(self.cwd, os.path.join(
+            scratch, "kept-" + scene.name))
         name = os.path.join(scratch, "record-" + scene.name)
         done = scenes.run(scene.argv, self.cwd, {
             "MOEC_FAULT_RECORD": name, "MOEC_FAULT_CLOCK": "31"})
@@ -205,6 +217,7 @@ class Record:
         def twin(node):
             if id(node) not in twins:
                 new = Inode(node.is_dir, node.data, node.attributes)
+                new.kept = node.kept
                 twins[id(node)] = new
                 new.names = {k: twin(v) for k, v in node.names.items()}
                 new.sync()
@@ -274,6 +287,10 @@ def run_after(record, point):
     sweep.shutil.rmtree(cwd, ignore_errors=True)
     record.put(cwd, k, model, random.Random(seed))
     shim = {} if model == "killed" else {"MOEC_FAULT_BOOT": other_boot()}
+    if not scene.result: # a file in what was there before
+        scene.holds(cwd, False)
+        scenes.go_on(scene, cwd)
+        return "anew"
     out = os.path.join(cwd, scene.result)
     if os.path.isdir(out) and not scene.begin:
         # There is a result: then it is all there, whatever got lost.

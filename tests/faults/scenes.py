@@ -4,7 +4,6 @@ in the end. A scene is a command, the directory that it begins in, and the
 commands that finish what it began."""
 
 import filecmp
-import functools
 import json
 import os
 import shutil
@@ -13,6 +12,8 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.append(os.path.join(ROOT, "tests", "store"))
+import server  # noqa: E402
 PROGRAM = os.environ.get(
     "MOEC_CONVERT", os.path.join(ROOT, "build", "dev", "moe-convert"))
 SHIM = os.environ.get("MOEC_SHIM", "")
@@ -24,13 +25,16 @@ class Scene:
     directory that must be as in an undisturbed run, None where the command
     only reads; `rest`: commands between argv and the result. `replaces`: the
     result is there from the begin, in another form. `same`: what argv prints
-    is the same each time."""
+    is the same each time. `holds` raises Failure where what is elsewhere than
+    in the directory is not right, before the end and at it (whole). "{run}" in
+    argv is the directory's name."""
 
     def __init__(self, name, argv, result=None, begin=None, rest=(),
-                 replaces=False, same=True):
+                 replaces=False, same=True, holds=None):
         self.name, self.argv, self.result = name, argv, result
         self.begin, self.rest = begin, [list(a) for a in rest]
         self.replaces, self.same = replaces, same
+        self.holds = holds or (lambda cwd, whole: None)
         self.want = None
 
 
@@ -38,21 +42,24 @@ class Failure(Exception):
     pass
 
 
-@functools.lru_cache(maxsize=None)
-def is_sandboxed(command):
-    done = subprocess.run([PROGRAM, command, "--help"], capture_output=True)
-    return b"--no-sandbox" in done.stdout
+def spelled(argv, cwd):
+    return [PROGRAM] + [a.replace("{run}", os.path.basename(cwd))
+                        for a in argv]
+
+
+def environment():
+    return {k: v for k, v in os.environ.items() if k not in CONFLICTING}
 
 
 def run(argv, cwd, shim=None, timeout=60):
-    env = {k: v for k, v in os.environ.items() if k not in CONFLICTING}
+    env = environment()
     if shim is not None:
-        env.update(shim, LD_PRELOAD=SHIM, MOEC_FAULT_NOSYNC="1")
         # The shim writes its reports where the sandbox lets nobody write.
-        if is_sandboxed(argv[0]):
-            argv = [*argv, "--no-sandbox"]
-    return subprocess.run([PROGRAM, *argv], cwd=cwd, env=env, timeout=timeout,
-                          stdin=subprocess.DEVNULL, capture_output=True)
+        env.update(shim, LD_PRELOAD=SHIM, MOEC_FAULT_NOSYNC="1",
+                   MOEC_NO_SANDBOX="1")
+    return subprocess.run(spelled(argv, cwd), cwd=cwd, env=env,
+                          timeout=timeout, stdin=subprocess.DEVNULL,
+                          capture_output=True)
 
 
 def must(argv, cwd):
@@ -99,6 +106,59 @@ def make_key(path):
              path], ["ec", "-in", path, "-pubout", "-out", path + ".pub"]))
     except OSError:
         return False
+
+
+def signatures(scratch, made):
+    """What signs, and what wants a signature; nothing without openssl."""
+    if not make_key(os.path.join(scratch, "key")):
+        return []
+    signed = os.path.join(scratch, "signed")
+    shutil.copytree(made, signed)
+    check = ["verify-signature", "conv", "--key", "../key.pub"]
+    must(["sign", "conv", "--key", "../key"], signed)
+
+    def no_torn_signature(cwd, whole):
+        path = os.path.join(cwd, "conv", "model.sig")
+        if whole or os.path.exists(path):
+            must(check, cwd)
+
+    return [
+        Scene("sign", ["sign", "conv", "--key", "../key", "--force"],
+              begin=made, same=False, rest=[check], holds=no_torn_signature),
+        Scene("verify-sig", ["verify-signature", "../signed/conv", "--key",
+                             "../key.pub", "--json"]),
+        Scene("load-signed", ["load", "../signed/conv", "--rank", "1",
+                              "--require-signature", "../key.pub", "--json"],
+              same=False),
+    ]
+
+
+def uploads(made):
+    """To a server in this process; nothing where URLs are not built in."""
+    store = server.Store()
+    _, url = server.serve(store)
+    os.environ.update(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="me",
+                      AWS_SECRET_ACCESS_KEY="secret", no_proxy="127.0.0.1")
+    files = {}
+    for name in os.listdir(os.path.join(made, "conv")):
+        with open(os.path.join(made, "conv", name), "rb") as f:
+            files[name] = f.read()
+
+    def manifest_means_all(cwd, whole):
+        prefix = "models/%s/" % os.path.basename(cwd)
+        there = {k[len(prefix):]: v for k, v in list(store.objects.items())
+                 if k.startswith(prefix)}
+        if (whole or "manifest.json" in there) and there != files:
+            raise Failure("at the server: %s" % sorted(there))
+        if whole:  # the next run there begins anew
+            for name in there:
+                del store.objects[prefix + name]
+
+    scene = Scene("upload", ["upload", "../made/conv", "s3://models/{run}",
+                             "--force", "--json"], same=False,
+                  holds=manifest_means_all)
+    done = run(scene.argv, made)
+    return [] if done.returncode == 3 else [scene]
 
 
 def copy_source(fixture, to):
@@ -165,14 +225,13 @@ def build(scratch, names=None):
         Scene("selftest", ["selftest", "--json"]),
         Scene("load", ["load", "../made/conv", "--rank", "1", "--json"],
               same=False),
+        Scene("load-source", ["load", "../turned", "--rank", "1", "--ep", "2",
+                              "--common", "--json"], same=False),
         Scene("placement", ["placement", "check", "../map.json", "--json"]),
     ]
-    if make_key(os.path.join(scratch, "key")):
-        scenes.append(Scene("sign", ["sign", "conv", "--key", "../key",
-                                     "--force"],
-                            begin=made, same=False,
-                            rest=[["verify-signature", "conv", "--key",
-                                   "../key.pub"]]))
+    scenes += signatures(scratch, made)
+    if not names or "upload" in names:
+        scenes += uploads(made)
     if names:
         scenes = [s for s in scenes if s.name in names]
     for s in scenes:
@@ -197,6 +256,7 @@ def undisturbed(scene, scratch):
     scene.said = answer(done)
     for argv in scene.rest:
         must(argv, cwd)
+    scene.holds(cwd, True)
     if scene.result:
         scene.want = os.path.join(scratch, "want-" + scene.name)
         os.rename(os.path.join(cwd, scene.result), scene.want)
@@ -219,6 +279,7 @@ def go_on(scene, cwd):
             raise Failure("another answer afterwards")
         for argv in scene.rest:
             must(argv, cwd)
+        scene.holds(cwd, True)
         return "again"
     if scene.replaces:
         must(scene.argv, cwd)

@@ -135,6 +135,7 @@ def disturbed(scene, scratch, shim, what, silent=False):
     except subprocess.TimeoutExpired:
         raise Failure("hangs") from None
     how = judge(scene, cwd, done, what, silent)
+    scene.holds(cwd, how == "whole")
     if how != "whole" and scene.replaces:
         keeps_old(scene, cwd, scene.begin)
     if how != "whole" or scene.rest:
@@ -262,8 +263,9 @@ def trace(scene, cwd, extra):
     return subprocess.run(
         ["strace", "-f", "-qq", "-o", os.path.join(cwd, "..", "trace-" +
                                                    label()),
-         *extra, scenes.PROGRAM, *scene.argv], cwd=cwd,
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+         *extra, *scenes.spelled(scene.argv, cwd)], cwd=cwd,
+        env=scenes.environment(), stdin=subprocess.DEVNULL,
+        capture_output=True, timeout=120)
 
 
 def one_strace(scene, scratch, point):
