@@ -270,7 +270,7 @@ static moec_status hex4(moec_jsonscan *s, uint32_t *out)
         MOEC_TRY(peek_raw(s, &c));
         if (c >= '0' && c <= '9')
             v = v << 4 | (uint32_t)(c - '0');
-        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f' && c >= 0)
+        else if ((c | 0x20) >= 'a' && (c | 0x20) <= 'f')
             v = v << 4 | (uint32_t)((c | 0x20) - 'a' + 10);
         else
             return moec_js_fail(s, s->json, "expected a hexadecimal digit");

@@ -104,7 +104,7 @@ static moec_status get_flag(reader *r, const moec_mf_field *f,
 {
     bool flag;
 
-    if (f->kind == MOEC_MF_TRISTATE && json_is_null(v->value)) {
+    if (f->kind == MOEC_MF_TRISTATE && moec_json_is(v->value, JSON_NULL)) {
         *(int *)p = -1;
         return MOEC_OK;
     }
@@ -247,7 +247,7 @@ static moec_status get_field(reader *r, const moec_mf_field *f,
     void *p = at(base, f->off);
     size_t word;
 
-    if ((f->flags & MOEC_MF_NULL_OK) != 0 && json_is_null(v->value))
+    if ((f->flags & MOEC_MF_NULL_OK) != 0 && moec_json_is(v->value, JSON_NULL))
         return MOEC_OK;
     switch (f->kind) {
     case MOEC_MF_SCHEMA:

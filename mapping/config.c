@@ -142,9 +142,9 @@ static moec_status get_count(const moec_config *c, const moec_fact_source *src,
     MOEC_TRY(find(c, src, &at, err));
     if (at.v->value == NULL)
         return MOEC_OK;
-    if (src->per_layer && json_is_array(at.v->value))
+    if (src->per_layer && moec_json_is(at.v->value, JSON_ARRAY))
         return as_equal_counts(at.v, out, err);
-    if (src->sum && json_is_array(at.v->value))
+    if (src->sum && moec_json_is(at.v->value, JSON_ARRAY))
         return as_sum(at.v, out, err);
     return as_count(at.v, out, err);
 }
@@ -202,8 +202,8 @@ static moec_status get_norm(const moec_config *c, int *out, moec_error *err)
 static moec_status as_word(const moec_json *v, const moec_fact_source *src,
                            const char **out, moec_error *err)
 {
-    if (json_is_boolean(v->value) && src->n_values != 0)
-        *out = json_is_true(v->value) ? "true" : "false";
+    if (moec_json_is_boolean(v->value) && src->n_values != 0)
+        *out = moec_json_is(v->value, JSON_TRUE) ? "true" : "false";
     else
         MOEC_TRY(moec_json_as_string(v, out, err));
     for (size_t i = 0; i < src->n_values; i++) {
@@ -255,13 +255,13 @@ moec_status moec_config_number(const moec_config *c, moec_fact fact,
     MOEC_TRY(find(c, src, &at, err));
     if (at.v->value == NULL)
         return MOEC_OK;
-    if (!src->per_layer || !json_is_array(at.v->value))
+    if (!src->per_layer || !moec_json_is(at.v->value, JSON_ARRAY))
         return moec_json_as_double(at.v, out, err);
     *out = 0.0;
     if (layer >= moec_json_len(at.v))
         return MOEC_OK;
     moec_json item = moec_json_item(at.v, layer);
-    return item.value == NULL || json_is_null(item.value)
+    return item.value == NULL || moec_json_is(item.value, JSON_NULL)
                ? MOEC_OK
                : moec_json_as_double(&item, out, err);
 }
@@ -298,7 +298,7 @@ static void find_object(moec_config *c, const moec_family *f)
     c->facts_in = &c->root;
     for (size_t i = 0; i < f->n_in; i++) {
         moec_json v = moec_json_member(&c->root, f->in[i]);
-        if (!json_is_object(v.value))
+        if (!moec_json_is(v.value, JSON_OBJECT))
             continue;
         c->nested = v;
         c->facts_in = &c->nested;
@@ -347,7 +347,7 @@ static moec_status find_family(moec_config *c, const moec_families *families,
     const char *top = NULL, *inner = NULL;
     moec_json text = moec_json_member(&c->root, "text_config");
     MOEC_TRY(type_of(&c->root, &top, err));
-    if (text.value != NULL && json_is_object(text.value))
+    if (text.value != NULL && moec_json_is(text.value, JSON_OBJECT))
         MOEC_TRY(type_of(&text, &inner, err));
     if (top == NULL && inner == NULL) {
         top = NO_TYPE;
@@ -397,7 +397,8 @@ static moec_status read_block(moec_config *c, moec_error *err)
         moec_json block = moec_json_member(&quant, "weight_block_size");
         if (block.value == NULL)
             continue;
-        if (!json_is_array(block.value) || moec_json_len(&block) != 2)
+        if (!moec_json_is(block.value, JSON_ARRAY) ||
+            moec_json_len(&block) != 2)
             return moec_json_fail(&block, MOEC_RULE_C03, err,
                                   "must be a list of two integers");
         for (size_t j = 0; j < 2; j++) {
@@ -612,7 +613,7 @@ static moec_status mark_list(const moec_config *c, const moec_json *v,
                              uint8_t value, uint8_t *moe, moec_error *err)
 {
     uint32_t number;
-    if (!json_is_array(v->value))
+    if (!moec_json_is(v->value, JSON_ARRAY))
         return moec_json_fail(v, MOEC_RULE_C03, err,
                               "is not a list of layer numbers");
     for (size_t i = 0; i < moec_json_len(v); i++) {
@@ -647,7 +648,7 @@ static moec_status mark_types(const moec_config *c, const moec_layer_rule *r,
                               const moec_json *v, uint8_t *moe, moec_error *err)
 {
     const char *s;
-    if (!json_is_array(v->value)) {
+    if (!moec_json_is(v->value, JSON_ARRAY)) {
         MOEC_TRY(moec_json_as_string(v, &s, err));
         MOEC_TRY(check_length(c, v, strlen(s), err));
         for (uint32_t i = 0; i < c->facts.n_layers; i++)
@@ -657,8 +658,8 @@ static moec_status mark_types(const moec_config *c, const moec_layer_rule *r,
     MOEC_TRY(check_length(c, v, moec_json_len(v), err));
     for (uint32_t i = 0; i < c->facts.n_layers; i++) {
         moec_json item = moec_json_item(v, i);
-        if (json_is_boolean(item.value))
-            s = json_is_true(item.value) ? "true" : "false";
+        if (moec_json_is_boolean(item.value))
+            s = moec_json_is(item.value, JSON_TRUE) ? "true" : "false";
         else
             MOEC_TRY(moec_json_as_string(&item, &s, err));
         moe[i] = is_word(r, s, strlen(s));
@@ -690,7 +691,8 @@ static moec_status get_last(const moec_config *c, const moec_fact_source *src,
     found at;
     *out = UINT32_MAX;
     MOEC_TRY(find(c, src, &at, err));
-    if (json_is_integer(at.v->value) && json_integer_value(at.v->value) == -1)
+    if (moec_json_is(at.v->value, JSON_INTEGER) &&
+        json_integer_value(at.v->value) == -1)
         return MOEC_OK;
     return get_count(c, src, UINT32_MAX, out, err);
 }
@@ -704,7 +706,7 @@ static moec_status mark_stride(const moec_config *c, const moec_layer_rule *r,
     MOEC_TRY(get_last(c, &r->last, &last, err));
     MOEC_TRY(get_count(c, &r->offset, 0, &offset, err));
     MOEC_TRY(find(c, &r->step, &at, err));
-    if (json_is_array(at.v->value))
+    if (moec_json_is(at.v->value, JSON_ARRAY))
         return mark_flags(c, at.v, first, moe, err);
     MOEC_TRY(get_count(c, &r->step, 1, &step, err));
     if (step == 0)
@@ -737,7 +739,7 @@ moec_status moec_config_moe_layers(const moec_config *c, uint8_t *moe,
             continue;
         if (r->kind == MOEC_LAYERS_TYPES)
             return mark_types(c, r, at.v, moe, err);
-        if (json_is_string(at.v->value))
+        if (moec_json_is(at.v->value, JSON_STRING))
             return mark_text(c, at.v, moe, err);
         return mark_list(c, at.v, 1, moe, err);
     }

@@ -238,7 +238,7 @@ static moec_status parse_shape(moec_desc *p, const moec_json *rule,
         moec_json v = moec_json_item(&list, i);
         moec_dim *d = &kind->dims[i];
         const char *s;
-        if (json_is_integer(v.value)) {
+        if (moec_json_is(v.value, JSON_INTEGER)) {
             MOEC_TRY(moec_desc_at(
                 p, &v, moec_json_as_u32(&v, INT32_MAX, &d->number, &p->error)));
             continue;

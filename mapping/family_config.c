@@ -147,7 +147,8 @@ static moec_status parse_conditions(moec_desc *p, const moec_json *v,
     json_object_foreach (v->value, key, value) {
         moec_json at = moec_json_member(v, key);
         moec_condition *c = &list[out->n++];
-        if (at.value == NULL || json_is_object(value) || json_is_array(value))
+        if (at.value == NULL || moec_json_is(value, JSON_OBJECT) ||
+            moec_json_is(value, JSON_ARRAY))
             return BAD(p, &at, "must be a string, a number or a boolean");
         const char *word = json_string_value(value);
         bool any = word != NULL && strcmp(word, "*") == 0;

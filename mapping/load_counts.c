@@ -103,9 +103,9 @@ static moec_status add_json(reader *r, uint64_t step, uint64_t row,
     for (size_t i = 0; i < r->n_cols; i++, cell++) {
         const json_t *v = json_array_get(items, i);
 
-        if (json_is_integer(v))
+        if (moec_json_is(v, JSON_INTEGER))
             MOEC_TRY(add_integer(r, step, cell, json_integer_value(v), err));
-        else if (json_is_real(v))
+        else if (moec_json_is(v, JSON_REAL))
             MOEC_TRY(add_real(r, step, cell, json_real_value(v), err));
         else
             return bad_count(r, step, cell, "no number", err);
@@ -145,7 +145,7 @@ static moec_status no_array(const reader *r, const char *what, moec_error *err)
 static moec_status check_rows(const reader *r, uint64_t step,
                               const json_t *rows, moec_error *err)
 {
-    if (!json_is_array(rows) || json_array_size(rows) != r->n_rows)
+    if (!moec_json_is(rows, JSON_ARRAY) || json_array_size(rows) != r->n_rows)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P12,
                          "%s: step %" PRIu64 " has %zu rows, step 0 has "
                          "%" PRIu64,
@@ -153,7 +153,7 @@ static moec_status check_rows(const reader *r, uint64_t step,
     for (size_t i = 0; i < r->n_rows; i++) {
         const json_t *row = json_array_get(rows, i);
 
-        if (!json_is_array(row))
+        if (!moec_json_is(row, JSON_ARRAY))
             return no_array(r, "a row is no list", err);
         if (json_array_size(row) != r->n_cols)
             return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P12,
@@ -172,10 +172,10 @@ static moec_status json_shape(reader *r, moec_error *err)
 {
     const json_t *rows, *first;
 
-    if (!json_is_array(r->json))
+    if (!moec_json_is(r->json, JSON_ARRAY))
         return no_array(r, "the counts are no list", err);
     first = json_array_get(json_array_get(r->json, 0), 0);
-    r->three = json_is_array(first);
+    r->three = moec_json_is(first, JSON_ARRAY);
     r->n_steps = r->three ? json_array_size(r->json) : 1;
     rows = step_rows(r, 0);
     r->n_rows = json_array_size(rows);
@@ -235,12 +235,12 @@ static moec_status map_id(const reader *r, size_t row, size_t slot,
     const json_t *ids = json_array_get(r->map, row);
     const json_t *id = json_array_get(ids, slot);
 
-    if (!json_is_array(ids) || json_array_size(ids) != r->n_cols)
+    if (!moec_json_is(ids, JSON_ARRAY) || json_array_size(ids) != r->n_cols)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
                          "%s: row %zu of the map has %zu slots, the counts "
                          "have %" PRIu64,
                          r->name, row, json_array_size(ids), r->n_cols);
-    if (!json_is_integer(id) || json_integer_value(id) < -1 ||
+    if (!moec_json_is(id, JSON_INTEGER) || json_integer_value(id) < -1 ||
         json_integer_value(id) >= MOEC_PLACEMENT_SLOTS_MAX)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P04,
                          "%s: row %zu, slot %zu of the map: no logical expert",
@@ -254,7 +254,8 @@ static moec_status map_experts(const reader *r, uint64_t *out, moec_error *err)
 {
     uint64_t most = 0;
 
-    if (!json_is_array(r->map) || json_array_size(r->map) != r->n_rows)
+    if (!moec_json_is(r->map, JSON_ARRAY) ||
+        json_array_size(r->map) != r->n_rows)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P02,
                          "%s: the map has %zu rows, the counts have %" PRIu64,
                          r->name, json_array_size(r->map), r->n_rows);
@@ -543,7 +544,7 @@ moec_status moec_counts_parse(moec_counts **out, const moec_model *model,
     MOEC_TRY(moec_json_parse(data, n, name, MOEC_RULE_P12, MOEC_RULE_P12, &root,
                              err));
     r.json = root;
-    if (json_is_object(root))
+    if (moec_json_is(root, JSON_OBJECT))
         st = take_object(&r, root, err);
     if (st == MOEC_OK)
         st = read_counts(out, &r, err);

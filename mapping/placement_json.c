@@ -77,14 +77,14 @@ static moec_status push_rows(moec_rows *r, const json_t *rows, const char *key,
     size_t bad = SIZE_MAX;
     char at[MOEC_ROWS_TEXT_BYTES];
 
-    if (!json_is_array(rows))
+    if (!moec_json_is(rows, JSON_ARRAY))
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P01,
                          "%s: %s is no list of rows", r->name, key);
     for (size_t i = 0; i < json_array_size(rows); i++) {
         const json_t *row = json_array_get(rows, i);
 
         moec_rows_begin(r, i);
-        if (!json_is_array(row) && bad == SIZE_MAX)
+        if (!moec_json_is(row, JSON_ARRAY) && bad == SIZE_MAX)
             bad = i;
         push_ids(r, row);
     }
@@ -99,7 +99,8 @@ static moec_status push_rows(moec_rows *r, const json_t *rows, const char *key,
 
 static bool is_list_of_lists_of_lists(const json_t *value)
 {
-    return json_is_array(json_array_get(json_array_get(value, 0), 0));
+    return moec_json_is(json_array_get(json_array_get(value, 0), 0),
+                        JSON_ARRAY);
 }
 
 typedef struct flat {
@@ -115,7 +116,7 @@ static moec_status flatten(flat *f, const json_t *value, uint32_t dim,
     const moec_int_array *a = f->a;
     size_t n = json_array_size(value);
 
-    if (!json_is_array(value) || n != a->shape[dim])
+    if (!moec_json_is(value, JSON_ARRAY) || n != a->shape[dim])
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P03,
                          "%s: %s: a list of %zu values, must be %" PRIu64
                          " like the first (%" PRIu32 " dimensions)",
@@ -127,7 +128,7 @@ static moec_status flatten(flat *f, const json_t *value, uint32_t dim,
             MOEC_TRY(flatten(f, item, dim + 1, err));
             continue;
         }
-        if (!json_is_integer(item))
+        if (!moec_json_is(item, JSON_INTEGER))
             return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_P04,
                              "%s: %s: value %zu is no integer", f->r->name,
                              f->key, f->at);
@@ -364,7 +365,7 @@ static moec_status read_value(moec_rows *r, json_t *value, const char *text,
                                .integer = MOEC_RULE_P01};
     moec_json root = moec_json_root(value, &doc);
 
-    if (json_is_array(value))
+    if (moec_json_is(value, JSON_ARRAY))
         return read_list(r, value, err);
     if (has(value, "num_slots") || has(value, "initial_global_assignments"))
         return moec_rows_read_yaml(r, text, n, err);

@@ -114,6 +114,16 @@ moec_status moec_json_parse(const char *text, size_t n, const char *name,
     return MOEC_OK;
 }
 
+bool moec_json_is(const json_t *value, json_type type)
+{
+    return value != NULL && json_typeof(value) == type;
+}
+
+bool moec_json_is_boolean(const json_t *value)
+{
+    return moec_json_is(value, JSON_TRUE) || moec_json_is(value, JSON_FALSE);
+}
+
 moec_json moec_json_root(json_t *value, const moec_json_doc *doc)
 {
     return (moec_json){.value = value, .doc = doc};
@@ -123,7 +133,7 @@ moec_json moec_json_member(const moec_json *obj, const char *key)
 {
     json_t *value = json_object_get(obj->value, key);
 
-    if (json_is_null(value))
+    if (moec_json_is(value, JSON_NULL))
         value = NULL;
     return (moec_json){
         .value = value, .doc = obj->doc, .parent = obj, .key = key};
@@ -139,8 +149,8 @@ moec_json moec_json_item(const moec_json *arr, size_t i)
 
 size_t moec_json_len(const moec_json *v)
 {
-    return json_is_array(v->value) ? json_array_size(v->value)
-                                   : json_object_size(v->value);
+    return moec_json_is(v->value, JSON_ARRAY) ? json_array_size(v->value)
+                                              : json_object_size(v->value);
 }
 
 /* Steps of a way that a text shows; what lies between is left out. */
@@ -221,7 +231,7 @@ moec_status moec_json_as_i64(const moec_json *v, int64_t min, int64_t max,
 {
     int64_t value;
 
-    if (!json_is_integer(v->value))
+    if (!moec_json_is(v->value, JSON_INTEGER))
         return wrong(v, v->doc->integer, "an integer", err);
     value = json_integer_value(v->value);
     if (value < min || value > max)
@@ -258,7 +268,8 @@ moec_status moec_json_as_double(const moec_json *v, double *out,
 {
     double value;
 
-    if (!json_is_number(v->value))
+    if (!moec_json_is(v->value, JSON_INTEGER) &&
+        !moec_json_is(v->value, JSON_REAL))
         return wrong(v, v->doc->number, "a number", err);
     value = json_number_value(v->value);
     if (!isfinite(value))
@@ -269,16 +280,16 @@ moec_status moec_json_as_double(const moec_json *v, double *out,
 
 moec_status moec_json_as_bool(const moec_json *v, bool *out, moec_error *err)
 {
-    if (!json_is_boolean(v->value))
+    if (!moec_json_is_boolean(v->value))
         return wrong(v, v->doc->other, "a boolean", err);
-    *out = json_is_true(v->value);
+    *out = moec_json_is(v->value, JSON_TRUE);
     return MOEC_OK;
 }
 
 moec_status moec_json_as_string(const moec_json *v, const char **out,
                                 moec_error *err)
 {
-    if (!json_is_string(v->value))
+    if (!moec_json_is(v->value, JSON_STRING))
         return wrong(v, v->doc->string, "a string", err);
     *out = json_string_value(v->value);
     return MOEC_OK;
@@ -298,14 +309,14 @@ moec_status moec_json_as_hex(const moec_json *v, void *out, size_t n,
 
 moec_status moec_json_want_object(const moec_json *v, moec_error *err)
 {
-    if (!json_is_object(v->value))
+    if (!moec_json_is(v->value, JSON_OBJECT))
         return wrong(v, v->doc->other, "an object", err);
     return MOEC_OK;
 }
 
 moec_status moec_json_want_array(const moec_json *v, moec_error *err)
 {
-    if (!json_is_array(v->value))
+    if (!moec_json_is(v->value, JSON_ARRAY))
         return wrong(v, v->doc->other, "an array", err);
     return MOEC_OK;
 }

@@ -50,6 +50,11 @@ typedef struct moec_json {
     size_t index;                   /* in a parent that is an array */
 } moec_json;
 
+/* What jansson's macros json_is_array() and the like ask, where `value` may be
+ * NULL: absent values have no type. */
+bool moec_json_is(const json_t *value, json_type type);
+bool moec_json_is_boolean(const json_t *value);
+
 moec_json moec_json_root(json_t *value, const moec_json_doc *doc);
 /* Member of an object (absent where `obj` is none). JSON null counts as
  * absent: config.json writes null for "not set". */
