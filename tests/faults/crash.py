@@ -180,7 +180,7 @@ class Disk:
 
 def some_names(node, rng):
     out = {}
-    for name in set(node.names) | set(node.safe_names):
+    for name in sorted(set(node.names) | set(node.safe_names)):
         before, now = node.safe_names.get(name), node.names.get(name)
         kept = now if rng.random() < 0.5 else before
         if kept is not None:
@@ -292,7 +292,7 @@ def run_after(record, point):
         scenes.go_on(scene, cwd)
         return "anew"
     out = os.path.join(cwd, scene.result)
-    if os.path.isdir(out) and not scene.begin:
+    if os.path.isdir(out) and not scene.replaces:
         # There is a result: then it is all there, whatever got lost.
         why = scenes.differs(scene.want, out)
         if why:
