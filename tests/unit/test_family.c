@@ -184,6 +184,8 @@ typedef struct bad {
     const char *want; /* the whole error text behind rule and file name */
 } bad;
 
+#define TEN "\"x\",\"x\",\"x\",\"x\",\"x\",\"x\",\"x\",\"x\",\"x\",\"x\","
+
 static const bad bads[] = {
     {"moec.family/1", "moec.family/2",
      ":1: schema: is \"moec.family/2\", must be \"moec.family/1\""},
@@ -208,6 +210,16 @@ static const bad bads[] = {
      "\"fixture\""},
     {"model.layers.{L}.", "model.layers.{L}",
      ":4: layers[0].prefix: is \"model.layers.{L}\", must end in \"{L}.\""},
+    {"model.layers.{L}.", "model.{Lx.{L}.",
+     ":4: layers[0].prefix: \"model.{Lx.{L}.\" has a '{', '}' or '#' outside a "
+     "segment of its own"},
+    {"\"family\": \"mine\"", "\"family_\": 1,\t\r\n\t\"family\": \"mine\"",
+     ":1: has the unknown key 'family_'"},
+    {"[\"mine_moe\"]", "[" TEN TEN TEN TEN TEN TEN TEN "\"y\"]",
+     ":3: model_types: has 71 items, must have 1 to 64"},
+    {"\"part\": \"gate_up\"", "\"part\": \"gate\"",
+     ":1: describes shared tensors of parts other than gate, up and down; "
+     "gate_up and down; or up and down"},
     {"model.layers.{L}.", "{L}.layers.{L}.",
      ":4: layers[0].prefix: has {L} more than once"},
     {"model.layers.{L}.", "model.0.{L}.",

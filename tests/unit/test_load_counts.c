@@ -208,10 +208,28 @@ static void folds_slots_into_experts(void **state)
            "{\"expert_load_pass\": [[1,2]], \"physical_to_logical_map\": "
            "[[0,1.0]]}",
            MOEC_RULE_P04, "row 0, slot 1 of the map");
+    refuse(NULL,
+           "{\"expert_load_pass\": [[1,2]], \"physical_to_logical_map\": "
+           "[[-1,-1]]}",
+           MOEC_RULE_P04, "the map has no expert");
     refuse(model.model,
            "{\"expert_load_pass\": [[1,2],[1,2]], "
            "\"physical_to_logical_map\": [[0,1],[0,16]]}",
            MOEC_RULE_P03, "counts of 17 experts, the model has 16");
+}
+
+/* Each cell is below 2^63, what an expert's slots come to is not. */
+static void folds_slots_beyond_two_to_the_63(void **state)
+{
+    moec_counts *c =
+        read_text(NULL, "{\"expert_load_pass\": [[9000000000000000000,"
+                        "9000000000000000000,7]], \"physical_to_logical_map\": "
+                        "[[0,0,1]]}");
+    static const float want[] = {18e18F, 7};
+    (void)state;
+
+    assert_memory_equal(moec_counts_loads(c), want, sizeof(want));
+    moec_counts_destroy(c);
 }
 
 static void refuses_what_is_no_count(void **state)
@@ -304,6 +322,7 @@ static void reads_numpy_files(void **state)
 static void refuses_numpy_files_that_are_none(void **state)
 {
     static const int64_t i64[] = {1, -2, 3, 4};
+    static const uint32_t not_a_number[] = {0, 0x7fc00000};
     unsigned char text[512];
     size_t n;
     static const struct {
@@ -328,6 +347,12 @@ static void refuses_numpy_files_that_are_none(void **state)
         n = npy(text, cases[i].dict, i64, sizeof(i64));
         refuse_bytes(NULL, text, n, MOEC_RULE_P12, cases[i].fragment);
     }
+    n = npy(text, DICT("<u8", "(1, 4)"), i64, sizeof(i64));
+    refuse_bytes(NULL, text, n, MOEC_RULE_P12, "beyond 2^63");
+    n = npy(text, DICT("|b1", "(2, 2)"), i64, 4);
+    refuse_bytes(NULL, text, n, MOEC_RULE_P12, "one of booleans");
+    n = npy(text, DICT("<f4", "(1, 2)"), not_a_number, sizeof(not_a_number));
+    refuse_bytes(NULL, text, n, MOEC_RULE_P12, "row 0, column 1");
     /* Cut anywhere, it is refused or read within its bytes. */
     n = npy(text, DICT("<i8", "(1, 4)"), i64, sizeof(i64));
     for (size_t cut = 6; cut < n; cut++) {
@@ -369,6 +394,7 @@ int main(void)
         cmocka_unit_test(finds_the_layers_of_a_model),
         cmocka_unit_test(dense_rows_decide_where_both_fit),
         cmocka_unit_test(folds_slots_into_experts),
+        cmocka_unit_test(folds_slots_beyond_two_to_the_63),
         cmocka_unit_test(refuses_what_is_no_count),
         cmocka_unit_test(refuses_rows_of_another_model),
         cmocka_unit_test(reads_numpy_files),

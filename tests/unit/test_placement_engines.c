@@ -426,6 +426,9 @@ static void yaml_of_anything_else_is_refused(void **state)
         BEGIN "  1: [0, 1, 2, 3]\nnum_slots: 4\n...\n]\n",
         BEGIN "  1: [0, 1, 2, 3\nnum_slots: 4\n",
         BEGIN "  - [0, 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  1: ['', 1, 2, 3]\nnum_slots: 4\n",
+        BEGIN "  1: [, 1, 2, 3]\nnum_slots:\n",
+        "initial_global_assignments: @\n",
         BEGIN "  1: [0, 1, 2, 3]\n? [1]\n: 2\n",
         "- 1\n" BEGIN,
         "- " BEGIN "    1: [0, 1, 2, 3]\n",
@@ -593,6 +596,8 @@ static void refuses_what_vllm_ascend_never_looks_at(void **state)
            "moe_layer_count 2, but layer_list has 1 layers");
     refuse(ASCEND("1", DEVICES("0", "3", D0 "," D1)), FORMAT(P03),
            "device_count 3, but device_list has 2 devices");
+    refuse(ASCEND("2", DEVICES("0", "2", D0 "," D1) "," DEVICES("1", "1", D0)),
+           FORMAT(P03), "device_count 1, the first layer has 2");
     refuse(ASCEND("1", DEVICES("0", "2",
                                D0 ",{\"device_id\":1,\"device_expert\":[2]}")),
            FORMAT(P03), "device 1 has 1 slots, the first one has 2");
