@@ -6,13 +6,14 @@
 // wrong in one of them. Switching is _setjmp and _longjmp (no signal mask, no
 // system call); a fiber's first turn needs a context.
 // Under ThreadSanitizer each fiber is a thread to it, ordered with the others
-// by barriers and __syncwarp alone: every race in shared or global memory
-// within a block is reported, as compute-sanitizer's racecheck does. Blocks
-// count as ordered.
+// by barriers and __syncwarp alone, and two workers share the blocks of a
+// launch: races in shared and in global memory are reported, of threads of a
+// block and of blocks.
 
 #include "emulate.h"
 
 #include <mutex>
+#include <thread>
 #include <sys/mman.h>
 
 namespace emu {
@@ -20,7 +21,7 @@ namespace emu {
 thread_local block *now;
 thread_local dim3 tid, bid, bdim, gdim;
 thread_local unsigned char *dynamic_shared;
-static thread_local uint32_t n_launches; // moves the order of turns
+static uint32_t n_launches; // moves the order of turns
 
 } // namespace emu
 
@@ -34,6 +35,7 @@ void __tsan_release(void *at);
 }
 // What the scheduler does between turns is no work of the kernel's.
 #  define UNSEEN __attribute__((no_sanitize("thread")))
+static const unsigned n_workers = 2;
 
 // This module's thread-local storage: its __shared__ variables and the ones
 // above.
@@ -59,7 +61,6 @@ static void poison_shared(void)
     block *b = now;
     dim3 t = tid, i = bid, n = bdim, g = gdim;
     unsigned char *d = dynamic_shared;
-    uint32_t launches = n_launches;
 
     dl_iterate_phdr(poison, &now);
     now = b;
@@ -68,9 +69,10 @@ static void poison_shared(void)
     bdim = n;
     gdim = g;
     dynamic_shared = d;
-    n_launches = launches;
 }
 #else
+static const unsigned n_workers = 1; // __shared__ variables are there once
+
 static void poison_shared(void)
 {
 }
@@ -99,7 +101,8 @@ namespace emu {
 static const unsigned unordered = 1; // __tsan_switch_to_fiber_no_sync
 static const size_t stack_bytes = 64 << 10;
 static const unsigned threads_max = 1024;
-static void *names[threads_max]; // ThreadSanitizer's of fibers, once made
+// ThreadSanitizer's names of fibers, once made.
+static void *names[n_workers][threads_max];
 
 
 void fail(const char *what)
@@ -304,15 +307,14 @@ UNSEEN static void prepare(block *b, const dim3 &threads)
     }
 }
 
-void launch(dim3 grid, dim3 threads, size_t shared,
-            const std::function<void()> &body)
+// One worker's share of the blocks, every n_workers-th.
+static void run_blocks(unsigned worker, dim3 grid, dim3 threads, size_t shared,
+                       const std::function<void()> *body, uint32_t order)
 {
     unsigned n = threads.x * threads.y * threads.z;
+    uint64_t n_blocks = (uint64_t)grid.x * grid.y * grid.z;
     block b = {};
 
-    emu_copies_finish(); // one stream does the work of all
-    if (n == 0 || n > threads_max || grid.x == 0 || grid.y == 0 || grid.z == 0)
-        fail("a launch of no threads, or of too many");
     char *stacks = (char *)mmap(nullptr, n * stack_bytes,
                                 PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -321,35 +323,53 @@ void launch(dim3 grid, dim3 threads, size_t shared,
     b.fibers = new fiber[n]();
     b.warps = new warp[(n + 31) / 32]();
     b.n = n;
-    b.body = &body;
+    b.body = body;
     b.host = __tsan_get_current_fiber();
     for (unsigned i = 0; i < n; i++) {
         b.fibers[i].stack = stacks + i * stack_bytes;
-        if (names[i] == nullptr)
-            names[i] = __tsan_create_fiber(0);
-        b.fibers[i].tsan = names[i];
+        if (names[worker][i] == nullptr)
+            names[worker][i] = __tsan_create_fiber(0);
+        b.fibers[i].tsan = names[worker][i];
     }
     dynamic_shared = (unsigned char *)aligned_alloc(128, (shared + 255) & ~127ul);
     now = &b;
     bdim = threads;
     gdim = grid;
-    b.round = n_launches++;
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
-                bid = dim3(turn(x, grid.x, n_launches), y, z);
-                memset(dynamic_shared, 0xa5, shared);
-                poison_shared();
-                prepare(&b, threads);
-                __tsan_release(&b);
-                run_block(&b);
-                __tsan_acquire(&b);
-            }
+    b.round = order;
+    for (uint64_t k = worker; k < n_blocks; k += n_workers) {
+        unsigned x = turn((unsigned)(k % grid.x), grid.x, order);
+
+        bid = dim3(x, (unsigned)(k / grid.x % grid.y),
+                   (unsigned)(k / grid.x / grid.y));
+        memset(dynamic_shared, 0xa5, shared);
+        poison_shared();
+        prepare(&b, threads);
+        __tsan_release(&b);
+        run_block(&b);
+        __tsan_acquire(&b);
+    }
     now = nullptr;
     free(dynamic_shared);
     delete[] b.fibers;
     delete[] b.warps;
     munmap(stacks, n * stack_bytes);
+}
+
+void launch(dim3 grid, dim3 threads, size_t shared,
+            const std::function<void()> &body)
+{
+    unsigned n = threads.x * threads.y * threads.z;
+    uint32_t order = n_launches++;
+    std::thread other;
+
+    emu_copies_finish(); // one stream does the work of all
+    if (n == 0 || n > threads_max || grid.x == 0 || grid.y == 0 || grid.z == 0)
+        fail("a launch of no threads, or of too many");
+    if (n_workers > 1 && (uint64_t)grid.x * grid.y * grid.z > 1)
+        other = std::thread(run_blocks, 1, grid, threads, shared, &body, order);
+    run_blocks(0, grid, threads, shared, &body, order);
+    if (other.joinable())
+        other.join();
 }
 
 } // namespace emu

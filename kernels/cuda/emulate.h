@@ -8,9 +8,9 @@
 //   __syncthreads gives what the device gives; results are the kernels' bits,
 //   and a collective that not all named lanes reach is told as a deadlock.
 //   Turns come in ever other orders; ThreadSanitizer sees fibers as threads
-//   and reports races within a block (emulate.cc). There shared memory is
-//   poisoned before each block too: what is read unwritten shows.
-//   What it does not show: races between blocks, memory order, speed.
+//   and reports races (emulate.cc). There shared memory is poisoned before each
+//   block too: what is read unwritten shows.
+//   What it does not show: memory order, speed.
 // Threads: one launch at a time; all is synchronous.
 // Limits: x86-64 and others through setjmp; no clusters, no cooperative
 //   launches, no textures, no tensor cores but what tensor.cuh emulates.
@@ -34,8 +34,8 @@
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 #define __constant__ static
-// Blocks run one after the other: one copy serves. As thread-local storage it
-// can be found, and poisoned before each block.
+// A worker's blocks run one after the other: one copy serves. As thread-local
+// storage it can be found, and poisoned before each block.
 #if defined(__SANITIZE_THREAD__)
 #  define __shared__ static thread_local
 #else
