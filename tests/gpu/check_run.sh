@@ -36,6 +36,7 @@ run 0 --emulated --build "$build" --out "$dir/table.md"
 says 'emulated.*no timing' "$dir/table.md"
 says 'test_device: [1-9][0-9]* tests passed' "$dir/table.md"
 says 'load, cached file to device' "$dir/table.md"
+says 'GPUDirect Storage: skipped, no cuFile: .' "$dir/table.md"
 says 'test_device_none: left out' "$dir/table.md"
 says 'compute-sanitizer: left out' "$dir/table.md"
 says 'peers: left out' "$dir/table.md"
@@ -54,8 +55,9 @@ printf '#!/bin/sh\necho broken >&2\nexit 1\n' \
     >"$dir/bad/tests/bench_device_emulated"
 chmod +x "$dir"/bad/tests/*device*
 MOEC_GPU_TESTS=test_device
-run 1 --emulated --build "$dir/bad" --no-bench --out "$dir/bad.md"
+run 1 --emulated --build "$dir/bad" --out "$dir/bad.md"
 says 'FAILED: test_device: status 1' "$dir/bad.md"
+says 'FAILED: bench_device: status 1: broken' "$dir/bad.md" # it went on
 printf '#!/bin/sh\nexit 0\n' >"$dir/bad/tests/test_device"
 run 1 --emulated --build "$dir/bad" --out "$dir/bad.md"
 says 'FAILED: bench_device: status 1: broken' "$dir/bad.md"

@@ -6,7 +6,9 @@
 # On a machine with a CUDA device, in under 9 minutes and without a network:
 # builds the plug-in, runs every device test over it, compute-sanitizer over a
 # reduced set, the benchmarks and their peers, and prints one Markdown table,
-# also into FILE (build/gpu/table.md). Says aloud what it leaves out.
+# also into FILE (build/gpu/table.md). Says aloud what it leaves out. Each step
+# has a limit of its own, and one that fails stops no other: the table comes
+# whatever happens.
 #
 #   --build DIR    use what CMake built there instead of building
 #   --emulated     the whole way over the emulated plug-in of DIR: tests this
@@ -45,7 +47,8 @@ have_device() {
     case ${CUDA_VISIBLE_DEVICES-0} in
     '' | -1) return 1 ;;
     esac
-    nvidia-smi -L 2>/dev/null | grep -q '^GPU' || [ -e /dev/nvidia0 ]
+    timeout 30 nvidia-smi -L 2>/dev/null | grep -q '^GPU' ||
+        [ -e /dev/nvidia0 ]
 }
 if [ -z "$emulated" ] && ! have_device; then
     echo "no CUDA device on this machine: nothing was run"
@@ -73,6 +76,7 @@ note() {
 fail() {
     note "FAILED: $*"
     failed=1
+    : >"$work/log/failed" # from a step's shell
 }
 # within SECONDS COMMAND...: and never past the end of all
 within() {
@@ -83,6 +87,44 @@ within() {
     timeout -k 5 "$limit" "$@"
 }
 python=$(command -v python3 || :)
+
+# ---------------------------------------------------------------- table
+# Also where a signal or a mistake of this script ends it.
+# shellcheck disable=SC2317 # by the trap
+write_table() {
+    status=$?
+    trap - EXIT
+    set +e
+    [ "$status" = "$failed" ] || note "FAILED: this script, status $status"
+    {
+        if [ -n "$emulated" ]; then
+            echo "# The device's calls, emulated on the host: no timing"
+        else
+            echo "# Figures of one run on $(timeout 30 nvidia-smi -L 2>/dev/null |
+                sed -n '1s/ (UUID.*//p')"
+            timeout 30 nvidia-smi --format=csv,noheader \
+                --query-gpu=driver_version,compute_cap,memory.total \
+                2>/dev/null | sed 's/^/- driver, capability, memory: /'
+            nvcc --version 2>/dev/null | sed -n 's/^.*release/- nvcc/p'
+            command -v nvcc >/dev/null || echo "- no nvcc here"
+        fi
+        cat "$notes"
+        echo
+        if [ -n "$python" ]; then
+            "$python" tests/gpu/gpu_table.py "$figures" ||
+                { echo "the table failed:"; cat "$figures"; }
+        else
+            echo "no python3 here: figures as they came"
+            cat "$figures"
+        fi
+    } >"$out"
+    echo
+    cat "$out"
+    [ "$status" != 0 ] || status=$failed
+    exit "$status"
+}
+trap write_table EXIT
+trap 'exit 130' INT TERM
 
 # -------------------------------------------------------------- build
 # Ends with plugin, bench_program, and programs: the device tests.
@@ -115,7 +157,7 @@ can_cmake() {
 }
 
 cmake_build() {
-    cmake -S . -B "$work/cmake" -DCMAKE_BUILD_TYPE=Release -DMOEC_CUDA=ON \
+    within 60 cmake -S . -B "$work/cmake" -DCMAKE_BUILD_TYPE=Release -DMOEC_CUDA=ON \
         "-DMOEC_CUDA_ARCHITECTURES=$(gpu_arch)-real" || return 1
     # shellcheck disable=SC2046 # a list of words
     within 280 cmake --build "$work/cmake" --parallel "$(jobs_here)" --target \
@@ -174,14 +216,14 @@ plain_build() {
 
 if [ -n "$build" ]; then
     use_cmake_build "$build"
-elif ! carry_fresh && can_cmake; then
-    if cmake_build >"$work/log/cmake.log" 2>&1; then
-        use_cmake_build "$work/cmake"
-    else
-        tail -20 "$work/log/cmake.log"
-        fail "cmake: see $work/log/cmake.log"
-    fi
+elif ! carry_fresh && can_cmake &&
+    cmake_build >"$work/log/cmake.log" 2>&1; then
+    use_cmake_build "$work/cmake"
 else
+    if [ -f "$work/log/cmake.log" ]; then
+        tail -20 "$work/log/cmake.log"
+        fail "cmake: see $work/log/cmake.log; by gcc and nvcc alone"
+    fi
     plain_build
 fi
 if [ ! -f "$plugin" ]; then
@@ -220,33 +262,61 @@ run_tests() {
     done
 }
 
-# What users run: every vector, and level 3 of three checkpoints.
-# A rank from cached files to the device, the second time; the first one reads
-# the files in and checks that it works at all.
+# load_to_device NAME SOURCE OPTION...: the second of two loads, as a figure;
+# the first reads files in and checks that it works at all. Status 7 is the
+# caller's to tell.
+load_to_device() {
+    name=$1
+    shift
+    for _ in 1 2; do
+        st=0
+        within 60 "$tool" load "$@" --device cuda --plugin "$plugin" --json \
+            >"$work/log/load.json" 2>"$work/log/load.log" || st=$?
+        [ $st != 7 ] || return 7
+        [ $st = 0 ] || {
+            fail "$name: status $st, $(tail -1 "$work/log/load.log")"
+            return 1
+        }
+    done
+    rate=$(sed -n 's/.*"gb_per_s": \([0-9.]*\).*/\1/p' "$work/log/load.json")
+    echo "{\"who\": \"moec\", \"kernel\": \"$name\"," \
+        "\"shape\": \"$mib MiB\", \"gbps\": $rate}" >>"$figures"
+}
+
+# A rank from cached files, and of a conversion by cuFile where that is there.
 run_load() {
     mib=1024
     [ -z "$emulated" ] || mib=16
     [ -n "$python" ] &&
-        "$python" tests/cli/make_slice.py "$work/slice" $mib || {
+        within 60 "$python" tests/cli/make_slice.py "$work/slice" $mib || {
         note "load: left out, no python3 here"
         return
     }
-    for _ in 1 2; do
-        st=0
-        within 60 "$tool" load "$work/slice" --ep 1 --device cuda \
-            --plugin "$plugin" --json >"$work/log/load.json" \
-            2>"$work/log/load.log" || st=$?
-        [ $st = 0 ] || {
-            fail "load: status $st, $(tail -1 "$work/log/load.log")"
-            return
-        }
-    done
-    rm -rf "$work/slice"
-    rate=$(sed -n 's/.*"gb_per_s": \([0-9.]*\).*/\1/p' "$work/log/load.json")
-    echo "{\"who\": \"moec\", \"kernel\": \"load, cached file to device\"," \
-        "\"shape\": \"$mib MiB\", \"gbps\": $rate}" >>"$figures"
+    st=0
+    load_to_device "load, cached file to device" "$work/slice" --ep 1 || st=$?
+    [ $st != 7 ] || fail "load: $(tail -1 "$work/log/load.log")"
+    st=0
+    within 60 "$tool" convert "$work/slice" "$work/converted" --ep 1 \
+        >"$work/log/convert.log" 2>&1 || st=$?
+    if [ $st != 0 ]; then
+        fail "convert: status $st, $(tail -1 "$work/log/convert.log")"
+        return
+    fi
+    st=0
+    load_to_device "load, conversion by cuFile, digested there" \
+        "$work/converted" --gds on || st=$?
+    case $st in
+    0) note "GPUDirect Storage: used, $(sed -n \
+        's/.*"bytes_by_gds": \([0-9]*\).*/\1/p' "$work/log/load.json") bytes," \
+        "$(sed -n 's/.*"n_gds_failed": \([0-9]*\).*/\1/p' \
+            "$work/log/load.json") reads failed" ;;
+    7) note "GPUDirect Storage: skipped, no cuFile:" \
+        "$(tail -1 "$work/log/load.log")" ;;
+    esac
+    rm -rf "$work/slice" "$work/converted"
 }
 
+# What users run: every vector, loads, and level 3 of three checkpoints.
 run_tool() {
     tool=$build/moe-convert
     [ -n "$build" ] || tool=$work/cmake/moe-convert
@@ -344,9 +414,14 @@ run_bench() {
     [ $st = 0 ] || {
         fail "bench_device: status $st: $(tail -1 "$work/log/bench.log")"
     }
+}
+
+# Those of other people, last: nothing of ours waits for them.
+run_peers() {
     if [ -n "$emulated" ]; then
         note "peers: left out, emulated"
-    elif [ -z "$python" ] || ! "$python" -c 'import torch' 2>/dev/null; then
+    elif [ -z "$python" ] ||
+        ! within 60 "$python" -c 'import torch' 2>/dev/null; then
         note "peers: left out, no python3 with torch here"
     else
         st=0
@@ -360,47 +435,28 @@ run_bench() {
     fi
 }
 
+# A step that dies leaves a note, and the rest goes on.
+step() {
+    before=$(date +%s)
+    ("$@") || fail "$1 ended with status $?"
+    [ ! -f "$work/log/failed" ] || failed=1
+    note "$1: $(($(date +%s) - before)) s"
+}
+
 if [ -f "$plugin" ]; then
-    run_tests
-    run_tool
-fi
-if [ ! -f "$plugin" ]; then
-    :
-elif [ -n "$sanitizer" ]; then
-    run_sanitizer
-else
-    note "compute-sanitizer: left out, as asked"
-fi
-if [ ! -f "$plugin" ]; then
-    :
-elif [ -n "$bench" ]; then
-    run_bench
-else
-    note "benchmarks: left out, as asked"
+    step run_tests
+    step run_tool
+    if [ -n "$bench" ]; then
+        step run_bench
+    else
+        note "benchmarks: left out, as asked"
+    fi
+    if [ -n "$sanitizer" ]; then
+        step run_sanitizer
+    else
+        note "compute-sanitizer: left out, as asked"
+    fi
+    [ -z "$bench" ] || step run_peers
 fi
 note "$(($(date +%s) - started)) s in all"
-
-# -------------------------------------------------------------- table
-{
-    if [ -n "$emulated" ]; then
-        echo "# The device's calls, emulated on the host: no timing"
-    else
-        echo "# Figures of one run on $(nvidia-smi -L 2>/dev/null |
-            sed -n '1s/ (UUID.*//p')"
-        nvidia-smi --query-gpu=driver_version,memory.total --format=csv,noheader \
-            2>/dev/null | sed 's/^/- driver, memory: /'
-        nvcc --version 2>/dev/null | sed -n 's/^.*release/- nvcc/p'
-    fi
-    cat "$notes"
-    echo
-    if [ -n "$python" ]; then
-        "$python" tests/gpu/gpu_table.py "$figures" ||
-            { echo "the table failed:"; cat "$figures"; }
-    else
-        echo "no python3 here: figures as they came"
-        cat "$figures"
-    fi
-} >"$out"
-echo
-cat "$out"
 exit $failed
