@@ -19,12 +19,13 @@
  *
  * How: pieces are sorted by (group, file, offset) and equal stretches are read
  * once; neighbours with small gaps are joined, and requests cut to 2 MiB (4
- * where leaves are checked; less where the ring is small). A request whose pages are cached is read through the cache straight
- * into the destination (preadv with one iovec a piece); any other by O_DIRECT,
- * straight into the destination where file offset, length and memory are
- * aligned, else into the ring, from where each piece is copied to its place
- * while other requests are under way. io_uring where the kernel allows it,
- * else a pool of threads with pread.
+ * where leaves are checked; less where the ring is small). A request whose
+ * pages are cached is read through the cache straight into the destination
+ * (preadv with one iovec a piece); any other by O_DIRECT, straight into the
+ * destination where file offset, length and memory are aligned, else into the
+ * ring, from where each piece is copied to its place while other requests are
+ * under way. io_uring where the kernel allows it, else a pool of threads with
+ * pread.
  */
 
 #include "converted.h"

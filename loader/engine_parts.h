@@ -204,7 +204,7 @@ bool moec_engine_offer(moec_engine_worker *w, moec_engine_op *op,
 moec_status moec_engine_prove(moec_engine_worker *w, uint32_t group);
 
 /* engine_check.c */
-/* Enqueue a rectangle of adjacent rows out of the slot, or from a destination. */
+/* Enqueue a rectangle of adjacent rows, out of the slot or a destination. */
 moec_status moec_engine_sink_copy(moec_engine_worker *w, moec_engine_op *op,
                                   unsigned char *dst, const moec_grid *g,
                                   const unsigned char *src);

@@ -4,6 +4,9 @@ set(moec_cuda_sources
   cast.cu
   cufile.cu
   digest.cu
+  ec_one_kernel.cu
+  ec_rounds.cu
+  ec_two_pass.cu
   expert_choice.cu
   expert_ffn.cu
   moec_cuda.cu
