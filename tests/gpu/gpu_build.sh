@@ -60,7 +60,8 @@ plain_host() {
     [ -z "$libs" ] || flags="$flags -I$libs/include -L$libs/lib"
     mkdir -p "$dir/obj"
     for f in $(find loader kernels mapping validate load convert -name '*.c' \
-        ! -path '*/examples/*' ! -path 'convert/cli/*' | LC_ALL=C sort); do
+        ! -path '*/examples/*' ! -path 'convert/cli/*' ! -path '*/mpi/*' |
+        LC_ALL=C sort); do
         echo "$cc $flags $(isa_flags "$f") -c $f" \
             "-o $dir/obj/$(basename "$f" .c).o"
     done | xargs -P "$(jobs_here)" -I '{}' sh -c '{}' || return 1

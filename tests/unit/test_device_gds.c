@@ -355,6 +355,108 @@ static void leaves_unaligned_sources_to_the_ring(void **state)
     assert_int_equal(t.standin->n_unaligned, 0);
 }
 
+/* ---------------------------------------------------------- re-placement */
+
+/* Another bounce row than the arena. */
+static moec_status give_row(void *ctx, const moec_memory_request *want,
+                            void **out, moec_error *err)
+{
+    moec_status st = moec_device_alloc(t.device, out, want->bytes, err);
+
+    *(void **)ctx = *out;
+    return st;
+}
+
+/* A load, or with `diff` a re-placement, of rank 0 into rows that are there. */
+static void into_rows(const moec_plan *plan, const moec_diff *diff,
+                      void *rows[][8])
+{
+    moec_device_sink_opts so = MOEC_DEVICE_SINK_OPTS_INIT;
+    moec_job_opts o = MOEC_JOB_OPTS_INIT;
+    moec_error err = MOEC_ERROR_INIT;
+    moec_device_sink *sink = NULL;
+    moec_job *job = NULL;
+    void *bounce = NULL;
+
+    so.ring_bytes = RING;
+    so.cufile = t.library;
+    load_ok(moec_device_sink_create(&sink, t.device, &so, &err), &err);
+    o.sink = moec_device_sink_load(sink);
+    o.ring_bytes = moec_device_sink_ring_bytes(sink);
+    o.memory = give_row;
+    o.memory_kind = MOEC_MEMORY_DEVICE;
+    o.ctx = &bounce;
+    load_ok(moec_job_create(&job, plan, t.conv.conversion, 0, &o, &err), &err);
+    for (size_t i = 0; i < moec_plan_n_layers(plan); i++)
+        for (size_t k = 0; k < moec_plan_n_slot_tensors(plan, i); k++) {
+            moec_slot_dst d = {.data = rows[i][k]};
+            load_ok(moec_job_place_slots(job, i, k, &d, &err), &err);
+        }
+    if (diff != NULL)
+        load_ok(moec_job_follow(job, diff, NULL, &err), &err);
+    load_ok(moec_job_start(job, &err), &err);
+    load_ok(moec_job_wait(job, &err), &err);
+    moec_job_destroy(job);
+    moec_device_free(t.device, bounce);
+    moec_device_sink_destroy(sink);
+}
+
+/* Rows of the first rank change places, a cycle; then some come from files. */
+static void follows_in_the_devices_memory(void **state)
+{
+    static const int32_t after[2][6] = {{1, 0, 2, 3, 0, 1}, {2, 3, 0, 1, 3, 2}};
+    moec_diff_opts o = MOEC_DIFF_OPTS_INIT;
+    moec_error err = MOEC_ERROR_INIT;
+    const moec_plan *plan = t.conv.plan;
+    void *rows[2][8] = {{NULL}};
+
+    (void)state;
+    o.no_peers = 1;
+    assert_true(moec_plan_n_layers(plan) <= 2);
+    assert_int_equal(moec_plan_topology(plan).n_ranks, 2);
+    for (size_t i = 0; i < moec_plan_n_layers(plan); i++)
+        for (size_t k = 0; k < moec_plan_n_slot_tensors(plan, i); k++) {
+            const moec_slot_tensor *s = moec_plan_slot_tensor(plan, i, k);
+            rows[i][k] = test_to_device(t.device, NULL,
+                                        (size_t)(s->shape[0] * s->slot_bytes));
+        }
+    for (size_t n = 0; n < 2; n++) {
+        moec_plan_opts po = plan_fixture_opts();
+        moec_placement *p = NULL;
+        moec_plan *now = NULL;
+        moec_diff *diff = NULL;
+        int32_t p2l[12];
+
+        for (size_t i = 0; i < 12; i++)
+            p2l[i] = after[n][i % 6];
+        load_ok(moec_placement_from_rows(&p, (uint32_t)moec_plan_n_layers(plan),
+                                         4, 6, p2l, &err),
+                &err);
+        po.placement = p;
+        load_ok(moec_plan_create(&now, moec_plan_model(plan), &po, &err), &err);
+        load_ok(moec_plan_diff(&diff, plan, now, 0, &o, &err), &err);
+        into_rows(plan, NULL, rows);
+        into_rows(now, diff, rows);
+        load_case c = {now, t.conv.conversion, t.x.ckpt};
+        for (size_t i = 0; i < moec_plan_n_layers(now); i++)
+            for (size_t k = 0; k < moec_plan_n_slot_tensors(now, i); k++) {
+                const moec_slot_tensor *s = moec_plan_slot_tensor(now, i, k);
+                size_t bytes = (size_t)(s->shape[0] * s->slot_bytes);
+                unsigned char *back = malloc(bytes);
+
+                assert_non_null(back);
+                test_from_device(t.device, back, rows[i][k], bytes);
+                load_compare_slots(&c, 0, i, k, back);
+                free(back);
+            }
+        moec_diff_destroy(diff);
+        moec_plan_destroy(now);
+        moec_placement_destroy(p);
+    }
+    for (size_t i = 0; i < 16; i++)
+        moec_device_free(t.device, rows[i / 8][i % 8]);
+}
+
 #define CASE(f) cmocka_unit_test_setup(f, forget)
 
 int main(void)
@@ -366,6 +468,7 @@ int main(void)
         CASE(the_ring_brings_what_fails),
         CASE(finds_what_arrived_wrong),
         CASE(leaves_unaligned_sources_to_the_ring),
+        CASE(follows_in_the_devices_memory),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);
