@@ -289,11 +289,11 @@ static void begin(moec_engine_worker *w, moec_engine_op *op)
     op_done(w, op, st);
 }
 
-/* Hand over what is queued, wait for a read if there is nothing else to do,
- * and note the requests whose last read has come. */
-static void reap(moec_engine_worker *w)
+/* Hand over what is queued, wait for a read if there is nothing else to do
+ * (`idle`), and note the requests whose last read has come. */
+static void reap(moec_engine_worker *w, bool idle)
 {
-    int e = moec_uring_enter(&w->uring, w->n_waiting == 0);
+    int e = moec_uring_enter(&w->uring, idle && w->n_waiting == 0);
     uint64_t tag;
     int res;
 
@@ -436,8 +436,10 @@ static const moec_request *take(moec_engine *e)
 }
 
 /* Begin what there is room for. Before what came is digested: some disks end
- * all their reads at once, and rest until the next is there. */
-static void start_reads(moec_engine_worker *w)
+ * all their reads at once, and rest until the next is there. True after a
+ * request that was done at once (its pages were cached) while others are under
+ * way: look at those before the next. */
+static bool start_reads(moec_engine_worker *w)
 {
     moec_engine *e = w->e;
     moec_engine_op *op;
@@ -447,13 +449,17 @@ static void start_reads(moec_engine_worker *w)
         op->r = w->held;
         begin(w, op);
         w->held = take(e);
+        if (op->state != MOEC_OP_READS && w->n_reading > 0)
+            return true;
     }
+    return false;
 }
 
 void moec_engine_work(moec_engine_worker *w)
 {
     moec_engine *e = w->e;
     uint32_t n = e->n_slots + e->n_places;
+    bool more;
 
     w->uring.fd = -1;
     if (!e->o.no_uring && moec_uring_open(&w->uring, 3 * n)) {
@@ -462,12 +468,12 @@ void moec_engine_work(moec_engine_worker *w)
     }
     tell_ready(w); /* groups without pieces */
     w->held = take(e);
-    start_reads(w);
+    more = start_reads(w);
     while ((w->held != NULL && !stopped(e)) ||
            w->n_reading + w->n_waiting > 0) {
         if (w->n_reading > 0)
-            reap(w);
-        start_reads(w);
+            reap(w, !more);
+        more = start_reads(w);
         finish_one(w);
     }
     if (e->o.sink != NULL)
