@@ -98,6 +98,8 @@ moec_status moec_bucket_tidy(const moec_objects *o, const moec_prepared *p,
 /* The manifest first: without it nothing is a conversion. */
 static moec_status remove_old(const bucket *b, moec_error *err)
 {
+    static const char *const own[] = {MOEC_SLOTS_NAME, MOEC_SOURCES_NAME,
+                                      MOEC_INDEX_NAME, MOEC_PROVENANCE_NAME};
     const moec_objects *o = b->o;
     moec_manifest m;
     moec_buf text = {0};
@@ -115,6 +117,8 @@ static moec_status remove_old(const bucket *b, moec_error *err)
                          "replace it, remove it yourself",
                          o->there->name);
     st = o->remove(o->ctx, MOEC_MANIFEST_NAME, err);
+    for (size_t i = 0; st == MOEC_OK && i < sizeof(own) / sizeof(*own); i++)
+        st = o->remove(o->ctx, own[i], err);
     for (size_t i = 0; st == MOEC_OK && i < m.n_files; i++)
         st = o->remove(o->ctx, m.files[i].name, err);
     for (size_t i = 0; st == MOEC_OK && i < m.n_copied; i++)
@@ -123,8 +127,7 @@ static moec_status remove_old(const bucket *b, moec_error *err)
     return st;
 }
 
-/* Compare the job that is there with ours. *same_out: or fail, naming what
- * differs. */
+/* Is the job that is there ours? Fail, naming what differs. */
 static moec_status join_job(const bucket *b, moec_error *err)
 {
     const moec_objects *o = b->o;
@@ -140,13 +143,14 @@ static moec_status join_job(const bucket *b, moec_error *err)
     return st;
 }
 
-static moec_status take_place(const bucket *b, moec_error *err)
+/* `emptied`: what was there has been removed. */
+static moec_status take_place(const bucket *b, bool emptied, moec_error *err)
 {
     const moec_objects *o = b->o;
     moec_error why = MOEC_ERROR_INIT;
     moec_status st;
 
-    for (size_t i = 0; i < o->there->n_files && !b->opts->force; i++)
+    for (size_t i = 0; i < o->there->n_files && !emptied; i++)
         if (strncmp(o->there->files[i].name, MOEC_OUTPUT_OWN,
                     strlen(MOEC_OUTPUT_OWN)) != 0)
             return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
@@ -165,16 +169,16 @@ static moec_status take_place(const bucket *b, moec_error *err)
 /* May we write there? *complete_out: this very conversion is there. */
 static moec_status open_place(bucket *b, bool *complete_out, moec_error *err)
 {
-    bool job = moec_bucket_find(b->o, MOEC_OUTPUT_JOB) != NULL;
+    bool there = moec_bucket_find(b->o, MOEC_MANIFEST_NAME) != NULL;
 
     *complete_out = false;
-    if (job) {
+    if (moec_bucket_find(b->o, MOEC_OUTPUT_JOB) != NULL) {
         MOEC_TRY(join_job(b, err));
         b->ours = true;
-        *complete_out = moec_bucket_find(b->o, MOEC_MANIFEST_NAME) != NULL;
+        *complete_out = there;
         return MOEC_OK;
     }
-    if (moec_bucket_find(b->o, MOEC_MANIFEST_NAME) != NULL) {
+    if (there) {
         if (!b->opts->force)
             return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                              "%s exists: remove it or give --force",
@@ -186,7 +190,7 @@ static moec_status open_place(bucket *b, bool *complete_out, moec_error *err)
                              b->o->there->name);
         MOEC_TRY(remove_old(b, err));
     }
-    MOEC_TRY(take_place(b, err));
+    MOEC_TRY(take_place(b, there, err));
     b->ours = true;
     return MOEC_OK;
 }

@@ -180,12 +180,13 @@ moec_status moec_leaves_take(const moec_layout *layout, moec_leaf_table *t,
                              size_t n, bool *ours_out, moec_error *err)
 {
     const moec_out_file *f = moec_layout_file(layout, i);
-    const unsigned char *p = data, *end = p + n - SUM_BYTES;
+    const unsigned char *p = data, *end;
     moec_span s;
 
     MOEC_TRY(is_ours(f, job, p, n, ours_out, err));
     if (!*ours_out)
         return MOEC_OK;
+    end = p + n - SUM_BYTES;
     p += HEAD_BYTES;
     for (uint64_t at = 0; at < f->bytes; at = s.off + s.bytes) {
         s = moec_span_at(layout, t->d, i, at);

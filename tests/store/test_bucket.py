@@ -102,6 +102,7 @@ class BucketTest(unittest.TestCase):
         # what nobody of us wrote
         self.store.objects = {KEY + "notes.txt": b"mine"}
         self.assertIn("notes.txt", self.convert(want=2))
+        self.assertIn("notes.txt", self.convert(*PARTS, "--force", want=2))
         self.convert(*PARTS, "--dry-run")
         self.assertEqual(self.store.objects, {KEY + "notes.txt": b"mine"})
 
