@@ -79,13 +79,19 @@ static uint32_t rank_of(const problem *p, uint32_t cell)
     return cell / p->n_rows;
 }
 
-static uint32_t node_of(const differ *f, uint32_t old_rank, uint32_t rank)
+static uint32_t node_of(const differ *f, uint32_t old_rank)
 {
     uint32_t each = f->opts->ranks_per_node;
 
-    if (each == 0)
-        return 0;
-    return (old_rank != NONE ? old_rank : rank) / each;
+    return each == 0 ? 0 : old_rank / each;
+}
+
+/* The node of a new rank's process, also of one that lost its memory. */
+static uint32_t home_of(const differ *f, uint32_t rank)
+{
+    uint32_t was = f->opts->old_rank ? f->opts->old_rank[rank] : rank;
+
+    return node_of(f, was != NONE ? was : rank);
 }
 
 /* Does the old cell keep its content? Then it is read at any time. */
@@ -111,7 +117,7 @@ static uint32_t distance(const differ *f, uint32_t rank, uint32_t old_cell)
         d = 0;
     else if (f->opts->no_peers)
         return NONE;
-    else if (node_of(f, owner, owner) == node_of(f, me, rank))
+    else if (node_of(f, owner) == home_of(f, rank))
         d = 2;
     return 2 * d + !keeps(p, old_cell);
 }
@@ -206,8 +212,7 @@ static moec_status emit(differ *f, uint32_t cell, uint32_t round, bool to,
         m.src_row = source % p->n_old_rows;
     if (m.source == MOEC_DIFF_PEER) {
         m.peer = source / p->n_old_rows;
-        m.same_node =
-            node_of(f, m.peer, m.peer) == node_of(f, p->old_of[rank], rank);
+        m.same_node = node_of(f, m.peer) == home_of(f, rank);
     }
     if (f->d->n == f->d->cap) {
         size_t cap = f->d->cap ? 2 * f->d->cap : 256;

@@ -564,6 +564,38 @@ static void takes_the_nearest_copy(void **state)
     close_subject(&s);
 }
 
+/* New rank 0 is the process that was old rank 3: on the second node, though
+ * its memory is gone and its new number is one of the first node's. */
+static void a_lost_rank_stays_on_its_node(void **state)
+{
+    subject s = open_fixture("mixtral");
+    static const uint32_t old_rank[] = {3, 1, 2, 0};
+    static const uint8_t lost[] = {0, 0, 0, 1};
+    moec_plan_opts o = MOEC_PLAN_OPTS_INIT;
+    moec_diff_opts d = plain;
+    moec_plan *a = NULL;
+    moec_diff *diff = NULL;
+    (void)state;
+
+    o.n_ranks = 4;
+    assert_int_equal(moec_plan_create(&a, s.model, &o, NULL), MOEC_OK);
+    d.ranks_per_node = 2;
+    d.old_rank = old_rank;
+    d.lost = lost;
+    assert_int_equal(moec_plan_diff(&diff, a, a, 0, &d, NULL), MOEC_OK);
+    assert_int_not_equal(moec_diff_n_moves(diff), 0);
+    for (size_t i = 0; i < moec_diff_n_moves(diff); i++) {
+        const moec_diff_move *m = moec_diff_get(diff, i);
+
+        assert_int_equal(m->source, MOEC_DIFF_PEER);
+        assert_int_equal(m->same_node, m->peer / 2 == 1);
+    }
+    assert_int_not_equal(moec_diff_sums(diff).bytes_other_node, 0);
+    moec_diff_destroy(diff);
+    moec_plan_destroy(a);
+    close_subject(&s);
+}
+
 static void refuses_plans_of_another_kind(void **state)
 {
     subject s = open_fixture("mixtral");
@@ -629,6 +661,7 @@ int main(void)
         cmocka_unit_test(without_peers_the_rest_is_read_from_host_or_disk),
         cmocka_unit_test(tables_over_all_slots_are_permuted),
         cmocka_unit_test(takes_the_nearest_copy),
+        cmocka_unit_test(a_lost_rank_stays_on_its_node),
         cmocka_unit_test(refuses_plans_of_another_kind),
         cmocka_unit_test(every_allocation_may_fail),
     };

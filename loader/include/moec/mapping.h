@@ -720,7 +720,8 @@ typedef struct moec_diff_move {
 
 typedef struct moec_diff_opts {
     uint32_t struct_bytes;   /* sizeof(moec_diff_opts) */
-    uint32_t ranks_per_node; /* of the old ranks; 0: all are on one node */
+    uint32_t ranks_per_node; /* of the old ranks, and by its new number of a
+                                process that was none; 0: all are on one node */
     /* [new ranks] which old rank the process was, MOEC_DIFF_NEW_RANK for none;
      * NULL: the same number, as far as there are */
     const uint32_t *old_rank;
