@@ -10,14 +10,15 @@
  *   same ids bit for bit and the same weights within 2 ulp of float32.
  * Lifetime: a moec_kernels is a back end and its threads; a moec_router is a
  *   configuration made ready for one back end and borrows it. All arrays and
- *   all workspace are the caller's; no kernel allocates.
+ *   all workspace are the caller's; nothing on the way of a token allocates.
  * Threads: a router is immutable: share freely. A moec_kernels with more than
  *   one thread runs one call at a time; with one thread it is immutable.
  *   Results do not depend on the number of threads, nor, but for Expert
  *   Choice, on how T is split into calls.
  * Errors: ARG (a NULL or a size that does not fit, the text says which),
  *   UNSUPPORTED (a combination that no kernel does: never silently another
- *   one), NOMEM (create and open only). Outputs are undefined after an error.
+ *   one), NOMEM (create, open, describe and quantise only). Outputs are
+ *   undefined after an error.
  *
  * Shapes: T tokens (from 0), E routed experts, Z zero experts, K routed
  * columns, S shared columns, C = K + S, H hidden, I width of an expert. All
@@ -396,9 +397,9 @@ MOEC_API moec_status moec_permute(const moec_kernels *k, const void *x,
                                   uint32_t n_cols, void *out, moec_error *err);
 
 /* out[t] = scale * (identity[t] * x[t] + sum over the first scaled_cols
- * columns of weights[t][c] * y[t*C + c]) + the same sum over the others, in
- * column order, in float32, every product rounded before it is added, on
- * every back end. Columns whose slot is < 0 are left out and their rows of y
+ * columns of weights[t][c] * y[t*C + c]); to that the others are added one by
+ * one. In column order, in float32, every product rounded before it is added,
+ * on every back end. Columns whose slot is < 0 are left out and their rows of y
  * not read. scaled_cols is C where shared columns weigh 1/rsf
  * (moec_shared_weight) and scale is rsf; K where they weigh 1 and stand
  * outside. y is [T*C][H] by column, C at most 128. identity and x may be
@@ -472,7 +473,8 @@ typedef struct moec_matrix {
 } moec_matrix;
 
 /* Write rows [row, row + n_rows) of matrix `index` as float32 [n_rows][in].
- * Value times scale is rounded once. Exact on every back end. */
+ * Value times scale is rounded once; NVFP4's two scales are multiplied, and
+ * rounded, before. Exact on every back end. */
 MOEC_API moec_status moec_dequantize(const moec_kernels *k,
                                      const moec_matrix *m, uint32_t index,
                                      uint32_t row, uint32_t n_rows, float *out,
@@ -503,7 +505,7 @@ typedef struct moec_quant_error {
  *          least power of two that is not below it (F8_E8M0, U8)
  *   INT4   symmetric, scale = amax of the group / 7.5, rounded to scale_dtype
  *   MXFP4  scale 2^(floor(log2(amax)) - 2), E2M1 nearest even, saturating
- * A block of zeros has scale 1. ARG where a value is not finite, UNSUPPORTED
+ * A block of zeros has scale 1; no scale is rounded to 0 or to infinity. ARG where a value is not finite, UNSUPPORTED
  * for other formats. Exact on every back end. `error_out` may be NULL. */
 MOEC_API moec_status moec_quantize_rows(const moec_kernels *k,
                                         const moec_matrix *like, const float *w,
