@@ -39,6 +39,13 @@ moec_status moec_job_check_process(const moec_job *j, moec_error *err)
                      (long)j->pid);
 }
 
+uint32_t moec_job_threads(const moec_job *j)
+{
+    if (j->o.n_threads != 0)
+        return j->o.n_threads;
+    return (uint32_t)moec_min_u64(moec_cpu_count(), MOEC_JOB_THREADS);
+}
+
 /* ----------------------------------------------------------------- create */
 
 static moec_status check_opts(const moec_job_opts *opts, moec_job_opts *out,
@@ -494,6 +501,11 @@ void moec_job_poll(const moec_job *job, moec_job_stats *out)
     moec_engine_stats e = {0};
     moec_job_stats s = {.struct_bytes = sizeof(s)};
 
+    if (j->pid != getpid()) { /* who held the lock is not here */
+        s.state = MOEC_JOB_FAILED;
+        *out = s;
+        return;
+    }
     (void)pthread_mutex_lock(&j->lock);
     s.state = j->state;
     s.n_layers = j->n_order;

@@ -24,7 +24,7 @@ static bool concerns(const moec_job *j, const moec_diff_move *m, size_t t)
 static bool has_row(const moec_job *j, const moec_diff_move *m, size_t t)
 {
     return m->dst_row == MOEC_DIFF_BOUNCE ||
-           m->dst_row < moec_plan_slot_tensor(j->plan, m->layer, t)->shape[0];
+           m->dst_row < j->layers[m->layer].slots[t].n_slots;
 }
 
 /* Whatever the diff was made of: every row it writes is one of ours. */
@@ -103,6 +103,7 @@ moec_status moec_job_list_diff(moec_job *j, moec_error *err)
         const moec_diff_move *m = moec_diff_get(j->diff, i);
         const moec_job_layer *y = &j->layers[m->layer];
 
+        MOEC_TRY(check_move(j, m, err)); /* of the places as they are now */
         if (m->source != MOEC_DIFF_DISK)
             continue;
         for (size_t t = 0; t < y->n; t++) {
@@ -245,18 +246,28 @@ static moec_status hand_over(moec_job *j, const moec_diff_move *m,
     return st;
 }
 
-static moec_status make_bounce(moec_job *j, moec_error *err)
+/* A row of all tensors of a layer, with the strides that they have. */
+uint64_t moec_job_bounce_bytes(const moec_job *j)
 {
     uint64_t most = 0;
 
-    if (moec_diff_sums(j->diff).bounce_bytes == 0)
-        return MOEC_OK;
+    if (j->diff == NULL || moec_diff_sums(j->diff).bounce_bytes == 0)
+        return 0;
     for (size_t i = 0; i < j->n_layers; i++) {
         uint64_t bytes = 0;
         for (size_t t = 0; t < j->layers[i].n; t++)
             bytes += j->layers[i].slots[t].extent;
         most = moec_max_u64(most, bytes);
     }
+    return most;
+}
+
+static moec_status make_bounce(moec_job *j, moec_error *err)
+{
+    uint64_t most = moec_job_bounce_bytes(j);
+
+    if (most == 0)
+        return MOEC_OK;
     if (j->o.sink != NULL)
         return moec_job_ask(j, most, MOEC_NO_LAYER, &j->bounce, err);
     j->bounce = moec_alloc((size_t)most);

@@ -30,6 +30,8 @@
 #define MOEC_JOB_RING_MINIMUM (UINT64_C(4) << 20)
 /* What the engine keeps for a piece, roughly: its own copy and a request. */
 #define MOEC_JOB_PIECE_BYTES (sizeof(moec_piece) + 256)
+/* Threads, where the caller does not say how many: no more CPUs than that. */
+#define MOEC_JOB_THREADS 8u
 /* One thread of slow.c: a leaf, what was made of it, the executor's scratch. */
 #define MOEC_SLOW_BYTES (2 * (uint64_t)MOEC_LEAF_BYTES + MOEC_SCRATCH_BYTES_MAX)
 
@@ -147,6 +149,7 @@ double moec_job_now(void);
 moec_job_state moec_job_state_of(moec_job *j);
 /* ARG in a child of the process that made the job. */
 moec_status moec_job_check_process(const moec_job *j, moec_error *err);
+uint32_t moec_job_threads(const moec_job *j);
 moec_status moec_job_spawn(pthread_t *out, void *(*fn)(void *), void *arg,
                            moec_error *err);
 moec_status moec_job_end_thread(moec_job *j, moec_status st,
@@ -156,6 +159,8 @@ moec_status moec_job_end_thread(moec_job *j, moec_status st,
 
 /* The list of what is read from files. */
 moec_status moec_job_list_diff(moec_job *j, moec_error *err);
+/* Bytes of the row that cycles go through; 0: none do. */
+uint64_t moec_job_bounce_bytes(const moec_job *j);
 /* All moves of the diff but those from files. */
 moec_status moec_job_make_moves(moec_job *j, moec_error *err);
 

@@ -346,14 +346,11 @@ static uint64_t count_pieces(const moec_job *j)
 /* Beside the ring. */
 static uint64_t list_bytes(const moec_job *j)
 {
-    uint64_t threads = j->o.n_threads != 0 ? j->o.n_threads : moec_cpu_count();
-
-    return (j->diff != NULL && j->o.sink == NULL
-                ? moec_diff_sums(j->diff).bounce_bytes
-                : 0) +
+    return (j->o.sink == NULL ? moec_job_bounce_bytes(j) : 0) +
            count_pieces(j) * (MOEC_JOB_PIECE_BYTES + sizeof(moec_piece) +
                               sizeof(moec_job_tag)) +
-           threads * (MOEC_SLOW_BYTES + moec_requant_memory(j->requant));
+           moec_job_threads(j) *
+               (MOEC_SLOW_BYTES + moec_requant_memory(j->requant));
 }
 
 uint64_t moec_job_memory_bytes(const moec_job *j)

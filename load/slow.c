@@ -354,8 +354,7 @@ static moec_status run_block(void *ctx, size_t item, uint32_t worker,
 moec_status moec_slow_blocks(moec_job *j, const moec_slow_block *blocks,
                              size_t n, uint64_t *ticket, moec_error *err)
 {
-    uint32_t n_threads =
-        j->o.n_threads != 0 ? j->o.n_threads : moec_cpu_count();
+    uint32_t n_threads = moec_job_threads(j);
     slow_run r = {.j = j, .blocks = blocks};
     moec_status st = MOEC_OK;
 

@@ -13,8 +13,9 @@
  * Threads: create, place, start, wait and destroy one thread at a time; poll
  *   and cancel from any thread while the job lives; callbacks come from the
  *   job's threads, one at a time, but for `progress`. No thread before start
- *   and none left after wait. A job must not be carried over a fork: every
- *   call in the child is ARG, destroy frees what it can.
+ *   and none left after wait. A job must not be carried over a fork: in
+ *   the child what places, starts, waits or reads is ARG, poll says FAILED,
+ *   destroy frees what it can.
  * Errors: ARG, NOMEM (also: the cap is too small; the text says how much it
  *   takes), IO, FORMAT (I13: a file changed; H17: it ended), MAPPING (the plan
  *   is not proved, or does not fit the conversion), INTEGRITY (a digest; the
@@ -161,7 +162,8 @@ typedef enum moec_load_verify {
 
 typedef struct moec_job_opts {
     uint32_t struct_bytes; /* sizeof(moec_job_opts) */
-    uint32_t n_threads;    /* 0: one a CPU of the cpuset, at most 8 */
+    uint32_t n_threads;    /* 0: one a CPU of the cpuset, at most 8; where
+                              reads block a thread, twice that and 8 at least */
     uint64_t ring_bytes;   /* buffers; 0: 64 MiB */
     uint64_t memory_bytes; /* cap on all that the job allocates beside the
                               destination; 0: none */
@@ -272,7 +274,8 @@ MOEC_API moec_status moec_job_place_tensor(moec_job *job, size_t tensor,
 MOEC_API uint64_t moec_job_arena_bytes(const moec_job *job);
 /* Bytes of the memfd that shares the common tensors. */
 MOEC_API uint64_t moec_job_common_bytes(const moec_job *job);
-/* Bytes that the job allocates itself: what memory_bytes must allow. */
+/* Bytes that the job allocates itself at most, as it is placed now. Under a cap
+ * of less it takes a smaller ring, if ring_bytes leaves it the choice. */
 MOEC_API uint64_t moec_job_memory_bytes(const moec_job *job);
 
 /* Allocate, start the threads, return. NOMEM under the cap starts nothing. */
@@ -358,7 +361,9 @@ typedef struct moec_diff_hooks {
     moec_status (*host)(void *ctx, size_t layer, size_t t, uint32_t unit,
                         const void **out, moec_error *err);
     /* A later round of a layer begins: return once all ranks have ended the one
-     * before. NULL: nobody waits. */
+     * before. NULL: nobody waits. Each rank asks for its own rounds alone, and
+     * some have fewer: a barrier of all ranks would never open. Say to the
+     * others how far this one is, and after wait that it is through. */
     moec_status (*round)(void *ctx, size_t layer, uint32_t round,
                          moec_error *err);
 } moec_diff_hooks;
