@@ -50,8 +50,11 @@ moec_status moec_kernels_open(moec_kernels **out, const moec_kernels_opts *opts,
     moec_kernels *k;
     moec_isa isa;
 
-    if (opts)
+    if (opts) {
+        MOEC_TRY(moec_check_struct("moec_kernels_opts", opts->struct_bytes,
+                                   sizeof(o), err));
         o = *opts;
+    }
     isa = choose(o.isa, cpu);
     if (isa == MOEC_ISA_AUTO)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,

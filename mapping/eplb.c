@@ -400,11 +400,13 @@ static moec_status check_sizes(const moec_eplb_opts *o, uint64_t n_experts,
                          "%" PRIu32 " ranks for %" PRIu64 " slots", o->n_ranks,
                          n_physical);
     if (n_physical % o->n_ranks != 0)
-        return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P06,
-                         "%" PRIu64 " slots (%" PRIu64
-                         " experts and R = %" PRIu32
-                         ") do not divide by %" PRIu32 " ranks",
-                         n_physical, n_experts, o->n_redundant, o->n_ranks);
+        return moec_fail(
+            err, MOEC_E_MAPPING, MOEC_RULE_P06,
+            "%" PRIu64 " slots (%" PRIu64 " experts and R = %" PRIu32
+            ") do not divide by %" PRIu32
+            " ranks: the smallest R that fits is %" PRIu64,
+            n_physical, n_experts, o->n_redundant, o->n_ranks,
+            moec_ceil_div(n_experts, o->n_ranks) * o->n_ranks - n_experts);
     return MOEC_OK;
 }
 
@@ -490,12 +492,15 @@ moec_status moec_eplb(moec_placement **out, uint32_t *replica,
                       const moec_eplb_opts *opts, const float *loads,
                       uint32_t n_layers, uint32_t n_experts, moec_error *err)
 {
-    uint64_t n_physical = (uint64_t)n_experts + opts->n_redundant;
+    uint64_t n_physical;
     balancer b = {.opts = opts, .n_experts = n_experts};
     moec_arena arena = {0};
     int32_t *rows = NULL;
     moec_status st;
 
+    MOEC_TRY(moec_check_struct("moec_eplb_opts", opts->struct_bytes,
+                               sizeof(*opts), err));
+    n_physical = (uint64_t)n_experts + opts->n_redundant;
     MOEC_TRY(check_sizes(opts, n_experts, n_physical, err));
     b.n_physical = (uint32_t)n_physical;
     MOEC_TRY(choose_policy(&b, err));

@@ -409,6 +409,8 @@ moec_status moec_placement_write(const moec_placement *placement,
                 .n_rows = moec_placement_n_layers(placement)};
     moec_status st;
 
+    MOEC_TRY(moec_check_struct("moec_placement_write_opts", opts->struct_bytes,
+                               sizeof(*opts), err));
     if (opts->npy && opts->form != MOEC_PLACEMENT_PHY2LOG &&
         opts->form != MOEC_PLACEMENT_LOG2PHY &&
         opts->form != MOEC_PLACEMENT_LOGCNT)

@@ -634,8 +634,11 @@ static moec_status decide(moec_plan *p, moec_error *err)
 moec_status moec_plan_create(moec_plan **out, const moec_model *model,
                              const moec_plan_opts *opts, moec_error *err)
 {
-    moec_plan *p = moec_calloc(1, sizeof(*p));
+    moec_plan *p;
 
+    MOEC_TRY(moec_check_struct("moec_plan_opts", opts->struct_bytes,
+                               sizeof(*opts), err));
+    p = moec_calloc(1, sizeof(*p));
     if (p == NULL)
         return moec_fail_nomem(err, "a plan");
     p->model = model;

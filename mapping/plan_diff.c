@@ -626,6 +626,8 @@ moec_status moec_plan_diff(moec_diff **out, const moec_plan *old,
                 .n_experts = moec_model_facts(moec_plan_model(now))->n_experts};
     moec_status st;
 
+    MOEC_TRY(moec_check_struct("moec_diff_opts", f.opts->struct_bytes,
+                               sizeof(none), err));
     MOEC_TRY(check_plans(&f, err));
     f.d = moec_calloc(1, sizeof(*f.d));
     if (!f.d)

@@ -800,9 +800,12 @@ moec_status moec_planner(moec_placement **out, const moec_planner_opts *opts,
     const moec_eplb_opts *e = &opts->eplb;
     planner p = {.opts = opts, .n_layers = n_layers, .n_experts = n_experts};
     moec_placement *eplb = NULL;
-    uint32_t groups = e->n_groups ? e->n_groups : 1;
+    uint32_t groups;
     moec_status st;
 
+    MOEC_TRY(moec_check_struct("moec_planner_opts", opts->struct_bytes,
+                               sizeof(*opts), err));
+    groups = e->n_groups ? e->n_groups : 1;
     /* It refuses what is wrong with the sizes and the loads. */
     MOEC_TRY(moec_eplb(&eplb, NULL, e, loads, n_layers, n_experts, err));
     p.loads = loads;

@@ -329,6 +329,8 @@ static moec_status check_opts(const moec_placement *p,
 {
     uint32_t n_layers = moec_placement_n_layers(p);
 
+    MOEC_TRY(moec_check_struct("moec_replicas_opts", o->struct_bytes,
+                               sizeof(*o), err));
     MOEC_TRY(moec_placement_fits(p, o->n_ranks, NULL, n_layers, err));
     if (o->rank >= o->n_ranks)
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,

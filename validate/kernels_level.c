@@ -565,9 +565,12 @@ moec_status moec_validate_patched(moec_validation **out, const char *dir,
                      .mutation = mutation,
                      .patches = patches,
                      .dropped = SIZE_MAX};
-    moec_validation *x = moec_calloc(1, sizeof(*x));
+    moec_validation *x;
     moec_status st;
 
+    MOEC_TRY(moec_check_struct("moec_validate_opts", v.opts->struct_bytes,
+                               offsetof(moec_validate_opts, store), err));
+    x = moec_calloc(1, sizeof(*x));
     if (x == NULL)
         return moec_fail_nomem(err, "validation");
     if (v.opts->struct_bytes >=

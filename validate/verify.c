@@ -566,6 +566,8 @@ moec_status moec_verify_patched(moec_report **out, const char *dir,
                        .patches = patches};
     moec_status st;
 
+    MOEC_TRY(moec_check_struct("moec_verify_opts", v.opts->struct_bytes,
+                               offsetof(moec_verify_opts, level), err));
     MOEC_TRY(level_of(v.opts, &v.level, err));
     MOEC_TRY(moec_report_create(&v.r, err));
     if (pthread_mutex_init(&v.lock, NULL) != 0) {

@@ -47,6 +47,10 @@ moec_status moec_fail_os(moec_error *err, int os_errno, const char *fmt, ...)
 
 /* NOMEM with what was wanted. */
 moec_status moec_fail_nomem(moec_error *err, const char *what);
+/* ARG where a caller's struct, by its own struct_bytes, is shorter than `want`:
+ * made without its _INIT, or by an older header. */
+moec_status moec_check_struct(const char *name, uint32_t struct_bytes,
+                              size_t want, moec_error *err);
 
 /* dlopen the plug-in at `path`, or with NULL the file `name` beside the library
  * or where plug-ins are installed. NULL and NO_DEVICE, "no `what`: ...". */

@@ -211,6 +211,17 @@ moec_status moec_fail_os(moec_error *err, int os_errno, const char *fmt, ...)
     return MOEC_E_IO;
 }
 
+moec_status moec_check_struct(const char *name, uint32_t struct_bytes,
+                              size_t want, moec_error *err)
+{
+    if (struct_bytes >= want)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                     "%s.struct_bytes is %u, not %zu or more: begin "
+                     "with its _INIT",
+                     name, (unsigned)struct_bytes, want);
+}
+
 moec_status moec_fail_nomem(moec_error *err, const char *what)
 {
     return moec_fail(err, MOEC_E_NOMEM, MOEC_RULE_NONE, "out of memory for %s",

@@ -16,6 +16,7 @@ import numpy as np
 
 import moec
 from moec import _abi, kernels, loading, record
+from moec._lib import call
 from moec.memory import Tensor, View
 
 ROOT = os.environ["MOEC_ROOT"]
@@ -26,6 +27,39 @@ def fixture(name):
 
 
 class Abi(unittest.TestCase):
+    def test_a_struct_that_is_too_short_is_refused(self):
+        model = moec.Model(moec.Checkpoint(fixture("qwen3_moe")))
+        plan = moec.Plan(model)
+        placement = moec.Placement([[0, 1]], 2)
+        loads = np.ones(2, np.float32)
+        out, size = ctypes.c_void_p(), ctypes.c_size_t()
+        eplb = _abi.moec_eplb_opts(n_ranks=1)
+        for function, options, before, behind in (
+                ("moec_kernels_open", _abi.moec_kernels_opts(), (out,), ()),
+                ("moec_plan_create", _abi.moec_plan_opts(n_ranks=1),
+                 (out, model.pointer), ()),
+                ("moec_eplb", eplb, (out, None), (loads.ctypes.data, 1, 2)),
+                ("moec_planner", _abi.moec_planner_opts(eplb=eplb), (out,),
+                 (loads.ctypes.data, 1, 2)),
+                ("moec_replicas_create", _abi.moec_replicas_opts(n_ranks=1),
+                 (out, placement.pointer), ()),
+                ("moec_placement_write",
+                 _abi.moec_placement_write_opts(
+                     form=_abi.MOEC_PLACEMENT_PHY2LOG),
+                 (placement.pointer,), (out, size)),
+                ("moec_plan_diff", _abi.moec_diff_opts(),
+                 (out, plan.pointer, plan.pointer, 0), ()),
+                ("moec_verify", _abi.moec_verify_opts(), (out, b"/nowhere"),
+                 ()),
+                ("moec_validate", _abi.moec_validate_opts(),
+                 (out, b"/nowhere"), ())):
+            before, behind = ([
+                ctypes.byref(a) if a is out or a is size else a
+                for a in arguments] for arguments in (before, behind))
+            options.struct_bytes = 4
+            with self.assertRaisesRegex(moec.ArgumentError, "struct_bytes"):
+                call(function, *before, ctypes.byref(options), *behind)
+
     def test_structs_are_those_of_the_headers(self):
         """tests/abi/struct_offsets.c has the compiler's numbers."""
         with open(os.path.join(ROOT, "tests", "abi",
