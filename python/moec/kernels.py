@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Routing kernels of <moec/kernels.h> over numpy arrays (or anything that
 gives an array without a copy)."""
+import contextlib
 import ctypes
+import threading
 from typing import NamedTuple, Optional
 
 import numpy
@@ -29,7 +31,9 @@ _SHARED = {"none": abi.MOEC_SHARED_NONE, "plain": abi.MOEC_SHARED_PLAIN,
 
 
 class Kernels(Handle):
-    """A back end and its threads. isa: "auto", "scalar", "avx2", "avx512"."""
+    """A back end and its threads. isa: "auto", "scalar", "avx2", "avx512".
+    With more than one thread of its own it serves one call at a time: others
+    wait."""
     _destroy = "moec_kernels_close"
 
     def __init__(self, isa: str = "auto", n_threads: int = 1):
@@ -40,6 +44,9 @@ class Kernels(Handle):
         pointer = ctypes.c_void_p()
         call("moec_kernels_open", ctypes.byref(pointer), ctypes.byref(opts))
         super().__init__(pointer)
+        self.turn = contextlib.nullcontext()
+        if lib.moec_kernels_n_threads(pointer) > 1:
+            self.turn = threading.Lock()
 
     @property
     def isa(self) -> str:
@@ -90,6 +97,10 @@ class Router(Handle):
              ctypes.byref(config))
         super().__init__(pointer, kernels)
         self.config, self._state = config, abi.moec_ec_state()
+        # AUTO's state is of one call at a time, whatever the threads.
+        self._turn = threading.Lock() if ec.mode == abi.MOEC_EC_AUTO \
+            else contextlib.nullcontext()
+        self._kernels = kernels
 
     def describe(self) -> str:
         """What is in force, as JSON."""
@@ -140,8 +151,9 @@ class Router(Handle):
                                  ec=ctypes.pointer(stats))
         room, address, size = _workspace(
             lib.moec_route_workspace_bytes(self.pointer, n))
-        call("moec_route", self.pointer, ctypes.byref(given),
-             ctypes.byref(out), address, size)
+        with self._turn, self._kernels.turn:
+            call("moec_route", self.pointer, ctypes.byref(given),
+                 ctypes.byref(out), address, size)
         ec = None
         if cfg.ec.mode != abi.MOEC_EC_OFF:
             ec = {f: getattr(stats, f) for f, _ in stats._fields_}

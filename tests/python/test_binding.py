@@ -343,6 +343,25 @@ class Kernels(unittest.TestCase):
                                     ctypes.ArgumentError)):
                 bad()
 
+    def test_threads_take_turns_at_a_back_end_with_threads(self):
+        shared = kernels.Kernels(n_threads=3)
+        r = kernels.Router(64, 8, kernels=shared)
+        x = np.random.default_rng(5).standard_normal((512, 64))
+        x = x.astype(np.float32)
+        want = r.route(x)
+        same = []
+
+        def work():
+            same.extend((r.route(x).ids == want.ids).all() for _ in range(30))
+
+        threads = [threading.Thread(target=work, daemon=True)
+                   for _ in range(3)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(60)
+        self.assertEqual(same, 90 * [True])
+
     def test_expert_choice_tells_what_it_did(self):
         rng = np.random.default_rng(3)
         r = kernels.Router(8, 2, expert_choice="on", fill="balanced",
