@@ -11,6 +11,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ckpt.h"
 #include "conversion.h"
@@ -212,6 +213,116 @@ moec_status moec_compare_source(moec_compare *c, const moec_ckpt *source,
                 add(c, "file", s->name, "its header", "another header", err));
     }
     return MOEC_OK;
+}
+
+/* ---------------------------------------------------- files beside them */
+
+/* A copied file: of a conversion as its manifest has it. */
+typedef struct small {
+    const char *name;
+    moec_sha256 sha256;
+} small;
+
+static moec_status digest_fd(int fd, const char *name, uint64_t bytes,
+                             moec_sha256 *out, moec_error *err)
+{
+    moec_hasher *h = NULL;
+    moec_status st = moec_hasher_create(&h, err);
+    unsigned char *buf = moec_alloc(READ_BYTES);
+
+    if (st == MOEC_OK && !buf)
+        st = moec_fail_nomem(err, "a buffer");
+    for (uint64_t off = 0; st == MOEC_OK && off < bytes;) {
+        size_t n = (size_t)moec_min_u64(READ_BYTES, bytes - off);
+
+        st = moec_pread_full(fd, name, buf, n, off, err);
+        if (st == MOEC_OK)
+            st = moec_hasher_update(h, buf, n, err);
+        off += n;
+    }
+    if (st == MOEC_OK) {
+        st = moec_hasher_final(h, out, err);
+        h = NULL;
+    }
+    moec_hasher_destroy(h);
+    moec_free(buf);
+    return st;
+}
+
+static moec_status list_files(const moec_ckpt *ckpt,
+                              const moec_conversion *conversion, small **out,
+                              size_t *n_out, moec_error *err)
+{
+    const moec_manifest *m =
+        conversion ? &moec_conversion_files(conversion)->manifest : NULL;
+    size_t n = m ? m->n_copied : moec_ckpt_n_extra(ckpt);
+    small *list = moec_calloc(n + 1, sizeof(*list));
+    moec_status st = MOEC_OK;
+
+    if (!list)
+        return moec_fail_nomem(err, "a list of files");
+    for (size_t i = 0; st == MOEC_OK && i < n; i++) {
+        uint64_t bytes = 0;
+        int fd = -1;
+
+        list[i].name = m ? m->copied[i].name : moec_ckpt_extra(ckpt, i);
+        if (m) {
+            list[i].sha256 = m->copied[i].sha256;
+            continue;
+        }
+        st = moec_ckpt_open_extra(ckpt, list[i].name, &fd, &bytes, err);
+        if (st == MOEC_OK)
+            st = digest_fd(fd, list[i].name, bytes, &list[i].sha256, err);
+        if (fd >= 0)
+            close(fd);
+    }
+    *out = list;
+    *n_out = n;
+    return st;
+}
+
+static const small *find_file(const small *list, size_t n, const char *name)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(list[i].name, name) == 0)
+            return &list[i];
+    }
+    return NULL;
+}
+
+static moec_status add_file(moec_compare *c, const small *a, const small *b,
+                            moec_error *err)
+{
+    char x[65], y[65];
+
+    if (a)
+        moec_hex(a->sha256.b, sizeof(a->sha256), x);
+    if (b)
+        moec_hex(b->sha256.b, sizeof(b->sha256), y);
+    if (a && b && strcmp(x, y) == 0)
+        return MOEC_OK;
+    return add(c, "file", a ? a->name : b->name, a ? x : NULL, b ? y : NULL,
+               err);
+}
+
+moec_status moec_compare_files(moec_compare *c, moec_compared a,
+                               moec_compared b, moec_error *err)
+{
+    small *x = NULL, *y = NULL;
+    size_t nx = 0, ny = 0;
+    moec_status st = list_files(a.ckpt, a.conversion, &x, &nx, err);
+
+    if (st == MOEC_OK)
+        st = list_files(b.ckpt, b.conversion, &y, &ny, err);
+    for (size_t i = 0; st == MOEC_OK && i < nx; i++)
+        st = add_file(c, &x[i], find_file(y, ny, x[i].name), err);
+    for (size_t i = 0; st == MOEC_OK && i < ny; i++) {
+        if (!find_file(x, nx, y[i].name))
+            st = add_file(c, NULL, &y[i], err);
+    }
+    moec_free(x);
+    moec_free(y);
+    return st;
 }
 
 /* ---------------------------------------------------------- conversions */

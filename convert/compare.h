@@ -44,6 +44,15 @@ moec_status moec_compare_conversions(moec_compare *c, const moec_conversion *a,
 moec_status moec_compare_source(moec_compare *c, const moec_ckpt *source,
                                 const moec_conversion *conversion,
                                 moec_error *err);
+/* The files beside the tensors (config.json, tokenizer files), by SHA-256; of a
+ * conversion as its manifest has them. `ckpt` is not looked at where there is a
+ * conversion. */
+typedef struct moec_compared {
+    const moec_ckpt *ckpt;
+    const moec_conversion *conversion;
+} moec_compared;
+moec_status moec_compare_files(moec_compare *c, moec_compared a,
+                               moec_compared b, moec_error *err);
 void moec_compare_fini(moec_compare *c);
 
 #endif

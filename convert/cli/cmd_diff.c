@@ -288,6 +288,10 @@ static moec_status run(diff *d, moec_error *err)
         st = moec_compare_source(&d->found, d->a.s.ckpt, cb, err);
     else if (st == MOEC_OK && d->b.kind == KIND_CKPT && ca != NULL)
         st = moec_compare_source(&d->found, d->b.s.ckpt, ca, err);
+    if (st == MOEC_OK && (ca != NULL || d->a.kind == KIND_CKPT) &&
+        (cb != NULL || d->b.kind == KIND_CKPT))
+        st = moec_compare_files(&d->found, (moec_compared){d->a.s.ckpt, ca},
+                                (moec_compared){d->b.s.ckpt, cb}, err);
     if (st != MOEC_OK || d->a.x.p == NULL || d->b.x.p == NULL)
         return st;
     if (two_models(d)) {
@@ -395,7 +399,15 @@ static void print_moves(const diff *d)
 
 static void print_text(const diff *d)
 {
+    const char *same = "nothing differs";
     char text[1200];
+    /* Say what was not looked at. */
+    if (d->a.s.conversion != NULL && d->b.s.conversion != NULL)
+        same = "nothing differs by the digests (verify reads the bytes)";
+    else if ((d->a.s.conversion != NULL && d->b.kind == KIND_CKPT) ||
+             (d->b.s.conversion != NULL && d->a.kind == KIND_CKPT))
+        same = "nothing differs by the headers (verify --source reads the "
+               "bytes)";
     for (size_t i = 0; i < d->found.n; i++) {
         difference_text(&d->found.list[i], text, sizeof(text));
         moec_cli_line(stdout, "%s", text);
@@ -405,7 +417,7 @@ static void print_text(const diff *d)
     if (d->no_moves != NULL && !d->cli->args.quiet && !is_same(d))
         moec_cli_line(stderr, "moe-convert diff: no moves: %s", d->no_moves);
     moec_cli_line(stdout, "%s and %s: %s", d->a.path, d->b.path,
-                  is_same(d) ? "nothing differs" : "they differ");
+                  is_same(d) ? same : "they differ");
 }
 
 static void json_moves(const diff *d, moec_cli_json *j)
@@ -562,7 +574,8 @@ const moec_cli_command moec_cmd_diff = {
              "Conversions: options too, and contents by digest. A checkpoint "
              "and a conversion: is this its source, by headers (verify "
              "--source compares the bytes). Two checkpoints: tensors and "
-             "their bytes. Exit 1 where something differs.",
+             "their bytes. Of all, config.json and the files beside it. Exit "
+             "1 where something differs.",
     .examples = "diff today.json new.json --source ./DeepSeek-V3 --ep 32 "
                 "--nodes 4\n"
                 "diff ./V3-ep32 new.json --nodes 4\n"
