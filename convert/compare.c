@@ -223,32 +223,6 @@ typedef struct small {
     moec_sha256 sha256;
 } small;
 
-static moec_status digest_fd(int fd, const char *name, uint64_t bytes,
-                             moec_sha256 *out, moec_error *err)
-{
-    moec_hasher *h = NULL;
-    moec_status st = moec_hasher_create(&h, err);
-    unsigned char *buf = moec_alloc(READ_BYTES);
-
-    if (st == MOEC_OK && !buf)
-        st = moec_fail_nomem(err, "a buffer");
-    for (uint64_t off = 0; st == MOEC_OK && off < bytes;) {
-        size_t n = (size_t)moec_min_u64(READ_BYTES, bytes - off);
-
-        st = moec_pread_full(fd, name, buf, n, off, err);
-        if (st == MOEC_OK)
-            st = moec_hasher_update(h, buf, n, err);
-        off += n;
-    }
-    if (st == MOEC_OK) {
-        st = moec_hasher_final(h, out, err);
-        h = NULL;
-    }
-    moec_hasher_destroy(h);
-    moec_free(buf);
-    return st;
-}
-
 static moec_status list_files(const moec_ckpt *ckpt,
                               const moec_conversion *conversion, small **out,
                               size_t *n_out, moec_error *err)
@@ -272,7 +246,7 @@ static moec_status list_files(const moec_ckpt *ckpt,
         }
         st = moec_ckpt_open_extra(ckpt, list[i].name, &fd, &bytes, err);
         if (st == MOEC_OK)
-            st = digest_fd(fd, list[i].name, bytes, &list[i].sha256, err);
+            st = moec_sha256_fd(fd, list[i].name, bytes, &list[i].sha256, err);
         if (fd >= 0)
             close(fd);
     }

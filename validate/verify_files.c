@@ -17,8 +17,6 @@
 #include "remote.h"
 #include "verify.h"
 
-#define COPY_BYTES ((size_t)1 << 20)
-
 static moec_finding about(moec_rule rule, const char *file)
 {
     moec_finding f = {.rule = rule,
@@ -46,32 +44,6 @@ static moec_status settle(moec_verifier *v, const char *file, moec_rule rule,
 
 /* ---------------------------------------------------------- copied files */
 
-static moec_status digest_fd(int fd, const char *name, uint64_t bytes,
-                             moec_sha256 *out, moec_error *err)
-{
-    unsigned char *buf = moec_alloc(COPY_BYTES);
-    moec_hasher *h = NULL;
-    moec_status st;
-
-    if (buf == NULL)
-        return moec_fail_nomem(err, "a buffer");
-    st = moec_hasher_create(&h, err);
-    for (uint64_t off = 0; st == MOEC_OK && off < bytes; off += COPY_BYTES) {
-        size_t n = (size_t)moec_min_u64(COPY_BYTES, bytes - off);
-
-        st = moec_pread_full(fd, name, buf, n, off, err);
-        if (st == MOEC_OK)
-            st = moec_hasher_update(h, buf, n, err);
-    }
-    if (st == MOEC_OK) {
-        st = moec_hasher_final(h, out, err);
-        h = NULL;
-    }
-    moec_hasher_destroy(h);
-    moec_free(buf);
-    return st;
-}
-
 static moec_status verify_copy(moec_verifier *v, const moec_mf_copied *c,
                                moec_error *err)
 {
@@ -91,7 +63,7 @@ static moec_status verify_copy(moec_verifier *v, const moec_mf_copied *c,
                         c->bytes);
         goto done;
     }
-    st = digest_fd(fd, c->name, bytes, &sha, &e);
+    st = moec_sha256_fd(fd, c->name, bytes, &sha, &e);
     if (st != MOEC_OK) {
         st = settle(v, c->name, MOEC_RULE_M08, &e, err);
         goto done;

@@ -244,6 +244,9 @@ moec_status moec_hasher_update(moec_hasher *h, const void *data, size_t n,
 moec_status moec_hasher_final(moec_hasher *h, moec_sha256 *out,
                               moec_error *err);
 void moec_hasher_destroy(moec_hasher *h);
+/* The first `bytes` bytes of a file. */
+moec_status moec_sha256_fd(int fd, const char *name, uint64_t bytes,
+                           moec_sha256 *out, moec_error *err);
 /* 64 lower-case hex digits and a NUL. */
 void moec_hex(const void *data, size_t n, char *out);
 bool moec_unhex(const char *hex, void *out, size_t n);

@@ -28,6 +28,8 @@
 #include "base/base.h"
 #include "base/sha256_shani.h"
 
+#define FILE_BYTES ((size_t)1 << 20) /* of a file, at a time */
+
 /* What vzeroupper touches, as far as a compiler without AVX can name it. */
 #define XMM_CLOBBERS                                                           \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",      \
@@ -280,4 +282,30 @@ bool moec_unhex(const char *hex, void *out, size_t n)
         u[i] = (unsigned char)((unsigned)nibble(hex[2 * i]) << 4 |
                                (unsigned)nibble(hex[2 * i + 1]));
     return true;
+}
+
+moec_status moec_sha256_fd(int fd, const char *name, uint64_t bytes,
+                           moec_sha256 *out, moec_error *err)
+{
+    unsigned char *buf = moec_alloc(FILE_BYTES);
+    moec_hasher *h = NULL;
+    moec_status st;
+
+    if (!buf)
+        return moec_fail_nomem(err, "a buffer");
+    st = moec_hasher_create(&h, err);
+    for (uint64_t off = 0; st == MOEC_OK && off < bytes; off += FILE_BYTES) {
+        size_t n = (size_t)moec_min_u64(FILE_BYTES, bytes - off);
+
+        st = moec_pread_full(fd, name, buf, n, off, err);
+        if (st == MOEC_OK)
+            st = moec_hasher_update(h, buf, n, err);
+    }
+    if (st == MOEC_OK) {
+        st = moec_hasher_final(h, out, err);
+        h = NULL;
+    }
+    moec_hasher_destroy(h);
+    moec_free(buf);
+    return st;
 }
