@@ -46,6 +46,26 @@ isa_flags() { # FILE.c
     esac
 }
 
+# What mapping/embed.cmake makes, where there may be no cmake.
+builtin_families() {
+    families=$(find mapping/families -name '*.json' ! -name schema.json |
+        LC_ALL=C sort)
+    echo '#include "families_builtin.h"'
+    for f in $families; do
+        echo "static const unsigned char text_$(basename "$f" .json)[] = {"
+        od -An -v -tx1 "$f" | sed 's/ \(..\)/0x\1,/g'
+        echo '0x00};'
+    done
+    echo 'const struct moec_builtin_family moec_builtin_families[] = {'
+    for f in $families; do
+        n=$(basename "$f" .json)
+        echo "{\"$n\", (const char *)text_$n, $(wc -c <"$f")},"
+    done
+    echo '};'
+    # shellcheck disable=SC2086 # a list of words
+    echo "const size_t moec_n_builtin_families = $(echo $families | wc -w);"
+}
+
 # plain_host DIR LIBS: DIR/test_device* of everything in the tree. LIBS holds
 # include/ and lib/ of jansson, libcrypto, libxxhash, libyaml and cmocka, or is
 # empty where the compiler finds them.
@@ -59,6 +79,10 @@ plain_host() {
     done
     [ -z "$libs" ] || flags="$flags -I$libs/include -L$libs/lib"
     mkdir -p "$dir/obj"
+    builtin_families >"$dir/obj/families_builtin.c"
+    # shellcheck disable=SC2086 # a list of words
+    $cc $flags -c "$dir/obj/families_builtin.c" \
+        -o "$dir/obj/families_builtin.o" || return 1
     for f in $(find loader kernels mapping validate load convert -name '*.c' \
         ! -path '*/examples/*' ! -path 'convert/cli/*' ! -path '*/mpi/*' |
         LC_ALL=C sort); do

@@ -23,11 +23,14 @@ found() {
     [ "$path" != "$1" ] || { echo "prepare: no $1 here" >&2; return 1; }
     echo "$path"
 }
-for lib in libjansson.a libcrypto.a libxxhash.a libyaml.a; do
+for lib in libjansson.a libcrypto.a libyaml.a; do
     cp "$(found $lib)" "$carry/lib/"
 done
-cp -L "$(found libcmocka.so)" "$carry/lib/libcmocka.so.0"
-ln -s libcmocka.so.0 "$carry/lib/libcmocka.so"
+# These are not there as archives, or not all of them is.
+for lib in libcmocka libxxhash; do
+    cp -L "$(found $lib.so)" "$carry/lib/$lib.so.0"
+    ln -s $lib.so.0 "$carry/lib/$lib.so"
+done
 # Their headers, and what those include of their own.
 {
     printf '#include <%s>\n' setjmp.h stdarg.h stddef.h stdint.h

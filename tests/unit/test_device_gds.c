@@ -25,6 +25,7 @@
 #include "device_gds.h"
 #include "device_test.h"
 #include "load_case.h"
+#include "plugin.h"
 
 #ifndef MOEC_CUFILE_STANDIN
 #  define MOEC_CUFILE_STANDIN ""
@@ -92,13 +93,41 @@ static int forget(void **state)
 
 /* ------------------------------------------------------------- digests */
 
+/* By the reader, or where there is no cuFile by the device's table. */
+static moec_status digest(moec_device_gds *g, int sha256,
+                          const void *const *data, const uint64_t *bytes,
+                          size_t n, uint8_t *out, moec_error *err)
+{
+    size_t each = sha256 ? 32 : 16;
+    uint32_t ordinal;
+    const moec_backend *b = moec_device_backend(t.device, &ordinal);
+    uint64_t at_least[64];
+    void *d, *l, *o;
+    moec_status st;
+
+    if (g != NULL)
+        return moec_device_gds_reader(g)->digest(g, sha256, data, bytes, n, out,
+                                                 err);
+    assert_true(n <= 64);
+    for (size_t i = 0; i < n; i++) /* there is no shorter XXH3 */
+        at_least[i] = sha256 ? bytes[i] : moec_max_u64(bytes[i], 241);
+    d = test_to_device(t.device, data, n * sizeof(*data));
+    l = test_to_device(t.device, at_least, n * sizeof(*at_least));
+    o = test_to_device(t.device, NULL, n * each);
+    st = b->digests(ordinal, sha256, d, l, (uint32_t)n, o, NULL, err);
+    test_from_device(t.device, out, o, n * each);
+    moec_device_free(t.device, d);
+    moec_device_free(t.device, l);
+    moec_device_free(t.device, o);
+    return st;
+}
+
 static void digests_are_the_hosts(void **state)
 {
     static const size_t sizes[] = {1,    16,   17,   128,  240,  241,  255,
                                    256,  257,  1023, 1024, 1025, 1087, 1088,
                                    1089, 2048, 2049, 4095, 70001};
     enum { N = sizeof(sizes) / sizeof(sizes[0]), BYTES = 300000 };
-    moec_device_sink_opts so = MOEC_DEVICE_SINK_OPTS_INIT;
     unsigned char *from = malloc(BYTES), found[2 * N * 32];
     moec_error err = MOEC_ERROR_INIT;
     moec_device_gds *g = NULL;
@@ -107,13 +136,8 @@ static void digests_are_the_hosts(void **state)
     size_t at = 0;
 
     (void)state;
-    (void)so;
-    if (moec_device_gds_open(&g, t.device, NULL, t.library, true, &err) !=
-        MOEC_OK) {
-        print_message("%s\n", err.text);
-        free(from);
-        skip();
-    }
+    (void)moec_device_gds_open(&g, t.device, NULL, t.library, true, &err);
+    err = (moec_error)MOEC_ERROR_INIT;
     assert_non_null(from);
     for (size_t i = 0; i < BYTES; i++)
         from[i] = (unsigned char)(i * 2654435761u >> 13);
@@ -126,10 +150,8 @@ static void digests_are_the_hosts(void **state)
     assert_true(at <= BYTES);
     for (int sha256 = 0; sha256 < 2; sha256++) {
         size_t each = sha256 ? 32 : 16;
-        const moec_load_reader *r = moec_device_gds_reader(g);
 
-        load_ok(r->digest(r->ctx, sha256, data, bytes, 2 * N, found, &err),
-                &err);
+        load_ok(digest(g, sha256, data, bytes, 2 * N, found, &err), &err);
         for (size_t i = 0; i < 2 * N; i++) {
             const unsigned char *p =
                 from + ((const unsigned char *)data[i] - there);
@@ -137,6 +159,8 @@ static void digests_are_the_hosts(void **state)
             moec_sha256 s;
 
             load_ok(moec_sha256_of(p, (size_t)bytes[i], &s, &err), &err);
+            if (g == NULL && !sha256 && bytes[i] < 241)
+                continue; /* have formulas of their own */
             if (memcmp(found + i * each, sha256 ? s.b : x.b, each) != 0)
                 fail_msg("%zu bytes, sha256 %d", (size_t)bytes[i], sha256);
         }
