@@ -33,7 +33,6 @@ static moec_status read_header(void *ctx, size_t i, uint32_t worker,
     moec_file *f = &c->files[i];
     moec_header *h = &c->shards[i].header;
 
-    (void)worker;
     if (c->shards[i].has_header)
         ; /* while the index was read */
     else if (job->blobs != NULL)
@@ -42,7 +41,7 @@ static moec_status read_header(void *ctx, size_t i, uint32_t worker,
                                    f->name, err));
     else
         MOEC_TRY(moec_header_read(h, c->shards[i].fd, f->bytes, f->name,
-                                  c->secret, err));
+                                  c->secret, &c->tables[worker], err));
     f->header_bytes = h->header_bytes;
     memcpy(f->header_sha256, h->sha256.b, sizeof(f->header_sha256));
     for (size_t k = 0; i > 0 && k < h->n_tensors; k++)
@@ -288,6 +287,8 @@ void moec_ckpt_close(moec_ckpt *c)
     moec_free(c->files);
     moec_free(c->extra);
     moec_free(c->notes);
+    for (size_t i = 0; i < MOEC_THREADS_MAX; i++)
+        moec_arena_fini(&c->tables[i]);
     moec_arena_fini(&c->arena);
     moec_source_fini(&c->source);
     moec_free(c);

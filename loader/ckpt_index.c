@@ -210,7 +210,7 @@ static void drop_guessed(moec_shard *s)
 }
 
 /* Open guessed shard `i` and read its header. No failure is told. */
-static void read_guessed(const moec_ckpt *c, guess *g, uint32_t i)
+static void read_guessed(moec_ckpt *c, guess *g, uint32_t i, uint32_t worker)
 {
     char name[sizeof(g->prefix) + 48];
     moec_shard *s = &g->shards[i];
@@ -223,7 +223,7 @@ static void read_guessed(const moec_ckpt *c, guess *g, uint32_t i)
     s->has_header =
         moec_stamp_take(s->fd, name, &s->stamp, &ignored) == MOEC_OK &&
         moec_header_read(&s->header, s->fd, (uint64_t)s->stamp.bytes, name,
-                         c->secret, &ignored) == MOEC_OK;
+                         c->secret, &c->tables[worker], &ignored) == MOEC_OK;
     if (!s->has_header)
         drop_guessed(s);
 }
@@ -231,7 +231,7 @@ static void read_guessed(const moec_ckpt *c, guess *g, uint32_t i)
 /* ------------------------------------------------------------ the files */
 
 typedef struct index_job {
-    const moec_ckpt *c;
+    moec_ckpt *c;
     names *names;
     moec_index_facts *facts;
     guess guess;
@@ -244,9 +244,8 @@ static moec_status read_indexed(void *ctx, size_t item, uint32_t worker,
 {
     index_job *job = ctx;
 
-    (void)worker;
     if (item > 0) {
-        read_guessed(job->c, &job->guess, (uint32_t)(item - 1));
+        read_guessed(job->c, &job->guess, (uint32_t)(item - 1), worker);
         return MOEC_OK;
     }
     return moec_index_read(job->fd, (uint64_t)job->c->index_stamp.bytes,

@@ -41,7 +41,8 @@ typedef struct moec_shard {
 
 struct moec_ckpt {
     moec_source source;
-    moec_arena arena; /* names of files, paths */
+    moec_arena arena;                    /* names of files, paths */
+    moec_arena tables[MOEC_THREADS_MAX]; /* of headers, by who read them */
     size_t n_files;
     moec_file *files;
     moec_shard *shards;

@@ -45,7 +45,8 @@ typedef struct entry {
 typedef struct parser {
     moec_jsonscan js;
     moec_header *h;
-    size_t cap; /* of h->tensors */
+    moec_arena *arena; /* of names and shapes */
+    size_t cap;        /* of h->tensors */
     size_t breaks_cap;
     moec_nameset names;
     moec_entry_scan scan;
@@ -149,7 +150,7 @@ static moec_status add_tensor(parser *p, const moec_js_text *t, uint64_t at)
         MOEC_TRY(grow_table(p));
     tensor = &h->tensors[h->n_tensors];
     memset(tensor, 0, sizeof(*tensor));
-    tensor->name = moec_arena_strdup(&h->arena, t->s, n);
+    tensor->name = moec_arena_strdup(p->arena, t->s, n);
     if (tensor->name == NULL)
         return moec_fail_nomem(p->js.err, "a tensor's name");
     if (h->n_tensors > 0 && strcmp(tensor[-1].name, tensor->name) > 0)
@@ -175,8 +176,8 @@ static moec_status keep_shape(parser *p, entry *e)
         e->t->shape = p->shapes[i];
         return MOEC_OK;
     }
-    own = moec_arena_alloc(&p->h->arena, bytes != 0 ? bytes : 1,
-                           _Alignof(uint64_t));
+    own =
+        moec_arena_alloc(p->arena, bytes != 0 ? bytes : 1, _Alignof(uint64_t));
     if (own == NULL)
         return moec_fail_nomem(p->js.err, "a tensor's shape");
     memcpy(own, e->shape, bytes);
@@ -310,8 +311,8 @@ static moec_status read_unknown(parser *p, entry *e, const moec_js_text *t,
         return refuse(p, MOEC_RULE_H10, e->t->name, "more than %u fields",
                       p->js.n_keys_max);
     if (p->h->unknown_field == NULL) {
-        p->h->unknown_field = moec_arena_strdup(
-            &p->h->arena, t->s, (size_t)moec_min_u64(t->len, 64));
+        p->h->unknown_field =
+            moec_arena_strdup(p->arena, t->s, (size_t)moec_min_u64(t->len, 64));
         if (p->h->unknown_field == NULL)
             return moec_fail_nomem(p->js.err, "a field's name");
         p->h->unknown_in = e->t->name;
@@ -620,6 +621,7 @@ static void parser_init(parser *p, moec_header *h, const char *name,
     memset(p, 0, sizeof(*p));
     *h = no_header;
     p->h = h;
+    p->arena = &h->arena;
     p->fd = -1;
     p->js.name = name;
     p->js.err = err;
@@ -630,6 +632,24 @@ static void parser_init(parser *p, moec_header *h, const char *name,
     p->js.too_deep = MOEC_RULE_H05;
     p->js.duplicate = MOEC_RULE_H07;
     p->js.too_many_keys = MOEC_RULE_H10;
+}
+
+/* Put the table, which is complete, beside its names. */
+static moec_status lend_table(parser *p)
+{
+    moec_header *h = p->h;
+    size_t bytes = h->n_tensors * sizeof(*h->tensors);
+    moec_tensor *copy =
+        moec_arena_alloc(p->arena, bytes + 1, _Alignof(moec_tensor));
+
+    if (copy == NULL)
+        return moec_fail_nomem(p->js.err, "the tensor table");
+    if (bytes > 0)
+        memcpy(copy, h->tensors, bytes);
+    moec_free(h->tensors);
+    h->tensors = copy;
+    h->lent = true;
+    return MOEC_OK;
 }
 
 /* Run the parse, free what the parser holds, and the table if it failed. */
@@ -644,6 +664,8 @@ static moec_status parser_run(parser *p, uint64_t file_bytes)
     moec_nameset_fini(&p->names);
     if (st == MOEC_OK)
         st = place(p, file_bytes);
+    if (st == MOEC_OK && p->arena != &p->h->arena)
+        st = lend_table(p);
     if (st != MOEC_OK)
         moec_header_fini(p->h);
     return st;
@@ -651,7 +673,7 @@ static moec_status parser_run(parser *p, uint64_t file_bytes)
 
 moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
                              const char *name, const uint64_t secret[2],
-                             moec_error *err)
+                             moec_arena *arena, moec_error *err)
 {
     unsigned char prefix[PREFIX_BYTES];
     parser p;
@@ -665,6 +687,8 @@ moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
     MOEC_TRY(check_length(prefix, file_bytes, name, &h.header_bytes, err));
     if (secret != NULL)
         memcpy(p.names.secret, secret, sizeof(p.names.secret));
+    if (arena != NULL)
+        p.arena = arena;
     p.fd = fd;
     p.next = PREFIX_BYTES;
     p.limit = h.header_bytes;
@@ -724,7 +748,8 @@ void moec_header_fini(moec_header *h)
     static const moec_header no_header;
 
     moec_arena_fini(&h->arena);
-    moec_free(h->tensors);
+    if (!h->lent)
+        moec_free(h->tensors);
     moec_free(h->breaks);
     *h = no_header;
 }

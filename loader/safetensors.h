@@ -10,7 +10,8 @@
  *        "data_offsets": [begin, end] from the begin of the data}, beside an
  *        optional "__metadata__" of strings; JSON whitespace around it
  *     3. data, tiled by the tensors without hole or overlap, to the last byte
- * Lifetime: moec_header owns its tensors, names and shapes until _fini.
+ * Lifetime: moec_header owns its tensors, names and shapes until _fini, but
+ *   where moec_header_read was given an arena: then they are that one's.
  * Threads: one header, one thread; several headers may be read side by side.
  * Errors: FORMAT (H01..H23), IO, NOMEM. On failure nothing is left to free.
  */
@@ -30,6 +31,7 @@ typedef struct moec_header {
     moec_sha256 sha256;    /* of the first 8 + N bytes */
     uint64_t names_sum;    /* moec_nameset_hash of all names, added up */
     moec_arena arena;      /* names and shapes */
+    bool lent;             /* tensors, names and shapes are the caller's */
     /* Legal, and worth a word. */
     bool leading_space;        /* whitespace before the object */
     const char *unknown_field; /* first field that the format does not have */
@@ -37,11 +39,13 @@ typedef struct moec_header {
 } moec_header;
 
 /* Read the header of `fd`, a file of `file_bytes` bytes. `name` is for the
- * messages, `secret` for names_sum (NULL: a random one). Memory: a window of at
- * most 256 KiB beside the table. */
+ * messages, `secret` for names_sum (NULL: a random one). What the table is of
+ * goes to `arena`, which many headers may share, or with NULL to the header's
+ * own; a failure leaves there what it had read. Memory: a window of at most
+ * 256 KiB beside the table. */
 moec_status moec_header_read(moec_header *out, int fd, uint64_t file_bytes,
                              const char *name, const uint64_t secret[2],
-                             moec_error *err);
+                             moec_arena *arena, moec_error *err);
 
 /* The same for a header in memory: `n` bytes from the begin of a file that
  * has `file_bytes`. Bytes behind the header are not looked at. */

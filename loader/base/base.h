@@ -196,6 +196,7 @@ uint32_t moec_cpu_count(void);
  * reported, so that the error does not depend on timing. Threads block all
  * signals and are named "moec/N". Runs on the caller's thread where n_threads
  * is 1 or threads cannot be made. */
+#define MOEC_THREADS_MAX 256u /* workers have numbers below */
 typedef moec_status (*moec_item_fn)(void *ctx, size_t item, uint32_t worker,
                                     moec_error *err);
 moec_status moec_parallel(uint32_t n_threads, size_t n, moec_item_fn fn,

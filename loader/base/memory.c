@@ -102,9 +102,9 @@ void moec_free_aligned(void *p)
 }
 
 /* Blocks double from the first size to the last, so that an arena of three
- * names is small and one of a million has few blocks. */
+ * names is small and one of a million has few blocks, in huge pages. */
 #define BLOCK_BYTES_FIRST ((size_t)4 << 10)
-#define BLOCK_BYTES_LAST  ((size_t)1 << 20)
+#define BLOCK_BYTES_LAST  (2 * HUGE_BYTES)
 
 struct moec_arena_block {
     struct moec_arena_block *next;
@@ -134,7 +134,8 @@ void *moec_arena_alloc(moec_arena *a, size_t bytes, size_t align)
     if (p)
         return p;
     if (b)
-        cap = b->cap < BLOCK_BYTES_LAST ? b->cap * 2 : BLOCK_BYTES_LAST;
+        cap = b->cap < BLOCK_BYTES_LAST / 2 ? (b->cap + sizeof(*b)) * 2
+                                            : BLOCK_BYTES_LAST;
     if (__builtin_add_overflow(bytes, align + sizeof(*b), &want))
         return NULL;
     want -= sizeof(*b);
@@ -151,10 +152,12 @@ void *moec_arena_alloc(moec_arena *a, size_t bytes, size_t align)
         }
         return take(b, bytes, align);
     }
-    b = moec_alloc(sizeof(*b) + cap);
+    /* the head of the block is part of its size: whole pages */
+    b = cap < HUGE_BYTES ? moec_alloc(cap)
+                         : moec_alloc_aligned(cap, HUGE_BYTES);
     if (!b)
         return NULL;
-    *b = (struct moec_arena_block){.next = a->head, .cap = cap};
+    *b = (struct moec_arena_block){.next = a->head, .cap = cap - sizeof(*b)};
     a->head = b;
     return take(b, bytes, align);
 }
@@ -177,7 +180,7 @@ void moec_arena_fini(moec_arena *a)
 
     while (b) {
         struct moec_arena_block *next = b->next;
-        moec_free(b);
+        moec_free_aligned(b); /* which frees the others as well */
         b = next;
     }
     a->head = NULL;

@@ -16,8 +16,6 @@
 
 #include "base/base.h"
 
-#define THREADS_MAX 256u
-
 /* ------------------------------------------------------------ CPUs */
 
 /* Read a small file of the kernel as text. False where it cannot be. */
@@ -160,7 +158,7 @@ static void *thread_main(void *arg)
  * that handlers run on threads of the program's own. */
 static void run_threads(struct loop *l, uint32_t n_threads)
 {
-    struct worker workers[THREADS_MAX];
+    struct worker workers[MOEC_THREADS_MAX];
     sigset_t all, before;
     uint32_t made = 1;
 
@@ -192,8 +190,8 @@ moec_status moec_parallel(uint32_t n_threads, size_t n, moec_item_fn fn,
         n_threads = moec_cpu_count();
     if (n_threads > n)
         n_threads = (uint32_t)n;
-    if (n_threads > THREADS_MAX)
-        n_threads = THREADS_MAX;
+    if (n_threads > MOEC_THREADS_MAX)
+        n_threads = MOEC_THREADS_MAX;
     pthread_mutex_init(&l.lock, NULL);
     if (n_threads == 1)
         work(&l, 0);

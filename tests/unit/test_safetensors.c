@@ -166,7 +166,7 @@ static moec_status read_bytes(moec_header *out, const st_bytes *b, bool file,
     tmpdir_write(&d, "f", b->data, b->n);
     fd = open(tmpdir_path(&d, "f"), O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
-    st = moec_header_read(out, fd, b->n, "m.safetensors", NULL, err);
+    st = moec_header_read(out, fd, b->n, "m.safetensors", NULL, NULL, err);
     close(fd);
     tmpdir_remove(&d);
     return st;
@@ -590,7 +590,7 @@ static void says_where_a_file_shrank(void **state)
         tmpdir_write(&d, "s", text, WINDOW + 8);
         fd = open(tmpdir_path(&d, "s"), O_RDONLY | O_CLOEXEC);
         err = (moec_error)MOEC_ERROR_INIT;
-        if (moec_header_read(&h, fd, 8 + bytes + 4, "s", NULL, &err) !=
+        if (moec_header_read(&h, fd, 8 + bytes + 4, "s", NULL, NULL, &err) !=
                 MOEC_E_FORMAT ||
             err.rule != MOEC_RULE_H17)
             fail_msg("behind '%.*s': %s", (int)k, header, err.text);
@@ -620,7 +620,7 @@ static void refuses_less_than_a_header(void **state)
     assert_int_equal(err.rule, MOEC_RULE_H01);
     tmpdir_write(&d, "s", data, 7);
     fd = open(tmpdir_path(&d, "s"), O_RDONLY | O_CLOEXEC);
-    assert_int_equal(moec_header_read(&h, fd, 24, "s", NULL, NULL),
+    assert_int_equal(moec_header_read(&h, fd, 24, "s", NULL, NULL, NULL),
                      MOEC_E_FORMAT);
     close(fd);
     tmpdir_remove(&d);
