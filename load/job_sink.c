@@ -29,6 +29,7 @@ moec_status moec_job_take_sink(moec_job *j, moec_error *err)
 }
 
 /* The engine's threads and ours take turns. */
+/* NOLINTNEXTLINE(readability-function-size): the contract's parameters */
 static moec_status sink_copy(void *ctx, void *dst, uint64_t dst_row,
                              const void *src, uint64_t src_row,
                              uint64_t row_bytes, uint64_t rows,
