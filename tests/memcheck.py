@@ -6,11 +6,12 @@
 Each program of BUILD that a test runs, by itself or through a script, runs in
 valgrind: reads of what nobody wrote, which no sanitizer of gcc sees, and bytes
 definitely lost are findings, in a process that dies too. Logs stay in
-BUILD/memcheck/TEST. 1 where anything is found, or a test fails that no line of
-MAY_FAIL knows; 77 without valgrind. Without REGEX: all, an hour or two on two
-cores. What valgrind 3.19 does not have is ENOSYS there: openat2, Landlock and
-seccomp. io_uring is refused, because it does not see what completions write,
-and AVX-512 is not told of: kernels run as AVX2."""
+BUILD/memcheck/TEST. 1 where anything is found or a test fails; 77 without
+valgrind. Without REGEX: all, hours of two cores.
+
+What valgrind 3.19 does not have is ENOSYS there: openat2, Landlock, seccomp.
+io_uring is refused, because it does not see what completions write. AVX-512
+is not told of: kernels run as AVX2."""
 
 import argparse
 import collections
@@ -22,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -38,9 +40,6 @@ LEFT_OUT = [
 ]
 # Whose processes die with threads at work: what those held is no leak.
 DIES = r"unit\.(place|ranks|resume)|cli\.resume"
-# What ends otherwise under valgrind, and why: findings count all the same.
-MAY_FAIL = [
-]
 OPTIONS = ["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite",
            "--num-callers=30", "--fair-sched=try"]
 # A process that was killed has no summary.
@@ -72,8 +71,8 @@ def refuse_io_uring():
         sys.exit("seccomp: %s" % os.strerror(ctypes.get_errno()))
 
 
-def reason(table, name):
-    for pattern, why in table:
+def why_left_out(name):
+    for pattern, why in LEFT_OUT:
         if re.match(pattern, name):
             return why
     return None
@@ -142,21 +141,19 @@ def run(test, build, limit):
         env[key] = value
     started = time.monotonic()
     with open(os.path.join(work, "output"), "w") as out:
+        child = subprocess.Popen(
+            [wrap(word, build, work) for word in command], env=env,
+            cwd=properties.get("WORKING_DIRECTORY", build), stdout=out,
+            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            start_new_session=True)
         try:
-            rc = subprocess.run(
-                [wrap(word, build, work) for word in command], env=env,
-                cwd=properties.get("WORKING_DIRECTORY", build), stdout=out,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                timeout=limit).returncode
+            rc = child.wait(limit)
         except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL) # what it started, too
+            child.wait()
             rc = "time"
     verdict = {0: "ok", 77: "skipped"}.get(rc, "fails (%s)" % rc)
     return Result(name, verdict, time.monotonic() - started, *read_logs(work))
-
-
-def is_bad(r):
-    return r.errors != 0 or (
-        r.verdict not in ("ok", "skipped") and not reason(MAY_FAIL, r.name))
 
 
 def show(r):
@@ -181,10 +178,8 @@ def main():
     os.environ.setdefault("VALGRIND_OPTS", "--track-origins=yes")
     chosen = [t for t in tests_of(build) if not args.regex or any(
         re.search(x, t[0]) for x in args.regex)]
-    left_out = [t[0] for t in chosen if reason(LEFT_OUT, t[0])]
-    # Long ones first, so that none is alone at the end.
-    chosen = sorted((t for t in chosen if t[0] not in left_out),
-                    key=lambda t: -t[2].get("TIMEOUT", 0))
+    left_out = [t[0] for t in chosen if why_left_out(t[0])]
+    chosen = [t for t in chosen if t[0] not in left_out]
     if args.list:
         print("\n".join(t[0] for t in chosen))
         return 0
@@ -199,8 +194,9 @@ def main():
             results.append(f.result())
             show(results[-1])
     for name in left_out:
-        print("| %s | | | | | left out: %s |" % (name, reason(LEFT_OUT, name)))
-    bad = [r for r in results if is_bad(r)]
+        print("| %s | | | | | left out: %s |" % (name, why_left_out(name)))
+    bad = [r for r in results
+           if r.errors != 0 or r.verdict not in ("ok", "skipped")]
     for r in bad:
         print("\n%s: %s" % (r.name, r.log or os.path.join(
             build, "memcheck", r.name, "output")))
