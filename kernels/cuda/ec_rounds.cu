@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(THREADS)
     if (!j.h->on || (round > 1 && !j.h->over[round - 1]))
         return;
     if (turn_down(j, blockIdx.x) && threadIdx.x == 0)
-        j.h->over[round] = 1;
+        (void)atomicOr(&j.h->over[round], 1u); // many blocks may
 }
 
 EC_KERNEL(ec_settle)
