@@ -903,16 +903,18 @@ void moec_output_abandon(moec_output *o)
         release(o);
 }
 
-void moec_output_discard(moec_output *o)
+bool moec_output_discard(moec_output *o)
 {
     tally n = {0};
+    bool gone;
 
     if (!o->begun)
-        return;
-    if (is_current(o) &&
-        each_entry(o, o->dirfd, check_entry, &n, NULL) == MOEC_OK &&
-        delete_files(o, o->dirfd, NULL) == MOEC_OK &&
-        unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) == 0)
-        unlinkat(o->parentfd, o->partial, AT_REMOVEDIR);
+        return true;
+    gone = is_current(o) &&
+           each_entry(o, o->dirfd, check_entry, &n, NULL) == MOEC_OK &&
+           delete_files(o, o->dirfd, NULL) == MOEC_OK &&
+           unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) == 0 &&
+           unlinkat(o->parentfd, o->partial, AT_REMOVEDIR) == 0;
     release(o);
+    return gone;
 }

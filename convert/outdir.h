@@ -118,8 +118,8 @@ moec_status moec_output_commit(moec_output *o, moec_error *err);
 /* Leave OUT.partial as it is: the next begin takes it over. */
 void moec_output_abandon(moec_output *o);
 
-/* Remove OUT.partial and all that was made in it: for wrong input. Where that
- * fails, what is left is still known as ours. */
-void moec_output_discard(moec_output *o);
+/* Remove OUT.partial and all that was made in it: for wrong input. False where
+ * that fails; what is left is still known as ours. */
+bool moec_output_discard(moec_output *o);
 
 #endif

@@ -551,7 +551,8 @@ moec_status moec_place_tidy(const char *out_dir, moec_error *err)
     MOEC_TRY(moec_output_resume(&out, out_dir, true, &found, err));
     if (found)
         moec_output_abandon(&out);
-    else
-        moec_output_discard(&out);
+    else if (!moec_output_discard(&out))
+        return moec_fail(err, MOEC_E_IO, MOEC_RULE_NONE,
+                         "%s.partial cannot be removed", out_dir);
     return MOEC_OK;
 }
