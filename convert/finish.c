@@ -372,6 +372,10 @@ static moec_status write_begun(moec_finish *f, moec_error *err)
         return write_manifest(f, MOEC_OUTPUT_BEGUN, err);
     dir = moec_output_dirfd(f->to.dir);
     MOEC_TRY(write_manifest(f, MOEC_OUTPUT_BEGUN ".new", err));
+    /* Who finds this name believes that the other files are there: their names
+     * first, on file systems that keep no order of them. */
+    if (fsync(dir) != 0)
+        return moec_fail_os(err, errno, MOEC_OUTPUT_BEGUN ": cannot fsync");
     if (renameat(dir, MOEC_OUTPUT_BEGUN ".new", dir, MOEC_OUTPUT_BEGUN) != 0)
         return moec_fail_os(err, errno, MOEC_OUTPUT_BEGUN ": cannot rename it");
     return MOEC_OK;
