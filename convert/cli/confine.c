@@ -139,15 +139,23 @@ static void add_input(paths *p, const char *path)
     free(real);
 }
 
-/* A file that is made anew: beside its place. What is there and is no plain
- * file is written to as it is. */
+/* Made anew beside its place, whatever stands there. */
+static void add_new(paths *p, const char *path)
+{
+    if (path != NULL)
+        add(p, parent_of(path), MOEC_SANDBOX_WRITE);
+}
+
+/* The same of a file; but what is there and is no plain file is written to as
+ * it is. */
 static void add_output(paths *p, const char *path)
 {
     struct stat sb;
-    bool special = path != NULL && stat(path, &sb) == 0 &&
-                   !S_ISREG(sb.st_mode) && !S_ISDIR(sb.st_mode);
-    if (path != NULL)
-        add(p, special ? strdup(path) : parent_of(path), MOEC_SANDBOX_WRITE);
+    if (path != NULL && stat(path, &sb) == 0 && !S_ISREG(sb.st_mode) &&
+        !S_ISDIR(sb.st_mode))
+        add(p, strdup(path), MOEC_SANDBOX_WRITE);
+    else
+        add_new(p, path);
 }
 
 /* Does the option's argument name something to read? */
@@ -207,9 +215,9 @@ static void add_outputs(paths *p, const moec_cli *cli, unsigned may)
     const moec_cli_args *a = &cli->args;
     /* `placement import --strategy` has no input. */
     if ((may & WRITES_FIRST) || ((may & WRITES_SECOND) && a->strategy != 0))
-        add_output(p, first);
+        add_new(p, first);
     if (may & WRITES_SECOND)
-        add_output(p, second);
+        add_new(p, second);
     if ((may & WRITES_SIGNATURE) && a->signature != NULL)
         add_output(p, a->signature);
     else if ((may & WRITES_WITHIN) && first != NULL)
