@@ -22,22 +22,35 @@ typedef struct cut {
     uint64_t half;
 } cut;
 
-/* [out, in]: rows of the source are rows of the slot. Parts of gate and up
- * are row ranges, parts of down column ranges; a column that is alone (a
- * scale per row) is repeated in each part. */
+/* What a part has of a half. */
+typedef struct cut_range {
+    uint64_t out, in, out_begin, in_begin;
+} cut_range;
+
+/* Parts of gate and up are ranges of out, parts of down ranges of in; an in
+ * that is alone (a scale per row) is repeated in each part. */
+static cut_range range_of(const cut *k)
+{
+    cut_range r = {.out = k->half, .in = k->m.in};
+
+    if (!k->w2) {
+        r.out /= k->n_parts;
+        r.out_begin = k->part * r.out;
+    } else if (r.in >= k->n_parts) {
+        r.in /= k->n_parts;
+        r.in_begin = k->part * r.in;
+    }
+    return r;
+}
+
+/* [out, in]: rows of the source are rows of the slot. */
 static moec_move cut_matrix(const cut *k)
 {
     moec_slice_dims m = k->m;
-    uint64_t out = k->half, in = m.in, es = m.elem;
-    uint64_t out_begin = 0, in_begin = 0, step = k->s->interleaved ? 2 : 1;
+    cut_range r = range_of(k);
+    uint64_t out = r.out, in = r.in, out_begin = r.out_begin, es = m.elem;
+    uint64_t in_begin = r.in_begin, step = k->s->interleaved ? 2 : 1;
 
-    if (!k->w2) {
-        out /= k->n_parts;
-        out_begin = k->part * out;
-    } else if (in >= k->n_parts) {
-        in /= k->n_parts;
-        in_begin = k->part * in;
-    }
     if (k->s->part == MOEC_PART_GATE_UP)
         out_begin = k->s->interleaved ? 2 * out_begin + k->h
                                       : out_begin + k->h * k->half;
@@ -59,16 +72,10 @@ static moec_move cut_matrix(const cut *k)
 static moec_move cut_kept(const cut *k)
 {
     moec_slice_dims m = k->m;
-    uint64_t out = k->half, in = m.in, es = m.elem;
-    uint64_t out_begin = 0, in_begin = 0;
+    cut_range r = range_of(k);
+    uint64_t out = r.out, in = r.in, out_begin = r.out_begin, es = m.elem;
+    uint64_t in_begin = r.in_begin;
 
-    if (!k->w2) {
-        out /= k->n_parts;
-        out_begin = k->part * out;
-    } else if (in >= k->n_parts) {
-        in /= k->n_parts;
-        in_begin = k->part * in;
-    }
     if (k->s->part == MOEC_PART_GATE_UP)
         out_begin += k->h * k->half;
     moec_move v = {.op = MOEC_OP_COPY,
