@@ -12,9 +12,10 @@ cd "$(dirname "$0")/.."
 . tests/support/deps.sh
 started=$(date +%s)
 
-# A python3 that can import numpy: the one in the PATH may be a user's own,
-# for which Debian's numpy does not exist.
-find_python() { # MODULE
+# One python3 that can import all of them: the one in the PATH may be a user's
+# own, for which Debian's packages do not exist.
+modules='numpy, jsonschema, pycparser'
+find_python() { # MODULES
     for python in build/venv/bin/python python3 /usr/bin/python3; do
         if "$python" -c "import $1" >/dev/null 2>&1; then
             echo "$python"
@@ -24,26 +25,26 @@ find_python() { # MODULE
     return 1
 }
 
-# What apt gives numpy to, where nobody has it yet, is Debian's own.
+# What apt gives them to, where nobody has all of them yet, is Debian's own.
 can_make_venv() {
-    "$(find_python numpy || echo /usr/bin/python3)" -c 'import ensurepip'
+    "$(find_python "$modules" || echo /usr/bin/python3)" -c 'import ensurepip'
 }
 
 need_build
 need_library libcmocka-dev cmocka
 need build-essential command -v c++
 need python3 command -v python3
-need python3-numpy find_python numpy
-need python3-jsonschema find_python jsonschema
-need python3-pycparser find_python pycparser
+need python3-numpy find_python "$modules"
+need python3-jsonschema find_python "$modules"
+need python3-pycparser find_python "$modules"
 need python3-venv can_make_venv
 install_missing
 
 # The layout checks share no code with us: python3 and, where it can be had,
 # stock safetensors, which Debian has no package of.
-python=$(find_python 'numpy, safetensors.numpy' || :)
+python=$(find_python "$modules, safetensors.numpy" || :)
 if [ -z "$python" ]; then
-    python=$(find_python numpy)
+    python=$(find_python "$modules")
     echo "installing with pip into build/venv: safetensors"
     mkdir -p build
     if {
