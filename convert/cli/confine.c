@@ -184,7 +184,7 @@ static void add_option(paths *p, const moec_cli_args *a, const moec_cli_opt *o)
         const char *path = *(const char *const *)field;
         /* Of activations the directory is opened: fixture.json is there. */
         if (strcmp(o->arg, "SRC") == 0 || path == a->golden ||
-            path == a->inputs)
+            path == a->inputs || path == a->logits)
             add_input(p, path);
         else
             add(p, strdup(path), MOEC_SANDBOX_READ);

@@ -100,8 +100,9 @@ if [ -n "${MOEC_PYTHON:-}" ]; then
     (cd routes && "$MOEC_PYTHON" "$here/make_routes.py" "$src" one) ||
         fail "make_routes.py"
     in_it routes import routes/one.json --source "$src" --out rec/r.safetensors
+    cp "$src/golden.safetensors" elsewhere/logits.st
     in_it routes check rec/r.safetensors --source "$src" --logits \
-        "$src/golden.safetensors"
+        elsewhere/logits.st
     in_it routes merge rec/r.safetensors rec/r.safetensors --out new/r.st
     in_it routes export new/r.st other/r.json --format sglang
     in_it stats rec/r.safetensors --source "$src" --ep 2 --placement-after \
