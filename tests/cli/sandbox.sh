@@ -14,7 +14,7 @@ scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
 cd "$scratch" || exit 1
-mkdir work elsewhere keys hub reports new other again placed routes rec counts
+mkdir work elsewhere keys hub reports new other again placed routes rec counts live
 PROBE_OUTSIDE=$scratch/elsewhere/x
 PROBE_SECRET=/etc/passwd
 export PROBE_OUTSIDE PROBE_SECRET
@@ -100,9 +100,9 @@ if [ -n "${MOEC_PYTHON:-}" ]; then
     (cd routes && "$MOEC_PYTHON" "$here/make_routes.py" "$src" one) ||
         fail "make_routes.py"
     in_it routes import routes/one.json --source "$src" --out rec/r.safetensors
-    cp "$src/golden.safetensors" elsewhere/logits.st
+    cp "$src/golden.safetensors" live/
     in_it routes check rec/r.safetensors --source "$src" --logits \
-        elsewhere/logits.st
+        live/golden.safetensors
     in_it routes merge rec/r.safetensors rec/r.safetensors --out new/r.st
     in_it routes export new/r.st other/r.json --format sglang
     in_it stats rec/r.safetensors --source "$src" --ep 2 --placement-after \
