@@ -49,15 +49,8 @@ static moec_status add(moec_compare *c, const char *about, const char *name,
     d.b = b ? text_of(c, "%s", b) : NULL;
     if (!d.name || (a && !d.a) || (b && !d.b))
         return moec_fail_nomem(err, "a difference");
-    if (c->n == c->cap) {
-        size_t cap = c->cap ? 2 * c->cap : 64;
-        moec_difference *list = moec_realloc_array(c->list, cap, sizeof(*list));
-
-        if (!list)
-            return moec_fail_nomem(err, "differences");
-        c->list = list;
-        c->cap = cap;
-    }
+    if (!MOEC_GROW(c->list, c->n, c->cap))
+        return moec_fail_nomem(err, "differences");
     c->list[c->n++] = d;
     return MOEC_OK;
 }

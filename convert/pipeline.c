@@ -88,14 +88,8 @@ static void free_run(run *r)
 
 static moec_status add_item(run *r, const item *it, moec_error *err)
 {
-    if (r->n_items == r->cap_items) {
-        size_t cap = r->cap_items ? 2 * r->cap_items : 1024;
-        item *p = moec_realloc_array(r->items, cap, sizeof(*p));
-        if (p == NULL)
-            return moec_fail_nomem(err, "list of work");
-        r->items = p;
-        r->cap_items = cap;
-    }
+    if (!MOEC_GROW(r->items, r->n_items, r->cap_items))
+        return moec_fail_nomem(err, "list of work");
     r->items[r->n_items++] = *it;
     return MOEC_OK;
 }

@@ -196,6 +196,14 @@ static bool bridges(const place *x, const range *last, const range *next)
            moec_layout_file(x->old, last->from_file)->kind == MOEC_FILE_RANK;
 }
 
+static moec_status append(place *x, range r, moec_error *err)
+{
+    if (!MOEC_GROW(x->ranges, x->n_ranges, x->cap))
+        return moec_fail_nomem(err, "ranges to copy");
+    x->ranges[x->n_ranges++] = r;
+    return MOEC_OK;
+}
+
 static moec_status add_range(place *x, range r, moec_error *err)
 {
     range *last = x->n_ranges > 0 ? &x->ranges[x->n_ranges - 1] : NULL;
@@ -210,17 +218,7 @@ static moec_status add_range(place *x, range r, moec_error *err)
         last->bytes = r.to + r.bytes - last->to;
         return MOEC_OK;
     }
-    if (x->n_ranges == x->cap) {
-        size_t cap = x->cap ? 2 * x->cap : 1024;
-        range *p = moec_realloc_array(x->ranges, cap, sizeof(*p));
-
-        if (p == NULL)
-            return moec_fail_nomem(err, "ranges to copy");
-        x->ranges = p;
-        x->cap = cap;
-    }
-    x->ranges[x->n_ranges++] = r;
-    return MOEC_OK;
+    return append(x, r, err);
 }
 
 /* Where row `row` of the new tensor stands in the old files. */
@@ -317,18 +315,7 @@ static moec_status cut_ranges(place *x, moec_error *err)
             uint64_t stop = (r.to + PLACE_RANGE_BYTES) & ~(MOEC_ALIGN - 1ull);
 
             r.bytes = moec_min_u64(end, stop) - r.to;
-            if (x->n_ranges == x->cap) {
-                size_t cap = x->cap ? 2 * x->cap : 1024;
-                range *p = moec_realloc_array(x->ranges, cap, sizeof(*p));
-
-                if (p == NULL) {
-                    st = moec_fail_nomem(err, "ranges to copy");
-                    break;
-                }
-                x->ranges = p;
-                x->cap = cap;
-            }
-            x->ranges[x->n_ranges++] = r;
+            st = append(x, r, err);
             r.to += r.bytes;
             r.from += r.bytes;
         }

@@ -56,14 +56,8 @@ typedef struct back {
 
 static moec_status add_item(back *b, const item *it, moec_error *err)
 {
-    if (b->n_items == b->cap_items) {
-        size_t cap = b->cap_items ? 2 * b->cap_items : 1024;
-        item *p = moec_realloc_array(b->items, cap, sizeof(*p));
-        if (p == NULL)
-            return moec_fail_nomem(err, "list of work");
-        b->items = p;
-        b->cap_items = cap;
-    }
+    if (!MOEC_GROW(b->items, b->n_items, b->cap_items))
+        return moec_fail_nomem(err, "list of work");
     b->items[b->n_items++] = *it;
     return MOEC_OK;
 }

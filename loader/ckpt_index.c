@@ -52,14 +52,8 @@ static moec_status find_shard(names *s, const moec_index_entry *e,
         s->last = (size_t)at;
         return MOEC_OK;
     }
-    if (s->n == s->cap) {
-        size_t cap = s->cap == 0 ? 64 : s->cap * 2;
-        shard_name *more = moec_realloc_array(s->list, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_fail_nomem(err, "the shards of the index");
-        s->list = more;
-        s->cap = cap;
-    }
+    if (!MOEC_GROW(s->list, s->n, s->cap))
+        return moec_fail_nomem(err, "the shards of the index");
     copy = moec_arena_strdup(s->arena, e->file, e->file_bytes);
     if (copy == NULL)
         return moec_fail_nomem(err, "a shard's name");

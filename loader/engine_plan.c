@@ -36,15 +36,8 @@ typedef struct atoms {
 
 static moec_status push(atoms *v, const moec_part *p)
 {
-    if (v->n == v->cap) {
-        size_t cap = v->cap > 0 ? 2 * v->cap : 256;
-        moec_part *a = moec_realloc_array(v->a, cap, sizeof(*a));
-
-        if (a == NULL)
-            return moec_fail_nomem(v->err, "the requests of a load");
-        v->a = a;
-        v->cap = cap;
-    }
+    if (!MOEC_GROW(v->a, v->n, v->cap))
+        return moec_fail_nomem(v->err, "the requests of a load");
     v->a[v->n++] = *p;
     return MOEC_OK;
 }
@@ -171,15 +164,8 @@ static moec_status close_request(cutter *c)
     r->n_parts = (uint32_t)(c->parts.n - r->first);
     if (e->o.sink != NULL || r->n_parts > STRAIGHT_PARTS_MAX)
         r->straight = false;
-    if (e->n_requests == c->cap_requests) {
-        size_t cap = c->cap_requests > 0 ? 2 * c->cap_requests : 64;
-        moec_request *p = moec_realloc_array(e->requests, cap, sizeof(*p));
-
-        if (p == NULL)
-            return moec_fail_nomem(c->err, "the requests of a load");
-        e->requests = p;
-        c->cap_requests = cap;
-    }
+    if (!MOEC_GROW(e->requests, e->n_requests, c->cap_requests))
+        return moec_fail_nomem(c->err, "the requests of a load");
     e->requests[e->n_requests++] = *r;
     return MOEC_OK;
 }

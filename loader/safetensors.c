@@ -104,14 +104,8 @@ static moec_status add_break(parser *p, size_t n)
 {
     moec_header *h = p->h;
 
-    if (h->n_breaks == p->breaks_cap) {
-        size_t cap = p->breaks_cap == 0 ? 16 : p->breaks_cap * 2;
-        uint32_t *more = moec_realloc_array(h->breaks, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_fail_nomem(p->js.err, "the order of the tensors");
-        h->breaks = more;
-        p->breaks_cap = cap;
-    }
+    if (!MOEC_GROW(h->breaks, h->n_breaks, p->breaks_cap))
+        return moec_fail_nomem(p->js.err, "the order of the tensors");
     h->breaks[h->n_breaks++] = (uint32_t)n;
     return MOEC_OK;
 }

@@ -40,19 +40,12 @@ static moec_status refuse(walk *w, const char *path, const char *what)
 static moec_status add_file(walk *w, const char *path, uint64_t bytes)
 {
     moec_sign_tree *t = w->t;
-    moec_sign_file *more;
     char *own;
 
     if (t->n == FILES_MAX)
         return refuse(w, path, "more files than can be signed");
-    if (t->n == t->cap) {
-        size_t cap = t->cap ? 2 * t->cap : 64;
-        more = moec_realloc_array(t->files, cap, sizeof(*more));
-        if (!more)
-            return moec_fail_nomem(w->err, "a list of files");
-        t->files = more;
-        t->cap = cap;
-    }
+    if (!MOEC_GROW(t->files, t->n, t->cap))
+        return moec_fail_nomem(w->err, "a list of files");
     own = moec_arena_strdup(&t->arena, path, strlen(path));
     if (!own)
         return moec_fail_nomem(w->err, "a list of files");

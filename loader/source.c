@@ -526,14 +526,8 @@ static moec_status read_names(DIR *dir, moec_arena *arena, const char ***names,
             break;
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
             continue;
-        if (n == cap) {
-            const char **more;
-            cap = cap == 0 ? 64 : cap * 2;
-            more = moec_realloc_array(*names, cap, sizeof(*more));
-            if (more == NULL)
-                return moec_fail_nomem(err, "a directory's names");
-            *names = more;
-        }
+        if (!MOEC_GROW(*names, n, cap))
+            return moec_fail_nomem(err, "a directory's names");
         (*names)[n] = moec_arena_strdup(arena, e->d_name, strlen(e->d_name));
         if ((*names)[n++] == NULL)
             return moec_fail_nomem(err, "a directory's names");

@@ -149,15 +149,8 @@ static moec_status component_of(moec_desc *p, const moec_json *v,
     }
     if (f->n_components == COMPONENTS_MAX)
         return BAD(p, v, "is the %u-th component: too many", COMPONENTS_MAX);
-    if (f->n_components == f->cap_components) {
-        size_t cap = f->cap_components == 0 ? 32 : f->cap_components * 2;
-        const char **more =
-            moec_realloc_array(f->components, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_desc_nomem(p);
-        f->components = more;
-        f->cap_components = cap;
-    }
+    if (!MOEC_GROW(f->components, f->n_components, f->cap_components))
+        return moec_desc_nomem(p);
     const char *own = moec_arena_strdup(&f->arena, name, strlen(name));
     if (own == NULL)
         return moec_desc_nomem(p);
@@ -184,14 +177,8 @@ static moec_status add_kind(moec_desc *p, const moec_json *v, uint32_t variant,
     uint16_t at = (uint16_t)f->n_kinds, old, other;
     if (f->n_kinds == KINDS_MAX)
         return BAD(p, v, "makes more than %u names", KINDS_MAX);
-    if (f->n_kinds == f->cap_kinds) {
-        size_t cap = f->cap_kinds == 0 ? 64 : f->cap_kinds * 2;
-        moec_kind *more = moec_realloc_array(f->kinds, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_desc_nomem(p);
-        f->kinds = more;
-        f->cap_kinds = cap;
-    }
+    if (!MOEC_GROW(f->kinds, f->n_kinds, f->cap_kinds))
+        return moec_desc_nomem(p);
     f->kinds[f->n_kinds++] = *kind;
     for (size_t i = 0; i < f->n_prefixes; i++) {
         MOEC_TRY(moec_names_add(&f->names, i, kind->tail, variant, at, &old,

@@ -301,16 +301,8 @@ static moec_status build_part(moec_layout *l, part *p, moec_error *err)
 static moec_status add_file(moec_layout *l, moec_out_file file, size_t *index,
                             moec_error *err)
 {
-    if (l->n_files == l->files_cap) {
-        size_t cap = l->files_cap ? l->files_cap * 2 : 64;
-        moec_out_file *files =
-            moec_realloc_array(l->files, cap, sizeof(*files));
-
-        if (!files)
-            return moec_fail_nomem(err, "layout");
-        l->files = files;
-        l->files_cap = cap;
-    }
+    if (!MOEC_GROW(l->files, l->n_files, l->files_cap))
+        return moec_fail_nomem(err, "layout");
     /* Common tensors name their file in 32 bits. */
     if (l->n_files >= UINT32_MAX)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,

@@ -29,14 +29,8 @@ void moec_piece_list_fini(moec_piece_list *l)
 static moec_status append(moec_piece_list *l, const moec_piece *p,
                           moec_error *err)
 {
-    if (l->n == l->cap) {
-        size_t cap = l->cap == 0 ? 256 : l->cap * 2;
-        moec_piece *v = moec_realloc_array(l->v, cap, sizeof(*v));
-        if (v == NULL)
-            return moec_fail_nomem(err, "pieces of a load");
-        l->v = v;
-        l->cap = cap;
-    }
+    if (!MOEC_GROW(l->v, l->n, l->cap))
+        return moec_fail_nomem(err, "pieces of a load");
     l->v[l->n++] = *p;
     return MOEC_OK;
 }

@@ -65,15 +65,8 @@ static moec_space space_of(const maker *k, uint32_t prefix, uint32_t layer)
 static moec_status add_layer(maker *k, uint32_t prefix, uint32_t layer,
                              size_t tensor)
 {
-    if (k->n_found == k->cap_found) {
-        size_t cap = k->cap_found == 0 ? 128 : k->cap_found * 2;
-        moec_found_layer *more =
-            moec_realloc_array(k->found, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_fail_nomem(k->err, "the layers of a model");
-        k->found = more;
-        k->cap_found = cap;
-    }
+    if (!MOEC_GROW(k->found, k->n_found, k->cap_found))
+        return moec_fail_nomem(k->err, "the layers of a model");
     moec_found_layer *l = &k->found[k->n_found++];
     l->key.space = space_of(k, prefix, layer);
     l->key.number = layer;

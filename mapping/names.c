@@ -113,15 +113,8 @@ static moec_status entry_of(moec_names *names, const char *key,
 {
     if (moec_strmap_get(&names->map, key, key_bytes, index))
         return MOEC_OK;
-    if (names->n_entries == names->cap) {
-        size_t cap = names->cap == 0 ? 64 : names->cap * 2;
-        moec_name_entry *more =
-            moec_realloc_array(names->entries, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_fail_nomem(err, "a table of names");
-        names->entries = more;
-        names->cap = cap;
-    }
+    if (!MOEC_GROW(names->entries, names->n_entries, names->cap))
+        return moec_fail_nomem(err, "a table of names");
     const char *own = moec_arena_strdup(&names->arena, key, key_bytes);
     if (own == NULL)
         return moec_fail_nomem(err, "a table of names");

@@ -22,14 +22,8 @@
 static moec_status add_note(moec_plan *p, moec_rule rule, const char *text,
                             moec_error *err)
 {
-    if (p->n_notes == p->cap_notes) {
-        size_t cap = p->cap_notes ? 2 * p->cap_notes : 8;
-        moec_note *n = moec_realloc_array(p->notes, cap, sizeof(*n));
-        if (n == NULL)
-            return moec_fail_nomem(err, "a note");
-        p->notes = n;
-        p->cap_notes = cap;
-    }
+    if (!MOEC_GROW(p->notes, p->n_notes, p->cap_notes))
+        return moec_fail_nomem(err, "a note");
     moec_note *n = &p->notes[p->n_notes++];
     n->rule = rule;
     snprintf(n->text, sizeof(n->text), "%s", text);

@@ -214,16 +214,8 @@ static moec_status emit(differ *f, uint32_t cell, uint32_t round, bool to,
         m.peer = source / p->n_old_rows;
         m.same_node = node_of(f, m.peer) == home_of(f, rank);
     }
-    if (f->d->n == f->d->cap) {
-        size_t cap = f->d->cap ? 2 * f->d->cap : 256;
-        moec_diff_move *moves =
-            moec_realloc_array(f->d->moves, cap, sizeof(*moves));
-
-        if (!moves)
-            return moec_fail_nomem(err, "moves of a rank");
-        f->d->moves = moves;
-        f->d->cap = cap;
-    }
+    if (!MOEC_GROW(f->d->moves, f->d->n, f->d->cap))
+        return moec_fail_nomem(err, "moves of a rank");
     f->d->moves[f->d->n++] = m;
     return MOEC_OK;
 }

@@ -37,15 +37,8 @@ void moec_families_destroy(moec_families *families)
 static moec_status insert(moec_families *fs, moec_family *family,
                           moec_error *err)
 {
-    if (fs->n_added == fs->cap) {
-        size_t cap = fs->cap == 0 ? 4 : fs->cap * 2;
-        /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
-        moec_family **more = moec_realloc_array(fs->added, cap, sizeof(*more));
-        if (more == NULL)
-            return moec_fail_nomem(err, "the list of families");
-        fs->added = more;
-        fs->cap = cap;
-    }
+    if (!MOEC_GROW(fs->added, fs->n_added, fs->cap))
+        return moec_fail_nomem(err, "the list of families");
     for (size_t i = fs->n_added; i > 0; i--)
         fs->added[i] = fs->added[i - 1];
     fs->added[0] = family;

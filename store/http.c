@@ -407,15 +407,7 @@ static CURL *take_handle(moec_http *h)
 static void give_handle(moec_http *h, CURL *c)
 {
     pthread_mutex_lock(&h->lock);
-    if (h->n_idle == h->cap_idle) {
-        size_t cap = h->cap_idle * 2 + 8;
-        void **more = moec_realloc_array(h->idle, cap, sizeof(*more));
-        if (more) {
-            h->idle = more;
-            h->cap_idle = cap;
-        }
-    }
-    if (h->n_idle < h->cap_idle) {
+    if (MOEC_GROW(h->idle, h->n_idle, h->cap_idle)) {
         h->idle[h->n_idle++] = c;
         c = NULL;
     }

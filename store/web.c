@@ -54,15 +54,8 @@ moec_status moec_web_add(moec_web *r, const char *name, uint64_t bytes,
 {
     moec_store_file f = {.bytes = bytes};
 
-    if (r->n_files == r->cap_files) {
-        size_t cap = r->cap_files * 2 + 64;
-        moec_store_file *more =
-            moec_realloc_array(r->files, cap, sizeof(*more));
-        if (!more)
-            return moec_fail_nomem(err, "names of files");
-        r->files = more;
-        r->cap_files = cap;
-    }
+    if (!MOEC_GROW(r->files, r->n_files, r->cap_files))
+        return moec_fail_nomem(err, "names of files");
     f.name = moec_arena_strdup(&r->arena, name, strlen(name));
     f.etag = etag ? moec_arena_strdup(&r->arena, etag, strlen(etag)) : NULL;
     if (!f.name || (etag && !f.etag))

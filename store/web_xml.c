@@ -329,14 +329,8 @@ static moec_status take_upload(rows *w)
 
     if (strcmp(field(w, 0), u->key) != 0)
         return MOEC_OK;
-    if (to->n == to->cap) {
-        size_t cap = to->cap * 2 + 4;
-        char **more = moec_realloc_array(to->ids, cap, sizeof(*more));
-        if (!more)
-            return moec_fail_nomem(w->err, "uploads");
-        to->ids = more;
-        to->cap = cap;
-    }
+    if (!MOEC_GROW(to->ids, to->n, to->cap))
+        return moec_fail_nomem(w->err, "uploads");
     to->ids[to->n] = copy(&w->field[1]);
     return to->ids[to->n++] ? MOEC_OK : moec_fail_nomem(w->err, "uploads");
 }

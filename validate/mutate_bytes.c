@@ -23,14 +23,8 @@ static moec_status add_name(moec_patches *p, const char *name, moec_error *err)
     for (size_t i = 0; i < p->n_names; i++)
         if (strcmp(p->names[i], name) == 0)
             return MOEC_OK;
-    if (p->n_names == p->cap_names) {
-        size_t cap = p->cap_names == 0 ? 4 : p->cap_names * 2;
-        char(*grown)[256] = moec_realloc_array(p->names, cap, sizeof(*grown));
-        if (grown == NULL)
-            return moec_fail_nomem(err, "names of changed files");
-        p->names = grown;
-        p->cap_names = cap;
-    }
+    if (!MOEC_GROW(p->names, p->n_names, p->cap_names))
+        return moec_fail_nomem(err, "names of changed files");
     (void)snprintf(p->names[p->n_names++], sizeof(*p->names), "%s", name);
     return MOEC_OK;
 }
@@ -38,14 +32,8 @@ static moec_status add_name(moec_patches *p, const char *name, moec_error *err)
 static moec_status add_patch(moec_patches *p, const moec_patch *k,
                              moec_error *err)
 {
-    if (p->n == p->cap) {
-        size_t cap = p->cap == 0 ? 16 : p->cap * 2;
-        moec_patch *grown = moec_realloc_array(p->items, cap, sizeof(*grown));
-        if (grown == NULL)
-            return moec_fail_nomem(err, "patches of a mutation");
-        p->items = grown;
-        p->cap = cap;
-    }
+    if (!MOEC_GROW(p->items, p->n, p->cap))
+        return moec_fail_nomem(err, "patches of a mutation");
     MOEC_TRY(add_name(p, moec_layout_file(p->layout, k->file)->name, err));
     p->items[p->n++] = *k;
     return MOEC_OK;

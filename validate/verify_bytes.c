@@ -57,14 +57,8 @@ static uint64_t block_of(const moec_ct_tensor *t)
 
 static moec_status add_item(pass *p, item it, moec_error *err)
 {
-    if (p->n == p->cap) {
-        size_t cap = p->cap == 0 ? 256 : p->cap * 2;
-        item *grown = moec_realloc_array(p->items, cap, sizeof(*grown));
-        if (grown == NULL)
-            return moec_fail_nomem(err, "list of work");
-        p->items = grown;
-        p->cap = cap;
-    }
+    if (!MOEC_GROW(p->items, p->n, p->cap))
+        return moec_fail_nomem(err, "list of work");
     p->items[p->n++] = it;
     return MOEC_OK;
 }

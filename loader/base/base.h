@@ -116,6 +116,12 @@ static inline uint64_t moec_ceil_div(uint64_t a, uint64_t b)
 void *moec_alloc(size_t bytes);           /* NULL on failure; 0 -> 1 */
 void *moec_calloc(size_t n, size_t size); /* overflow checked */
 void *moec_realloc_array(void *p, size_t n, size_t size);
+/* Room for one more behind the `n` elements of `list`, a pointer of which `cap`
+ * elements have memory: both change where it grows. False, and nothing has
+ * changed, without memory. */
+#define MOEC_GROW(list, n, cap)                                                \
+  ((n) < (cap) || moec_grow(&(list), &(cap), sizeof(*(list))))
+bool moec_grow(void *list, size_t *cap, size_t size);
 void moec_free(void *p);
 /* Test hook: fail the n-th allocation from now (1 = the next); 0 = never.
  * Returns how many allocations happened since the last call. */

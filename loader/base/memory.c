@@ -73,6 +73,20 @@ void *moec_realloc_array(void *p, size_t n, size_t size)
     return in_huge_pages(realloc(p, bytes ? bytes : 1), bytes);
 }
 
+bool moec_grow(void *list, size_t *cap, size_t size)
+{
+    size_t more = *cap == 0 ? 64 : *cap * 2;
+    void *p;
+
+    memcpy(&p, list, sizeof(p)); /* a pointer of any type */
+    p = moec_realloc_array(p, more, size);
+    if (p == NULL)
+        return false;
+    memcpy(list, &p, sizeof(p));
+    *cap = more;
+    return true;
+}
+
 void moec_free(void *p)
 {
     free(p);

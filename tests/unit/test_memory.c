@@ -53,6 +53,29 @@ static void aligns_memory_for_direct_io(void **state)
     moec_alloc_fail_at(0);
 }
 
+/* A list of pointers, whose address MOEC_GROW writes through. */
+static void lists_grow_and_keep_what_they_hold(void **state)
+{
+    const char **list = NULL;
+    size_t cap = 0;
+
+    (void)state;
+    for (size_t n = 0; n < 1000; n++) {
+        assert_true(MOEC_GROW(list, n, cap));
+        list[n] = "abc" + n % 3;
+    }
+    for (size_t n = 0; n < 1000; n++)
+        assert_string_equal(list[n], "abc" + n % 3);
+    assert_int_equal(cap, 1024);
+    moec_alloc_fail_at(1);
+    assert_true(MOEC_GROW(list, 1023, cap)); /* has room: asks for nothing */
+    assert_false(MOEC_GROW(list, 1024, cap));
+    moec_alloc_fail_at(0);
+    assert_int_equal(cap, 1024);
+    assert_string_equal(list[999], "abc");
+    moec_free(list);
+}
+
 /* Objects of many sizes: aligned, disjoint, and unmoved by later ones. */
 static void arena_objects_do_not_move_or_overlap(void **state)
 {
@@ -191,6 +214,7 @@ int main(void)
         cmocka_unit_test(fails_the_nth_allocation_once),
         cmocka_unit_test(refuses_products_that_wrap),
         cmocka_unit_test(aligns_memory_for_direct_io),
+        cmocka_unit_test(lists_grow_and_keep_what_they_hold),
         cmocka_unit_test(arena_objects_do_not_move_or_overlap),
         cmocka_unit_test(arena_counts_the_gap_at_a_blocks_end),
         cmocka_unit_test(arena_uses_few_allocations),
