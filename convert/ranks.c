@@ -127,11 +127,8 @@ static moec_status join_job(ranks *r, bool once, moec_error *err)
 
     if (st == MOEC_E_ARG)
         st = try_job(r, !once, &found, NULL);
-    if (st != MOEC_OK) {
-        if (err != NULL && err->status == MOEC_OK)
-            *err = why;
-        return why.status;
-    }
+    if (st != MOEC_OK)
+        return moec_hand_on(err, why.status, &why);
     if (!found)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_NONE,
                          "%s/%s is damaged: remove %s and convert all ranks "

@@ -58,11 +58,8 @@ moec_status moec_self_refused(moec_self *s, const moec_kernels *k,
                               moec_status status, moec_error *got,
                               moec_error *err)
 {
-    if (status == MOEC_E_NOMEM) {
-        if (err && err->status == MOEC_OK)
-            *err = *got;
-        return status;
-    }
+    if (status == MOEC_E_NOMEM)
+        return moec_hand_on(err, status, got);
     if (status == MOEC_E_UNSUPPORTED)
         moec_self_skip(s, "not supported: %s", got->text);
     else

@@ -427,9 +427,7 @@ moec_status moec_ckpt_read(const moec_ckpt *c, size_t i, uint64_t off,
     st = moec_pread_full(s->fd, f->name, buf, n, t->off + off, &why);
     /* That the file changed explains whatever else went wrong. */
     MOEC_TRY(moec_stamp_check(s->fd, f->name, &s->stamp, err));
-    if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
-        *err = why;
-    return st;
+    return moec_hand_on(err, st, &why);
 }
 
 moec_status moec_ckpt_read_file(const moec_ckpt *c, size_t i, uint64_t off,
@@ -460,11 +458,8 @@ static moec_status check_name(const moec_ckpt *c, const char *name,
     if (st == MOEC_E_FORMAT || why.os_errno == ENOENT)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I13,
                          "%s: cannot be opened again: %s", name, why.text);
-    if (st != MOEC_OK) {
-        if (err != NULL && err->status == MOEC_OK)
-            *err = why;
-        return st;
-    }
+    if (st != MOEC_OK)
+        return moec_hand_on(err, st, &why);
     st = moec_stamp_check(fd, name, then, err);
     close(fd);
     return st;

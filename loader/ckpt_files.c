@@ -173,9 +173,7 @@ moec_status moec_ckpt_open_files(moec_ckpt *c, moec_error *err)
             if (n_missing++ == 0)
                 missing = c->files[i].name;
         } else if (st != MOEC_OK) {
-            if (err != NULL && err->status == MOEC_OK)
-                *err = why;
-            return st;
+            return moec_hand_on(err, st, &why);
         }
     }
     if (n_missing == 0)

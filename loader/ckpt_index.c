@@ -447,9 +447,7 @@ moec_status moec_ckpt_explain_failure(const moec_ckpt *c, moec_status failed,
             failed = st;
         }
     }
-    if (err != NULL && err->status == MOEC_OK)
-        *err = *why;
-    return failed;
+    return moec_hand_on(err, failed, why);
 }
 
 /* I14. */

@@ -65,9 +65,7 @@ moec_status moec_converted_data(const moec_converted *c, const char *name,
     if (st == MOEC_E_IO && why.os_errno == ENOENT)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M05, "%s: is missing",
                          name);
-    if (st != MOEC_OK && err && err->status == MOEC_OK)
-        *err = why;
-    return st;
+    return moec_hand_on(err, st, &why);
 }
 
 moec_status moec_converted_load(const moec_converted *c, const char *name,
@@ -163,8 +161,8 @@ static moec_status read_manifest(moec_converted *c, const char *name,
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_M01,
                        "no " MOEC_MANIFEST_NAME ": not a finished conversion; "
                        "run the same convert command again");
-    else if (st != MOEC_OK && err && err->status == MOEC_OK)
-        *err = why;
+    else
+        (void)moec_hand_on(err, st, &why);
     if (st == MOEC_OK)
         st = moec_manifest_decode(&c->manifest, text.data ? text.data : "",
                                   text.len, err);
@@ -192,11 +190,8 @@ moec_status moec_converted_copied(const moec_converted *c,
         return moec_fail(err, MOEC_E_INTEGRITY, rule,
                          "%s: longer than the manifest's %" PRIu64 " bytes",
                          f->name, f->bytes);
-    if (st != MOEC_OK) {
-        if (err && err->status == MOEC_OK)
-            *err = why;
-        return st;
-    }
+    if (st != MOEC_OK)
+        return moec_hand_on(err, st, &why);
     if (out->len != f->bytes)
         return moec_fail(err, MOEC_E_INTEGRITY, rule,
                          "%s: %zu bytes, the manifest says %" PRIu64, f->name,

@@ -222,9 +222,7 @@ moec_status moec_engine_wait(moec_engine *e, moec_error *err)
             moec_free_aligned(e->ring);
         e->ring = NULL;
     }
-    if (e->status != MOEC_OK && err != NULL && err->status == MOEC_OK)
-        *err = e->error;
-    return e->status;
+    return moec_hand_on(err, e->status, &e->error);
 }
 
 void moec_engine_poll(moec_engine *e, moec_engine_stats *out)

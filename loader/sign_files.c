@@ -314,8 +314,8 @@ moec_status moec_sign_manifest_names(int dirfd, moec_sign_name_fn fn, void *ctx,
                                   &why);
     if (st == MOEC_OK)
         st = name_all(&m, fn, ctx, err);
-    else if (err && err->status == MOEC_OK)
-        *err = why;
+    else
+        (void)moec_hand_on(err, st, &why);
     moec_manifest_fini(&m);
     moec_buf_fini(&text);
     return st;

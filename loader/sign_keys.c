@@ -94,9 +94,7 @@ static moec_status open_pem(BIO **out, const char *path, moec_buf *text,
     if (st == MOEC_E_IO && why.os_errno == ENOENT)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_S02, "%s: not there",
                          path);
-    if (st != MOEC_OK && err && err->status == MOEC_OK)
-        *err = why;
-    MOEC_TRY(st);
+    MOEC_TRY(moec_hand_on(err, st, &why));
     if (text->len == 0)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_S02, "%s: is empty",
                          path);

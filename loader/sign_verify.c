@@ -88,9 +88,7 @@ static moec_status read_own(moec_signature *s, const moec_signature_opts *opts,
     if (st == MOEC_E_IO && why.os_errno == ENOENT)
         return absent(opts->signature ? opts->signature : MOEC_SIGNATURE_NAME,
                       err);
-    if (st != MOEC_OK && err && err->status == MOEC_OK)
-        *err = why;
-    return st;
+    return moec_hand_on(err, st, &why);
 }
 
 /* -------------------------------------------------------- who signed it */

@@ -336,9 +336,7 @@ static moec_status look_up(moec_config *c, const moec_families *families,
                                         &c->family, &c->own_family, &why);
     if (c->oom)
         return moec_fail_nomem(err, "conditions of a family");
-    if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
-        *err = why;
-    return st;
+    return moec_hand_on(err, st, &why);
 }
 
 static moec_status find_family(moec_config *c, const moec_families *families,
@@ -551,11 +549,8 @@ moec_status moec_config_read(moec_config *out, const moec_families *families,
                             &local);
         }
     }
-    if (st != MOEC_OK) {
-        if (err != NULL && err->status == MOEC_OK)
-            *err = local;
-        return st;
-    }
+    if (st != MOEC_OK)
+        return moec_hand_on(err, st, &local);
     out->doc = (moec_json_doc){CONFIG,        MOEC_RULE_C02, MOEC_RULE_C11,
                                MOEC_RULE_C03, MOEC_RULE_C04, MOEC_RULE_C05};
     out->root = moec_json_root(out->tree, &out->doc);

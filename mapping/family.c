@@ -601,9 +601,7 @@ moec_status moec_family_parse(moec_family **out, const char *name,
     json_decref(p.tree);
     if (st != MOEC_OK) {
         moec_family_destroy(p.f);
-        if (err != NULL && err->status == MOEC_OK)
-            *err = p.error;
-        return st;
+        return moec_hand_on(err, st, &p.error);
     }
     *out = p.f;
     return MOEC_OK;

@@ -485,8 +485,8 @@ moec_status moec_model_open(moec_model **out, const moec_ckpt *ckpt,
     if (st == MOEC_E_IO && local.os_errno == ENOENT)
         st = moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C01,
                        "%s has no " CONFIG_NAME, moec_ckpt_dir(ckpt));
-    else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
-        *err = local;
+    else
+        (void)moec_hand_on(err, st, &local);
     if (st == MOEC_OK)
         st = moec_model_create(out, ckpt, families,
                                text.data != NULL ? text.data : "", text.len,

@@ -762,9 +762,7 @@ static moec_status choose(moec_build *b, const moec_found_layer *layer,
     *out = last;
     if (fits == 1)
         return MOEC_OK;
-    if (err != NULL && err->status == MOEC_OK)
-        *err = first;
-    return first.status;
+    return moec_hand_on(err, first.status, &first);
 }
 
 /* "model.layers.3." + "mlp.experts" */

@@ -329,8 +329,8 @@ static moec_status run_layer(moec_level3 *v, moec_validation *out, size_t i,
                                e.rule == MOEC_RULE_K09 ? MOEC_SEVERITY_WARNING
                                                        : MOEC_SEVERITY_ERROR,
                                err);
-        else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
-            *err = e;
+        else
+            (void)moec_hand_on(err, st, &e);
     }
     if (st == MOEC_OK && l.not_finite)
         add_limit(out, "some outputs are infinite or no numbers: those compare "

@@ -244,11 +244,8 @@ static moec_status look_at(moec_level3 *v, size_t i, moec_io_file *io_out,
     moec_status st =
         moec_converted_io(moec_conversion_files(v->c), f->name, false, &io, &e);
 
-    if (st != MOEC_OK && !moec_report_is_damage(&e)) {
-        if (err != NULL && err->status == MOEC_OK)
-            *err = e;
-        return st;
-    }
+    if (st != MOEC_OK && !moec_report_is_damage(&e))
+        return moec_hand_on(err, st, &e);
     if (st == MOEC_OK && ranked && io.bytes >= f->header_bytes)
         st = check_header(v, i, io.fd, &right, err);
     else

@@ -531,8 +531,8 @@ moec_status moec_l3_expert_choice(moec_l3_layer *l, moec_error *err)
     if (st == MOEC_E_UNSUPPORTED && l->v->opts->device != NULL) {
         (void)snprintf(l->v->lacking, sizeof(l->v->lacking), "%s", e.text);
         st = MOEC_OK;
-    } else if (st != MOEC_OK && err != NULL && err->status == MOEC_OK) {
-        *err = e;
+    } else {
+        (void)moec_hand_on(err, st, &e);
     }
     bench_fini(&b);
     moec_free(ids);

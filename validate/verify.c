@@ -391,15 +391,10 @@ static moec_status rebuild(moec_verifier *v, moec_error *err)
     case MOEC_E_CANCELLED:
     case MOEC_E_DURABILITY:
     case MOEC_E_INTERNAL:
-        if (err != NULL && err->status == MOEC_OK)
-            *err = e;
-        return st;
+        return moec_hand_on(err, st, &e);
     }
-    if (st == MOEC_E_IO && !moec_report_is_damage(&e)) {
-        if (err != NULL && err->status == MOEC_OK)
-            *err = e;
-        return st;
-    }
+    if (st == MOEC_E_IO && !moec_report_is_damage(&e))
+        return moec_hand_on(err, st, &e);
     if (e.rule != MOEC_RULE_M08 && st != MOEC_E_IO)
         moec_report_add_error(v->r, MOEC_MANIFEST_NAME, MOEC_RULE_M01, &e);
     for (uint32_t r = 0; r < 6; r++)
@@ -538,9 +533,7 @@ static moec_status verify_into(moec_verifier *v, const char *dir,
     if (st == MOEC_E_INTEGRITY) /* digests are what verify is about: without
                                    those of slots.bin there is no verdict */
         st = e.status = MOEC_E_FORMAT;
-    if (err != NULL && err->status == MOEC_OK)
-        *err = e;
-    return st;
+    return moec_hand_on(err, st, &e);
 }
 
 /* The level asked for; callers of before it could be asked for mean both. */

@@ -352,11 +352,8 @@ static moec_status read_files(pass *p, const open_files *o, uint32_t *ready_out,
 static moec_status settle(const pass *p, size_t file, moec_error *e,
                           moec_error *err)
 {
-    if (e->status != MOEC_E_FORMAT) {
-        if (err != NULL && err->status == MOEC_OK)
-            *err = *e;
-        return e->status;
-    }
+    if (e->status != MOEC_E_FORMAT)
+        return moec_hand_on(err, e->status, e);
     e->rule = MOEC_RULE_M05;
     moec_report_add_error(p->v->r, p->v->files->slots.files[file].name,
                           MOEC_RULE_M05, e);

@@ -33,11 +33,8 @@ static moec_status settle(moec_verifier *v, const char *file, moec_rule rule,
 {
     moec_finding f = about(rule, file);
 
-    if (!moec_report_is_damage(e)) {
-        if (err != NULL && err->status == MOEC_OK)
-            *err = *e;
-        return e->status;
-    }
+    if (!moec_report_is_damage(e))
+        return moec_hand_on(err, e->status, e);
     moec_report_add(v->r, &f, "%s", e->text);
     return MOEC_OK;
 }

@@ -273,9 +273,7 @@ static moec_status settle(const moec_verifier *v, moec_finding f,
         moec_report_add(v->r, &f, "cannot be given back: %s", e->text);
         return MOEC_OK;
     }
-    if (err != NULL && err->status == MOEC_OK)
-        *err = *e;
-    return e->status;
+    return moec_hand_on(err, e->status, e);
 }
 
 /* Compare bytes [from, to) of a source tensor with what was taken back. */

@@ -81,11 +81,8 @@ static moec_status run_piece(void *ctx, size_t i, uint32_t worker,
     moec_status st = compare(p, &p->v->workers[worker], k->layer, k->t,
                              (uint32_t)k->first, &e);
 
-    if (st != MOEC_E_FORMAT) {
-        if (st != MOEC_OK && err != NULL && err->status == MOEC_OK)
-            *err = e;
-        return st;
-    }
+    if (st != MOEC_E_FORMAT)
+        return moec_hand_on(err, st, &e);
     moec_finding f = {.rule = MOEC_RULE_T3, .severity = MOEC_SEVERITY_ERROR};
     moec_report_add(p->v->r, &f, "%s", e.text);
     return MOEC_OK;

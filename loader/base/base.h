@@ -57,6 +57,11 @@ moec_status moec_check_struct(const char *name, uint32_t struct_bytes,
 void *moec_plugin_load(const char *what, const char *name, const char *path,
                        moec_error *err);
 
+/* Hand on why a call failed that wrote its own error: copy `why`, unless an
+ * error is there already. Returns `status`; MOEC_OK changes nothing. */
+moec_status moec_hand_on(moec_error *err, moec_status status,
+                         const moec_error *why);
+
 /* A refusal is never MOEC_OK. Compilers and analyzers see one file at a time;
  * without this they follow MOEC_TRY past failures that ended there, and warn
  * of outputs that nobody wrote. */

@@ -228,6 +228,14 @@ moec_status moec_fail_nomem(moec_error *err, const char *what)
                      what);
 }
 
+moec_status moec_hand_on(moec_error *err, moec_status status,
+                         const moec_error *why)
+{
+    if (status != MOEC_OK && err && err->status == MOEC_OK)
+        *err = *why;
+    return status;
+}
+
 void moec_error_prefix(moec_error *err, const char *fmt, ...)
 {
     char raw[RAW_BYTES];

@@ -198,7 +198,5 @@ moec_status moec_parallel(uint32_t n_threads, size_t n, moec_item_fn fn,
     else
         run_threads(&l, n_threads);
     pthread_mutex_destroy(&l.lock);
-    if (l.status != MOEC_OK && err && err->status == MOEC_OK)
-        *err = l.error;
-    return l.status;
+    return moec_hand_on(err, l.status, &l.error);
 }

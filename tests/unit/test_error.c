@@ -40,6 +40,24 @@ static void first_error_stays(void **state)
     assert_string_equal(err.text, "first");
 }
 
+static void hands_on_what_a_call_said_itself(void **state)
+{
+    moec_error err = MOEC_ERROR_INIT, why = MOEC_ERROR_INIT;
+
+    (void)state;
+    assert_int_equal(moec_hand_on(&err, MOEC_OK, &why), MOEC_OK);
+    moec_fail_at(&why, MOEC_E_FORMAT, MOEC_RULE_NONE, 7, "inner");
+    assert_int_equal(moec_hand_on(&err, MOEC_OK, &why), MOEC_OK);
+    assert_int_equal(err.status, MOEC_OK);
+    assert_int_equal(moec_hand_on(NULL, why.status, &why), MOEC_E_FORMAT);
+    assert_int_equal(moec_hand_on(&err, why.status, &why), MOEC_E_FORMAT);
+    assert_string_equal(err.text, "inner");
+    assert_int_equal(err.file_off, 7);
+    moec_fail(&why, MOEC_E_IO, MOEC_RULE_NONE, "later");
+    assert_int_equal(moec_hand_on(&err, MOEC_E_IO, &why), MOEC_E_IO);
+    assert_string_equal(err.text, "inner");
+}
+
 static void accepts_no_error_object(void **state)
 {
     (void)state;
@@ -229,6 +247,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(writes_rule_in_front),
         cmocka_unit_test(first_error_stays),
+        cmocka_unit_test(hands_on_what_a_call_said_itself),
         cmocka_unit_test(accepts_no_error_object),
         cmocka_unit_test(overwrites_stale_fields),
         cmocka_unit_test(keeps_offset_and_errno),
