@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Facts of a model from its config.json.
+ * Facts of a model from its config.json; config_layers.c says which layers
+ * have experts.
  *
  * Config files are written by hand, by several library versions and by
  * converters: keys have two spellings, null stands for "none" or for 1.0, a
@@ -10,28 +11,18 @@
  * or anywhere before the shard headers agree with it.
  */
 
-#include "config.h"
+#include "config_find.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-#define CONFIG         "config.json"
-#define PATH_PARTS_MAX 8u
-
-/* A value found in the config, with the way to it for messages. */
-typedef struct found {
-    moec_json way[PATH_PARTS_MAX];
-    const moec_json *v; /* last one of way; v->value NULL: absent or null */
-    char path[128];
-} found;
-
-/* Follow the dotted `path` from `from`. Keys borrow out->path. */
-static void follow(const moec_json *from, const char *path, found *out)
+void moec_config_follow(const moec_json *from, const char *path,
+                        moec_config_at *out)
 {
     const moec_json *at = from;
     size_t n = 0;
     (void)snprintf(out->path, sizeof(out->path), "%s", path);
-    for (char *key = out->path; key != NULL && n < PATH_PARTS_MAX; n++) {
+    for (char *key = out->path; key != NULL && n < MOEC_CONFIG_PATH_PARTS;
+         n++) {
         char *dot = strchr(key, '.');
         if (dot != NULL)
             *dot++ = '\0';
@@ -44,15 +35,15 @@ static void follow(const moec_json *from, const char *path, found *out)
 
 /* Find one of the keys. Where several of them are there they must agree. */
 static moec_status find_spelling(const moec_config *c, const char *const *keys,
-                                 size_t n, found *out, moec_error *err)
+                                 size_t n, moec_config_at *out, moec_error *err)
 {
-    found other;
+    moec_config_at other;
     for (size_t i = 0; i < n; i++) {
-        follow(c->facts_in, keys[i], &other);
+        moec_config_follow(c->facts_in, keys[i], &other);
         if (other.v->value == NULL)
             continue;
         if (out->v->value == NULL) {
-            follow(c->facts_in, keys[i], out);
+            moec_config_follow(c->facts_in, keys[i], out);
             continue;
         }
         if (!json_equal(out->v->value, other.v->value))
@@ -64,22 +55,26 @@ static moec_status find_spelling(const moec_config *c, const char *const *keys,
     return MOEC_OK;
 }
 
-/* Find the fact, or what stands in for it. */
-static moec_status find(const moec_config *c, const moec_fact_source *src,
-                        found *out, moec_error *err)
+moec_status moec_config_find(const moec_config *c, const moec_fact_source *src,
+                             moec_config_at *out, moec_error *err)
 {
-    follow(c->facts_in, src->n_keys > 0 ? src->keys[0] : "", out);
+    moec_config_follow(c->facts_in, src->n_keys > 0 ? src->keys[0] : "", out);
+    if (src->n_keys == 0) {
+        out->way[0].value = NULL;
+        return MOEC_OK;
+    }
     MOEC_TRY(find_spelling(c, src->keys, src->n_keys, out, err));
     if (out->v->value == NULL)
         MOEC_TRY(find_spelling(c, src->otherwise, src->n_else, out, err));
-    if (out->v->value == NULL && src->n_keys > 0 && !src->optional)
+    if (out->v->value == NULL && !src->optional)
         return moec_json_fail(out->v, MOEC_RULE_C11, err,
                               "is missing: the family '%s' needs it",
                               c->family->name);
     return MOEC_OK;
 }
 
-static moec_status as_count(const moec_json *v, uint32_t *out, moec_error *err)
+moec_status moec_config_as_count(const moec_json *v, uint32_t *out,
+                                 moec_error *err)
 {
     int64_t value;
     MOEC_TRY(moec_json_as_i64(v, INT64_MIN, INT64_MAX, &value, err));
@@ -103,11 +98,11 @@ static moec_status as_equal_counts(const moec_json *v, uint32_t *out,
         return moec_json_fail(v, MOEC_RULE_C03, err, "is an empty list");
     for (size_t i = 0; i < n; i++) {
         moec_json item = moec_json_item(v, i);
-        MOEC_TRY(as_count(&item, &value, err));
+        MOEC_TRY(moec_config_as_count(&item, &value, err));
         if (*out != 0 && value != 0 && value != *out)
             return moec_fail(err, MOEC_E_MIXED, MOEC_RULE_C12,
-                             CONFIG ": %s: %u and %u: experts of unequal "
-                                    "number or width are not supported",
+                             CONFIG_NAME ": %s: %u and %u: experts of unequal "
+                                         "number or width are not supported",
                              v->key, *out, value);
         *out = value != 0 ? value : *out;
     }
@@ -121,7 +116,7 @@ static moec_status as_sum(const moec_json *v, uint32_t *out, moec_error *err)
     uint64_t sum = 0;
     for (size_t i = 0; i < moec_json_len(v); i++) {
         moec_json item = moec_json_item(v, i);
-        MOEC_TRY(as_count(&item, &value, err));
+        MOEC_TRY(moec_config_as_count(&item, &value, err));
         sum += value;
         if (sum > INT32_MAX)
             return moec_json_fail(v, MOEC_RULE_C06, err,
@@ -131,39 +126,29 @@ static moec_status as_sum(const moec_json *v, uint32_t *out, moec_error *err)
     return MOEC_OK;
 }
 
-/* A count; *out is `none` where neither config nor description have it. */
-static moec_status get_count(const moec_config *c, const moec_fact_source *src,
-                             uint32_t none, uint32_t *out, moec_error *err)
+moec_status moec_config_count_at(const moec_config *c,
+                                 const moec_fact_source *src, uint32_t none,
+                                 uint32_t *out, moec_error *err)
 {
-    found at;
+    moec_config_at at;
     *out = src->has_default ? src->integer : none;
-    if (!src->given || src->n_keys == 0)
-        return MOEC_OK;
-    MOEC_TRY(find(c, src, &at, err));
+    MOEC_TRY(moec_config_find(c, src, &at, err));
     if (at.v->value == NULL)
         return MOEC_OK;
     if (src->per_layer && moec_json_is(at.v->value, JSON_ARRAY))
         return as_equal_counts(at.v, out, err);
     if (src->sum && moec_json_is(at.v->value, JSON_ARRAY))
         return as_sum(at.v, out, err);
-    return as_count(at.v, out, err);
-}
-
-static moec_status get_fact(const moec_config *c, moec_fact fact, uint32_t *out,
-                            moec_error *err)
-{
-    return get_count(c, &c->family->facts[fact], 0, out, err);
+    return moec_config_as_count(at.v, out, err);
 }
 
 /* 0, null and absent mean 1. */
 static moec_status get_scale(const moec_config *c, double *out, moec_error *err)
 {
     const moec_fact_source *src = &c->family->facts[MOEC_FACT_ROUTED_SCALE];
-    found at;
+    moec_config_at at;
     *out = src->has_default ? src->number : 1.0;
-    if (!src->given || src->n_keys == 0)
-        return MOEC_OK;
-    MOEC_TRY(find(c, src, &at, err));
+    MOEC_TRY(moec_config_find(c, src, &at, err));
     if (at.v->value == NULL)
         return MOEC_OK;
     MOEC_TRY(moec_json_as_double(at.v, out, err));
@@ -178,13 +163,11 @@ static moec_status get_scale(const moec_config *c, double *out, moec_error *err)
 static moec_status get_norm(const moec_config *c, int *out, moec_error *err)
 {
     const moec_fact_source *src = &c->family->facts[MOEC_FACT_NORM_TOPK];
-    found at;
+    moec_config_at at;
     bool b;
     double p;
     *out = src->has_default ? (int)src->integer : -1;
-    if (!src->given || src->n_keys == 0)
-        return MOEC_OK;
-    MOEC_TRY(find(c, src, &at, err));
+    MOEC_TRY(moec_config_find(c, src, &at, err));
     if (at.v->value == NULL)
         return MOEC_OK;
     if (src->p_norm) { /* dbrx: weights divided by their p-norm */
@@ -219,11 +202,9 @@ moec_status moec_config_word(const moec_config *c, moec_fact fact,
                              const char **out, moec_error *err)
 {
     const moec_fact_source *src = &c->family->facts[fact];
-    found at;
+    moec_config_at at;
     *out = src->has_default ? src->string : "";
-    if (src->n_keys == 0)
-        return MOEC_OK;
-    MOEC_TRY(find(c, src, &at, err));
+    MOEC_TRY(moec_config_find(c, src, &at, err));
     return at.v->value != NULL ? as_word(at.v, src, out, err) : MOEC_OK;
 }
 
@@ -240,7 +221,7 @@ static moec_status get_text(const moec_config *c, moec_fact fact,
 moec_status moec_config_count(const moec_config *c, moec_fact fact,
                               uint32_t none, uint32_t *out, moec_error *err)
 {
-    return get_count(c, &c->family->facts[fact], none, out, err);
+    return moec_config_count_at(c, &c->family->facts[fact], none, out, err);
 }
 
 moec_status moec_config_number(const moec_config *c, moec_fact fact,
@@ -248,11 +229,9 @@ moec_status moec_config_number(const moec_config *c, moec_fact fact,
                                moec_error *err)
 {
     const moec_fact_source *src = &c->family->facts[fact];
-    found at;
+    moec_config_at at;
     *out = src->has_default ? src->number : none;
-    if (!src->given || src->n_keys == 0)
-        return MOEC_OK;
-    MOEC_TRY(find(c, src, &at, err));
+    MOEC_TRY(moec_config_find(c, src, &at, err));
     if (at.v->value == NULL)
         return MOEC_OK;
     if (!src->per_layer || !moec_json_is(at.v->value, JSON_ARRAY))
@@ -270,11 +249,9 @@ moec_status moec_config_flag(const moec_config *c, moec_fact fact, bool none,
                              bool *out, moec_error *err)
 {
     const moec_fact_source *src = &c->family->facts[fact];
-    found at;
+    moec_config_at at;
     *out = src->has_default ? src->integer != 0 : none;
-    if (!src->given || src->n_keys == 0)
-        return MOEC_OK;
-    MOEC_TRY(find(c, src, &at, err));
+    MOEC_TRY(moec_config_find(c, src, &at, err));
     return at.v->value != NULL ? moec_json_as_bool(at.v, out, err) : MOEC_OK;
 }
 
@@ -315,8 +292,8 @@ static bool only_if_holds(const moec_family *family, const moec_only_if *o,
     find_object(c, family);
     for (size_t i = 0; holds && i < o->n; i++) {
         const moec_condition *want = &o->conditions[i];
-        found at;
-        follow(c->facts_in, want->key, &at);
+        moec_config_at at;
+        moec_config_follow(c->facts_in, want->key, &at);
         holds = at.v->value != NULL;
         if (!holds || want->value == NULL)
             continue;
@@ -353,8 +330,8 @@ static moec_status find_family(moec_config *c, const moec_families *families,
     }
     if (c->family == NULL && top != NULL && strcmp(top, NO_TYPE) == 0)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C11,
-                         CONFIG ": model_type: is missing: it names the "
-                                "family");
+                         CONFIG_NAME ": model_type: is missing: it names the "
+                                     "family");
     const char *type = top != NULL ? top : inner;
     if (top != NULL && c->family == NULL)
         MOEC_TRY(look_up(c, families, top, err));
@@ -370,10 +347,11 @@ static moec_status find_family(moec_config *c, const moec_families *families,
     if (c->family == NULL) {
         moec_buf hint = {0};
         moec_families_hint(families, type, &hint);
-        moec_status st = moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_C08,
-                                   CONFIG ": model_type '%s' is in no family "
-                                          "description; %s",
-                                   type, hint.oom ? "" : hint.data);
+        moec_status st =
+            moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_C08,
+                      CONFIG_NAME ": model_type '%s' is in no family "
+                                  "description; %s",
+                      type, hint.oom ? "" : hint.data);
         moec_buf_fini(&hint);
         return st;
     }
@@ -401,7 +379,7 @@ static moec_status read_block(moec_config *c, moec_error *err)
                                   "must be a list of two integers");
         for (size_t j = 0; j < 2; j++) {
             moec_json v = moec_json_item(&block, j);
-            MOEC_TRY(as_count(&v, &c->block[j], err));
+            MOEC_TRY(moec_config_as_count(&v, &c->block[j], err));
             if (c->block[j] == 0)
                 return moec_json_fail(&v, MOEC_RULE_C06, err, "is 0");
         }
@@ -412,7 +390,7 @@ static moec_status read_block(moec_config *c, moec_error *err)
 }
 
 #define OUT_OF_RANGE(err, ...)                                                 \
-  moec_fail((err), MOEC_E_FORMAT, MOEC_RULE_C06, CONFIG ": " __VA_ARGS__)
+  moec_fail((err), MOEC_E_FORMAT, MOEC_RULE_C06, CONFIG_NAME ": " __VA_ARGS__)
 
 /* What the config calls a fact. */
 static const char *key_of(const moec_config *c, moec_fact fact)
@@ -468,9 +446,10 @@ static moec_status read_shared(moec_config *c, moec_error *err)
     const moec_family *f = c->family;
     uint32_t width;
     moec_facts *facts = &c->facts;
-    MOEC_TRY(get_fact(c, MOEC_FACT_N_SHARED, &facts->n_shared, err));
-    MOEC_TRY(get_count(c, &f->facts[MOEC_FACT_SHARED_WIDTH],
-                       (uint32_t)facts->inter, &width, err));
+    MOEC_TRY(
+        moec_config_count(c, MOEC_FACT_N_SHARED, 0, &facts->n_shared, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_SHARED_WIDTH,
+                               (uint32_t)facts->inter, &width, err));
     facts->shared_width =
         f->shared_each ? (uint64_t)width * facts->n_shared : width;
     if (facts->n_shared == 0 || width == 0) {
@@ -487,18 +466,20 @@ static moec_status read_facts(moec_config *c, moec_arena *arena,
 {
     moec_facts *f = &c->facts;
     uint32_t hidden, inter, expert_hidden;
-    MOEC_TRY(get_fact(c, MOEC_FACT_N_EXPERTS, &f->n_experts, err));
-    MOEC_TRY(get_fact(c, MOEC_FACT_ZERO_EXPERTS, &c->zero_experts, err));
-    MOEC_TRY(get_fact(c, MOEC_FACT_TOP_K, &f->top_k, err));
-    MOEC_TRY(get_fact(c, MOEC_FACT_HIDDEN, &hidden, err));
-    MOEC_TRY(get_count(c, &c->family->facts[MOEC_FACT_EXPERT_HIDDEN], hidden,
-                       &expert_hidden, err));
-    MOEC_TRY(get_fact(c, MOEC_FACT_INTER, &inter, err));
-    MOEC_TRY(get_fact(c, MOEC_FACT_N_LAYERS, &f->n_layers, err));
-    MOEC_TRY(get_fact(c, MOEC_FACT_N_GROUP, &f->n_group, err));
-    MOEC_TRY(get_fact(c, MOEC_FACT_TOPK_GROUP, &f->topk_group, err));
-    MOEC_TRY(get_count(c, &c->family->facts[MOEC_FACT_MTP_LAYERS], UINT32_MAX,
-                       &c->mtp_layers, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_N_EXPERTS, 0, &f->n_experts, err));
+    MOEC_TRY(
+        moec_config_count(c, MOEC_FACT_ZERO_EXPERTS, 0, &c->zero_experts, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_TOP_K, 0, &f->top_k, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_HIDDEN, 0, &hidden, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_EXPERT_HIDDEN, hidden,
+                               &expert_hidden, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_INTER, 0, &inter, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_N_LAYERS, 0, &f->n_layers, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_N_GROUP, 0, &f->n_group, err));
+    MOEC_TRY(
+        moec_config_count(c, MOEC_FACT_TOPK_GROUP, 0, &f->topk_group, err));
+    MOEC_TRY(moec_config_count(c, MOEC_FACT_MTP_LAYERS, UINT32_MAX,
+                               &c->mtp_layers, err));
     c->mtp_known = c->mtp_layers != UINT32_MAX;
     f->hidden = hidden;
     f->inter = inter;
@@ -539,19 +520,19 @@ moec_status moec_config_read(moec_config *out, const moec_families *families,
 {
     moec_error local = MOEC_ERROR_INIT;
     memset(out, 0, sizeof(*out));
-    moec_status st = moec_json_parse(text, n, CONFIG, MOEC_RULE_C02,
+    moec_status st = moec_json_parse(text, n, CONFIG_NAME, MOEC_RULE_C02,
                                      MOEC_RULE_C02, &out->tree, &local);
     if (st == MOEC_E_FORMAT && local.rule == MOEC_RULE_C02) {
         moec_rule rule = rule_of_syntax(text, n);
         if (rule != MOEC_RULE_C02) {
             local = (moec_error)MOEC_ERROR_INIT;
-            moec_json_parse(text, n, CONFIG, rule, MOEC_RULE_C02, &out->tree,
-                            &local);
+            moec_json_parse(text, n, CONFIG_NAME, rule, MOEC_RULE_C02,
+                            &out->tree, &local);
         }
     }
     if (st != MOEC_OK)
         return moec_hand_on(err, st, &local);
-    out->doc = (moec_json_doc){CONFIG,        MOEC_RULE_C02, MOEC_RULE_C11,
+    out->doc = (moec_json_doc){CONFIG_NAME,   MOEC_RULE_C02, MOEC_RULE_C11,
                                MOEC_RULE_C03, MOEC_RULE_C04, MOEC_RULE_C05};
     out->root = moec_json_root(out->tree, &out->doc);
     st = moec_json_want_object(&out->root, err);
@@ -572,185 +553,14 @@ void moec_config_fini(moec_config *config)
     config->own_family = NULL;
 }
 
-/* --------------------------------------------------------- MoE layers */
-
-/* Mark layer `number` of a list; it must exist. */
-static moec_status mark(const moec_config *c, const moec_json *v,
-                        uint32_t number, uint8_t value, uint8_t *moe,
-                        moec_error *err)
-{
-    if (number >= c->facts.n_layers)
-        return moec_json_fail(v, MOEC_RULE_C06, err,
-                              "names layer %u of %u layers", number,
-                              c->facts.n_layers);
-    moe[number] = value;
-    return MOEC_OK;
-}
-
-/* "3,4,5" */
-static moec_status mark_text(const moec_config *c, const moec_json *v,
-                             uint8_t *moe, moec_error *err)
-{
-    const char *s;
-    MOEC_TRY(moec_json_as_string(v, &s, err));
-    while (*s != '\0') {
-        size_t n = strspn(s, "0123456789");
-        if (n == 0 || n > 9 || (s[n] != '\0' && s[n] != ','))
-            return moec_json_fail(v, MOEC_RULE_C03, err,
-                                  "is not a list of layer numbers");
-        MOEC_TRY(mark(c, v, (uint32_t)strtoul(s, NULL, 10), 1, moe, err));
-        s += n + (s[n] == ',');
-    }
-    return MOEC_OK;
-}
-
-static moec_status mark_list(const moec_config *c, const moec_json *v,
-                             uint8_t value, uint8_t *moe, moec_error *err)
-{
-    uint32_t number;
-    if (!moec_json_is(v->value, JSON_ARRAY))
-        return moec_json_fail(v, MOEC_RULE_C03, err,
-                              "is not a list of layer numbers");
-    for (size_t i = 0; i < moec_json_len(v); i++) {
-        moec_json item = moec_json_item(v, i);
-        MOEC_TRY(as_count(&item, &number, err));
-        MOEC_TRY(mark(c, &item, number, value, moe, err));
-    }
-    return MOEC_OK;
-}
-
-static moec_status check_length(const moec_config *c, const moec_json *v,
-                                size_t n, moec_error *err)
-{
-    /* Entries behind the decoder layers are about MTP layers. */
-    if (n >= c->facts.n_layers)
-        return MOEC_OK;
-    return moec_json_fail(v, MOEC_RULE_C07, err,
-                          "is about %zu layers, the model has %u", n,
-                          c->facts.n_layers);
-}
-
-static bool is_word(const moec_layer_rule *r, const char *word, size_t n)
-{
-    for (size_t i = 0; i < r->n_moe; i++)
-        if (strlen(r->moe[i]) == n && memcmp(r->moe[i], word, n) == 0)
-            return true;
-    return false;
-}
-
-/* A word or a boolean a layer, or a string with one letter a layer. */
-static moec_status mark_types(const moec_config *c, const moec_layer_rule *r,
-                              const moec_json *v, uint8_t *moe, moec_error *err)
-{
-    const char *s;
-    if (!moec_json_is(v->value, JSON_ARRAY)) {
-        MOEC_TRY(moec_json_as_string(v, &s, err));
-        MOEC_TRY(check_length(c, v, strlen(s), err));
-        for (uint32_t i = 0; i < c->facts.n_layers; i++)
-            moe[i] = is_word(r, s + i, 1);
-        return MOEC_OK;
-    }
-    MOEC_TRY(check_length(c, v, moec_json_len(v), err));
-    for (uint32_t i = 0; i < c->facts.n_layers; i++) {
-        moec_json item = moec_json_item(v, i);
-        if (moec_json_is_boolean(item.value))
-            s = moec_json_is(item.value, JSON_TRUE) ? "true" : "false";
-        else
-            MOEC_TRY(moec_json_as_string(&item, &s, err));
-        moe[i] = is_word(r, s, strlen(s));
-    }
-    return MOEC_OK;
-}
-
-/* The frequency of DeepSeek's names is a step, or a list of 0 and 1. */
-static moec_status mark_flags(const moec_config *c, const moec_json *v,
-                              uint32_t first, uint8_t *moe, moec_error *err)
-{
-    uint32_t flag;
-    MOEC_TRY(check_length(c, v, moec_json_len(v), err));
-    for (uint32_t i = 0; i < c->facts.n_layers; i++) {
-        moec_json item = moec_json_item(v, i);
-        MOEC_TRY(as_count(&item, &flag, err));
-        if (flag > 1)
-            return moec_json_fail(&item, MOEC_RULE_C06, err,
-                                  "is %u, must be 0 or 1", flag);
-        moe[i] = flag && i >= first;
-    }
-    return MOEC_OK;
-}
-
-/* Some configs write -1 for "to the end". */
-static moec_status get_last(const moec_config *c, const moec_fact_source *src,
-                            uint32_t *out, moec_error *err)
-{
-    found at;
-    *out = UINT32_MAX;
-    MOEC_TRY(find(c, src, &at, err));
-    if (moec_json_is(at.v->value, JSON_INTEGER) &&
-        json_integer_value(at.v->value) == -1)
-        return MOEC_OK;
-    return get_count(c, src, UINT32_MAX, out, err);
-}
-
-static moec_status mark_stride(const moec_config *c, const moec_layer_rule *r,
-                               uint8_t *moe, moec_error *err)
-{
-    uint32_t first, last, step, offset;
-    found at;
-    MOEC_TRY(get_count(c, &r->first, 0, &first, err));
-    MOEC_TRY(get_last(c, &r->last, &last, err));
-    MOEC_TRY(get_count(c, &r->offset, 0, &offset, err));
-    MOEC_TRY(find(c, &r->step, &at, err));
-    if (moec_json_is(at.v->value, JSON_ARRAY))
-        return mark_flags(c, at.v, first, moe, err);
-    MOEC_TRY(get_count(c, &r->step, 1, &step, err));
-    if (step == 0)
-        return moec_json_fail(at.v, MOEC_RULE_C06, err,
-                              "is 0, must be at least 1");
-    for (uint32_t i = 0; i < c->facts.n_layers; i++)
-        moe[i] = i >= first && i <= last && i + r->phase >= offset &&
-                 (i + r->phase - offset) % step == 0;
-    if (!r->except.given)
-        return MOEC_OK;
-    MOEC_TRY(find(c, &r->except, &at, err));
-    return at.v->value == NULL ? MOEC_OK : mark_list(c, at.v, 0, moe, err);
-}
-
-moec_status moec_config_moe_layers(const moec_config *c, uint8_t *moe,
-                                   moec_error *err)
-{
-    found at;
-    memset(moe, 0, c->facts.n_layers);
-    for (size_t i = 0; i < c->family->n_layer_rules; i++) {
-        const moec_layer_rule *r = &c->family->layer_rules[i];
-        if (r->kind == MOEC_LAYERS_ALL) {
-            memset(moe, 1, c->facts.n_layers);
-            return MOEC_OK;
-        }
-        if (r->kind == MOEC_LAYERS_STRIDE)
-            return mark_stride(c, r, moe, err);
-        follow(c->facts_in, r->key, &at);
-        if (at.v->value == NULL)
-            continue;
-        if (r->kind == MOEC_LAYERS_TYPES)
-            return mark_types(c, r, at.v, moe, err);
-        if (moec_json_is(at.v->value, JSON_STRING))
-            return mark_text(c, at.v, moe, err);
-        return mark_list(c, at.v, 1, moe, err);
-    }
-    return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_C11,
-                     CONFIG ": none of the keys that say which layers have "
-                            "experts is there");
-}
-
 /* The key of `keys` that is there, or NULL. */
 static const char *key_there(const moec_config *c, const char *const *keys,
                              size_t n)
 {
-    found at;
+    moec_config_at at;
 
     for (size_t i = 0; i < n; i++) {
-        follow(c->facts_in, keys[i], &at);
+        moec_config_follow(c->facts_in, keys[i], &at);
         if (at.v->value != NULL)
             return keys[i];
     }
@@ -769,8 +579,8 @@ moec_status moec_config_origin(const moec_config *c, moec_fact fact,
     if (key == NULL)
         key = key_there(c, src->otherwise, src->n_else);
     if (key != NULL)
-        moec_buf_printf(&b, "%s: %s%s%s", CONFIG, inside ? c->nested.key : "",
-                        inside ? "." : "", key);
+        moec_buf_printf(&b, "%s: %s%s%s", CONFIG_NAME,
+                        inside ? c->nested.key : "", inside ? "." : "", key);
     else if (src->has_default)
         moec_buf_puts(&b, "default of the family");
     *out = b.oom ? NULL : moec_arena_strdup(arena, b.data, b.len);

@@ -21,7 +21,8 @@ loader/jsonscan.c loader/safetensors.c loader/index.c loader/keyset.c
 loader/nameset.c loader/table.c loader/tiling.c loader/manifest.c
 loader/slots_file.c loader/sources_file.c
 loader/base/json.c loader/base/json_syntax.c loader/base/utf8.c
-mapping/config.c mapping/family.c mapping/family_config.c mapping/family_desc.c
+mapping/config.c mapping/config_layers.c mapping/family.c
+mapping/family_config.c mapping/family_desc.c
 mapping/names.c mapping/npy.c mapping/load_counts.c mapping/placement.c
 mapping/placement_arrays.c mapping/placement_formats.c mapping/placement_json.c
 mapping/placement_npy.c mapping/placement_torch.c mapping/placement_yaml.c
