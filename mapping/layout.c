@@ -2,180 +2,26 @@
 
 /*
  * What this is: which tensor of a plan lies in which output file at which
- *   byte, and the headers of those files. Sizes alone decide, so that every
+ *   byte. Sizes alone decide, so that every
  *   rank is cut into parts at the same layers and a restart or another number
  *   of threads finds the same bytes.
  *
  * Rank and store files: a layer is one extent, its tensors in the plan's
  *   order, each at a multiple of 4096; the format forbids holes, so fillers
- *   are U8 tensors "__pad.N". The files of one part differ between ranks in
- *   the rank's number in the header and nowhere else: the header is padded to
- *   the length that the last rank needs, and all ranks share one table.
+ *   are U8 tensors "__pad.N". All ranks share one table (layout_header.c).
  * Common and shared files: source tensors, never split. Within a part those
  *   of whole pages come first, then wider elements before narrower ones, which
  *   aligns every tensor to its element without fillers: other engines load
  *   these files and would see them.
  *
- * Refuses: sizes that overflow 64 bits (H19), headers above the format's
- *   limit.
+ * Refuses: sizes that overflow 64 bits (H19).
  */
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <moec/mapping.h>
-
-#include "base/base.h"
-
-/* One part of the rank (or store) files, the same for every rank. */
-typedef struct part {
-    size_t first_layer, n_layers;
-    uint64_t bytes, header_bytes;
-    size_t n_tensors;
-    moec_out_tensor *tensors;
-} part;
-
-/* Where a source tensor lies that is stored unchanged. */
-typedef struct common_at {
-    uint64_t off;
-    uint32_t source, file;
-} common_at;
-
-struct moec_layout {
-    const moec_plan *plan;
-    uint64_t max_part_bytes;
-    uint32_t n_ranks;
-    bool store;
-    size_t n_parts;
-    part *parts;
-    uint32_t *layer_part; /* [planned layer] */
-    size_t *layer_first;  /* [planned layer + 1] into slot_off */
-    uint64_t *slot_off;   /* of every slot tensor, from the file's begin */
-    size_t n_common;
-    common_at *common; /* by source tensor; most tensors are not among them */
-    size_t n_files, files_cap;
-    moec_out_file *files;
-    moec_rank_figures *figures; /* [n_ranks] */
-    char placement_hex[65];
-    moec_arena arena; /* file names and tables of out tensors */
-};
-
-/* ------------------------------------------------------ file headers */
-
-static void append_shape(moec_buf *b, const uint64_t *shape, uint32_t rank)
-{
-    for (uint32_t i = 0; i < rank; i++)
-        moec_buf_printf(b, "%s%" PRIu64, i ? "," : "", shape[i]);
-}
-
-static void append_entry(moec_buf *b, const moec_layout *l,
-                         const moec_out_tensor *t, uint64_t data_off)
-{
-    const moec_tensor *source;
-    const moec_slot_tensor *slots;
-    moec_dtype dtype = MOEC_DTYPE_U8;
-    const uint64_t *shape = &t->bytes;
-    uint32_t rank = 1;
-    char buf[32];
-    const char *name = moec_layout_name(l, t, buf);
-
-    switch (t->kind) {
-    case MOEC_OUT_SLOTS:
-        slots = moec_plan_slot_tensor(l->plan, t->layer, t->t);
-        dtype = slots->dtype;
-        shape = slots->shape;
-        rank = slots->rank;
-        break;
-    case MOEC_OUT_COMMON:
-        source = moec_ckpt_tensor(moec_model_ckpt(moec_plan_model(l->plan)),
-                                  (size_t)t->source);
-        dtype = (moec_dtype)source->dtype;
-        shape = source->shape;
-        rank = source->rank;
-        break;
-    case MOEC_OUT_PAD:
-        break;
-    }
-    moec_buf_puts(b, ",");
-    moec_buf_json_string(b, name, strlen(name));
-    moec_buf_printf(b, ":{\"dtype\":\"%s\",\"shape\":[",
-                    moec_dtype_name(dtype));
-    append_shape(b, shape, rank);
-    moec_buf_printf(b, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}",
-                    t->off - data_off, t->off - data_off + t->bytes);
-}
-
-/* How halves stand in w13: a file must say it itself, for no shape does. */
-static const char *order_name(const moec_layout *l)
-{
-    return moec_plan_options(l->plan)->w13_order == MOEC_W13_UP_GATE
-               ? "up-gate"
-               : "gate-up";
-}
-
-/* Append the header's JSON object. `header_bytes` is what the tensors' file
- * offsets count from; any value below the first of them gives the same JSON
- * only where it is the true one. */
-static void append_json(moec_buf *b, const moec_layout *l,
-                        moec_out_file_kind kind, uint32_t rank,
-                        const moec_out_tensor *tensors, size_t n,
-                        uint64_t header_bytes)
-{
-    moec_buf_puts(b, "{\"__metadata__\":{\"format\":\"pt\"");
-    switch (kind) {
-    case MOEC_FILE_RANK:
-        moec_buf_printf(b,
-                        ",\"moec_format_version\":\"%d\","
-                        "\"moec_placement\":\"%s\",\"moec_rank\":\"%" PRIu32
-                        "\",\"moec_w13_order\":\"%s\",\"moec_world\":\"%" PRIu32
-                        "\"",
-                        MOEC_FORMAT_VERSION, l->placement_hex, rank,
-                        order_name(l), l->n_ranks);
-        break;
-    case MOEC_FILE_STORE:
-        moec_buf_printf(b,
-                        ",\"moec_format_version\":\"%d\","
-                        "\"moec_layout\":\"expert-store\","
-                        "\"moec_w13_order\":\"%s\"",
-                        MOEC_FORMAT_VERSION, order_name(l));
-        break;
-    case MOEC_FILE_COMMON:
-    case MOEC_FILE_SHARED:
-        break;
-    }
-    moec_buf_puts(b, "}");
-    for (size_t i = 0; i < n; i++)
-        append_entry(b, l, &tensors[i], header_bytes);
-    moec_buf_puts(b, "}");
-}
-
-/* Bytes that the header of these tensors takes, padded to a multiple of
- * MOEC_ALIGN. Their offsets count from the begin of the data here. */
-static moec_status header_size(const moec_layout *l, moec_out_file_kind kind,
-                               const moec_out_tensor *tensors, size_t n,
-                               uint64_t *out, moec_error *err)
-{
-    moec_buf b = {0};
-    uint64_t bytes;
-    bool oom;
-
-    append_json(&b, l, kind, l->n_ranks - 1, tensors, n, 0);
-    bytes = b.len;
-    oom = b.oom;
-    moec_buf_fini(&b);
-    if (oom)
-        return moec_fail_nomem(err, "file header");
-    if (!moec_align_u64(bytes + 8, MOEC_ALIGN, &bytes) ||
-        bytes - 8 > MOEC_HEADER_BYTES_MAX)
-        return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_H01,
-                         "the header of an output file with %zu tensors has "
-                         "%" PRIu64 " bytes, more than the format's %" PRIu64
-                         ": use a smaller part size",
-                         n, bytes, MOEC_HEADER_BYTES_MAX);
-    *out = bytes;
-    return MOEC_OK;
-}
+#include "layout_parts.h"
 
 /* ----------------------------------------------- rank and store files */
 
@@ -222,14 +68,14 @@ static moec_status cut_layers(moec_layout *l, moec_error *err)
     size_t n = moec_plan_n_layers(l->plan);
 
     for (size_t layer = 0; layer < n; layer++) {
-        part *p = l->n_parts ? &l->parts[l->n_parts - 1] : NULL;
+        moec_layout_part *p = l->n_parts ? &l->parts[l->n_parts - 1] : NULL;
         uint64_t bytes = 0, sum = 0;
 
         MOEC_TRY(layer_bytes(l, layer, &bytes, err));
         if (p == NULL || !moec_add_u64(p->bytes, bytes, &sum) ||
             sum > l->max_part_bytes) {
             /* NOLINTNEXTLINE(clang-analyzer-core.NullDereference): has room */
-            l->parts[l->n_parts] = (part){.first_layer = layer};
+            l->parts[l->n_parts] = (moec_layout_part){.first_layer = layer};
             l->n_parts++;
             sum = bytes;
         }
@@ -242,9 +88,10 @@ static moec_status cut_layers(moec_layout *l, moec_error *err)
 }
 
 /* Append one slot tensor and its filler to the part. */
-static moec_status place_slots(part *p, const moec_slot_tensor *slots,
-                               uint32_t layer, uint32_t t, uint64_t *off,
-                               uint64_t *n_pads, moec_error *err)
+static moec_status place_slots(moec_layout_part *p,
+                               const moec_slot_tensor *slots, uint32_t layer,
+                               uint32_t t, uint64_t *off, uint64_t *n_pads,
+                               moec_error *err)
 {
     moec_out_tensor *at = &p->tensors[p->n_tensors++];
     uint64_t bytes = 0, padded = 0;
@@ -266,7 +113,8 @@ static moec_status place_slots(part *p, const moec_slot_tensor *slots,
     return MOEC_OK;
 }
 
-static moec_status build_part(moec_layout *l, part *p, moec_error *err)
+static moec_status build_part(moec_layout *l, moec_layout_part *p,
+                              moec_error *err)
 {
     size_t end = p->first_layer + p->n_layers, n = 0;
     uint64_t off = 0, n_pads = 0;
@@ -285,8 +133,9 @@ static moec_status build_part(moec_layout *l, part *p, moec_error *err)
                                  err));
         }
     }
-    MOEC_TRY(header_size(l, l->store ? MOEC_FILE_STORE : MOEC_FILE_RANK,
-                         p->tensors, p->n_tensors, &p->header_bytes, err));
+    MOEC_TRY(moec_layout_header_size(
+        l, l->store ? MOEC_FILE_STORE : MOEC_FILE_RANK, p->tensors,
+        p->n_tensors, &p->header_bytes, err));
     if (!moec_add_u64(off, p->header_bytes, &p->bytes))
         return fail_overflow("__pad.", err);
     for (size_t i = 0; i < p->n_tensors; i++)
@@ -353,7 +202,7 @@ static moec_status lay_slots(moec_layout *l, moec_error *err)
         MOEC_TRY(build_part(l, &l->parts[i], err));
     for (uint32_t rank = 0; rank < l->n_ranks; rank++) {
         for (size_t i = 0; i < l->n_parts; i++) {
-            const part *p = &l->parts[i];
+            const moec_layout_part *p = &l->parts[i];
             moec_out_file file = {.kind = l->store ? MOEC_FILE_STORE
                                                    : MOEC_FILE_RANK,
                                   .rank = rank,
@@ -413,14 +262,13 @@ static uint64_t entry_bytes_max(const moec_tensor *t)
 }
 
 /* Number of tensors from `list` that the next part takes, at least one. */
-static size_t cut_stored(const moec_layout *l, const moec_ckpt *ckpt,
-                         const stored *list, size_t n)
+static size_t cut_stored(const moec_layout *l, const stored *list, size_t n)
 {
     uint64_t bytes = 0, header = MOEC_ALIGN;
     size_t i;
 
     for (i = 0; i < n && i < MOEC_TENSORS_PER_FILE_MAX; i++) {
-        const moec_tensor *t = moec_ckpt_tensor(ckpt, list[i].tensor);
+        const moec_tensor *t = moec_ckpt_tensor(l->ckpt, list[i].tensor);
         bool fits =
             moec_add_u64(bytes, t->bytes, &bytes) && bytes <= l->max_part_bytes;
 
@@ -431,9 +279,8 @@ static size_t cut_stored(const moec_layout *l, const moec_ckpt *ckpt,
     return i;
 }
 
-static moec_status build_stored(moec_layout *l, const moec_ckpt *ckpt,
-                                moec_out_file_kind kind, const stored *list,
-                                size_t n, moec_error *err)
+static moec_status build_stored(moec_layout *l, moec_out_file_kind kind,
+                                const stored *list, size_t n, moec_error *err)
 {
     moec_out_tensor *tensors;
     moec_out_file file = {.kind = kind, .n_tensors = n};
@@ -445,7 +292,7 @@ static moec_status build_stored(moec_layout *l, const moec_ckpt *ckpt,
     if (!tensors)
         return moec_fail_nomem(err, "layout");
     for (size_t i = 0; i < n; i++) {
-        const moec_tensor *t = moec_ckpt_tensor(ckpt, list[i].tensor);
+        const moec_tensor *t = moec_ckpt_tensor(l->ckpt, list[i].tensor);
 
         tensors[i] = (moec_out_tensor){.kind = MOEC_OUT_COMMON,
                                        .source = list[i].tensor,
@@ -454,15 +301,17 @@ static moec_status build_stored(moec_layout *l, const moec_ckpt *ckpt,
         if (!moec_add_u64(off, t->bytes, &off))
             return fail_overflow(t->name, err);
     }
-    MOEC_TRY(header_size(l, kind, tensors, n, &file.header_bytes, err));
+    MOEC_TRY(
+        moec_layout_header_size(l, kind, tensors, n, &file.header_bytes, err));
     if (!moec_add_u64(off, file.header_bytes, &file.bytes))
-        return fail_overflow(moec_ckpt_tensor(ckpt, list[0].tensor)->name, err);
+        return fail_overflow(moec_ckpt_tensor(l->ckpt, list[0].tensor)->name,
+                             err);
     file.tensors = tensors;
     MOEC_TRY(add_file(l, file, &index, err));
     for (size_t i = 0; i < n; i++) {
         tensors[i].off += file.header_bytes;
         l->common[l->n_common++] =
-            (common_at){tensors[i].off, list[i].tensor, (uint32_t)index};
+            (moec_common_at){tensors[i].off, list[i].tensor, (uint32_t)index};
     }
     return MOEC_OK;
 }
@@ -472,12 +321,11 @@ static moec_status lay_stored(moec_layout *l, moec_fate fate,
                               moec_out_file_kind kind, stored *list,
                               moec_error *err)
 {
-    const moec_ckpt *ckpt = moec_model_ckpt(moec_plan_model(l->plan));
-    size_t n_tensors = moec_ckpt_n_tensors(ckpt), n = 0;
+    size_t n_tensors = moec_ckpt_n_tensors(l->ckpt), n = 0;
     size_t first = l->n_files;
 
     for (size_t i = 0; i < n_tensors; i++) {
-        const moec_tensor *t = moec_ckpt_tensor(ckpt, i);
+        const moec_tensor *t = moec_ckpt_tensor(l->ckpt, i);
 
         if (moec_plan_fate(l->plan, i) != fate)
             continue;
@@ -488,10 +336,10 @@ static moec_status lay_stored(moec_layout *l, moec_fate fate,
     if (n > 0)
         qsort(list, n, sizeof(*list), by_source);
     while (n > 0) {
-        size_t take = cut_stored(l, ckpt, list, n);
+        size_t take = cut_stored(l, list, n);
 
         qsort(list, take, sizeof(*list), by_width);
-        MOEC_TRY(build_stored(l, ckpt, kind, list, take, err));
+        MOEC_TRY(build_stored(l, kind, list, take, err));
         list += take;
         n -= take;
     }
@@ -503,16 +351,14 @@ static moec_status lay_stored(moec_layout *l, moec_fate fate,
 
 static int by_number(const void *a, const void *b)
 {
-    const common_at *x = a, *y = b;
+    const moec_common_at *x = a, *y = b;
 
     return (x->source > y->source) - (x->source < y->source);
 }
 
 static moec_status lay_all_stored(moec_layout *l, moec_error *err)
 {
-    size_t n_tensors =
-        moec_ckpt_n_tensors(moec_model_ckpt(moec_plan_model(l->plan)));
-    size_t n = 0;
+    size_t n_tensors = moec_ckpt_n_tensors(l->ckpt), n = 0;
     moec_status st;
     stored *list;
 
@@ -533,142 +379,6 @@ static moec_status lay_all_stored(moec_layout *l, moec_error *err)
     if (l->n_common > 0)
         qsort(l->common, l->n_common, sizeof(*l->common), by_number);
     return st;
-}
-
-/* ---------------------------------------------------------- figures */
-
-/* What one unit costs in one layer: the slot tensors whose rows are the
- * rank's own together, or those whose rows are all slots. */
-typedef struct unit_cost {
-    uint64_t bytes, n_moves;
-    uint32_t mark; /* 1 + the last rank that counted its bytes */
-} unit_cost;
-
-static bool same_source(const moec_move *a, const moec_move *b)
-{
-    return a->tensor == b->tensor && a->src_off == b->src_off &&
-           a->n_rows == b->n_rows && a->n_cols == b->n_cols &&
-           a->src_row == b->src_row && a->src_col == b->src_col &&
-           a->elem_bytes == b->elem_bytes;
-}
-
-/* True where an earlier block names the very bytes that `m` names: the parts
- * of a split shared expert repeat its per-tensor and per-row scales. Routed
- * experts have slices of their own and never share bytes. */
-static bool counted_before(const moec_layout *l, size_t layer, size_t t,
-                           uint32_t first_unit, uint32_t unit,
-                           const moec_move *m)
-{
-    moec_move moves[MOEC_BLOCK_MOVES_MAX];
-
-    for (uint32_t u = first_unit; u < unit; u++) {
-        size_t n = moec_plan_block_moves(l->plan, layer, t, u, moves);
-
-        for (size_t i = 0; i < n; i++) {
-            if (same_source(&moves[i], m))
-                return true;
-        }
-    }
-    return false;
-}
-
-static uint64_t source_bytes(const moec_layout *l, uint32_t tensor)
-{
-    return moec_ckpt_tensor(moec_model_ckpt(moec_plan_model(l->plan)), tensor)
-        ->bytes;
-}
-
-static unit_cost cost_of_unit(const moec_layout *l, size_t layer,
-                              uint32_t n_experts, uint32_t unit, bool all_slots)
-{
-    size_t n_tensors = moec_plan_n_slot_tensors(l->plan, layer);
-    moec_move moves[MOEC_BLOCK_MOVES_MAX];
-    unit_cost cost = {0};
-
-    for (size_t t = 0; t < n_tensors; t++) {
-        size_t n = 0;
-
-        if (moec_plan_slot_tensor(l->plan, layer, t)->all_slots == all_slots)
-            n = moec_plan_block_moves(l->plan, layer, t, unit, moves);
-        cost.n_moves += n;
-        for (size_t i = 0; i < n; i++) {
-            bool again = moves[i].op == MOEC_OP_FILL;
-            bool made = moves[i].op == MOEC_OP_REQUANTISE;
-
-            for (size_t j = 0; j < i && !again; j++)
-                again = same_source(&moves[j], &moves[i]);
-            if (!again && unit > n_experts)
-                again = counted_before(l, layer, t, n_experts, unit, &moves[i]);
-            /* Moves lie within tensors: their sizes cannot overflow. */
-            if (!again && made) /* its scales are little beside it */
-                cost.bytes += source_bytes(l, moves[i].tensor);
-            else if (!again)
-                cost.bytes +=
-                    moves[i].n_rows * moves[i].n_cols * moves[i].elem_bytes;
-        }
-    }
-    return cost;
-}
-
-/* Slot tensors of one kind: `like` is the first of them. */
-static void add_rows_figures(moec_layout *l, size_t layer, size_t like,
-                             unit_cost *units, uint32_t n_units,
-                             uint32_t n_experts)
-{
-    const moec_slot_tensor *s = moec_plan_slot_tensor(l->plan, layer, like);
-    bool all = s->all_slots != 0;
-    unit_cost empty = cost_of_unit(l, layer, n_experts, MOEC_UNIT_EMPTY, all);
-    unit_cost routed;
-
-    /* Experts of a layer are alike (C12), their moves differ in the tensors. */
-    routed = cost_of_unit(l, layer, n_experts, 0, all);
-    for (uint32_t u = 0; u < n_experts; u++)
-        units[u] = routed;
-    for (uint32_t u = n_experts; u < n_units; u++)
-        units[u] = cost_of_unit(l, layer, n_experts, u, all);
-    for (uint32_t rank = 0; rank < l->n_ranks; rank++) {
-        moec_rank_figures *f = &l->figures[rank];
-
-        for (uint32_t row = 0; row < s->shape[0]; row++) {
-            uint32_t u = moec_plan_row_unit(l->plan, layer, like, rank, row);
-            unit_cost *cost = u < n_units ? &units[u] : &empty;
-
-            f->n_moves += cost->n_moves;
-            if (cost->mark != rank + 1)
-                f->bytes_read += cost->bytes;
-            cost->mark = rank + 1;
-        }
-    }
-}
-
-static void add_layer_figures(moec_layout *l, size_t layer, unit_cost *units,
-                              uint32_t n_units, uint32_t n_experts)
-{
-    size_t n = moec_plan_n_slot_tensors(l->plan, layer);
-    bool done[2] = {false, false};
-
-    for (size_t t = 0; t < n; t++) {
-        bool *d =
-            &done[moec_plan_slot_tensor(l->plan, layer, t)->all_slots != 0];
-        if (!*d)
-            add_rows_figures(l, layer, t, units, n_units, n_experts);
-        *d = true;
-    }
-}
-
-static moec_status add_figures(moec_layout *l, moec_error *err)
-{
-    uint32_t n_experts = moec_model_facts(moec_plan_model(l->plan))->n_experts;
-    uint32_t n_units = n_experts + moec_plan_shared_rows(l->plan);
-    size_t n_layers = moec_plan_n_layers(l->plan);
-    unit_cost *units = moec_calloc(n_units, sizeof(*units));
-
-    if (!units)
-        return moec_fail_nomem(err, "layout");
-    for (size_t layer = 0; layer < n_layers; layer++)
-        add_layer_figures(l, layer, units, n_units, n_experts);
-    moec_free(units);
-    return MOEC_OK;
 }
 
 /* ------------------------------------------------------ the object */
@@ -704,7 +414,7 @@ static moec_status layout_build(moec_layout *l, moec_error *err)
     }
     MOEC_TRY(lay_slots(l, err));
     MOEC_TRY(lay_all_stored(l, err));
-    return add_figures(l, err);
+    return moec_plan_add_figures(l->plan, l->n_ranks, l->figures, err);
 }
 
 moec_status moec_layout_create(moec_layout **out, const moec_plan *plan,
@@ -716,6 +426,7 @@ moec_status moec_layout_create(moec_layout **out, const moec_plan *plan,
     if (!l)
         return moec_fail_nomem(err, "layout");
     l->plan = plan;
+    l->ckpt = moec_model_ckpt(moec_plan_model(plan));
     l->max_part_bytes =
         max_part_bytes ? max_part_bytes : MOEC_MAX_PART_BYTES_DEFAULT;
     l->store = moec_plan_options(plan)->by_expert != 0;
@@ -776,9 +487,9 @@ void moec_layout_find_slots(const moec_layout *layout, uint32_t rank,
 int moec_layout_find_common(const moec_layout *layout, size_t source,
                             size_t *file_out, uint64_t *off_out)
 {
-    common_at key = {.source = (uint32_t)source};
-    const common_at *at = layout->n_common == 0
-                              ? NULL
+    moec_common_at key = {.source = (uint32_t)source};
+    const moec_common_at *at =
+        layout->n_common == 0 ? NULL
                               : bsearch(&key, layout->common, layout->n_common,
                                         sizeof(key), by_number);
 
@@ -787,55 +498,6 @@ int moec_layout_find_common(const moec_layout *layout, size_t source,
     *file_out = at->file;
     *off_out = at->off;
     return 1;
-}
-
-const char *moec_layout_name(const moec_layout *layout,
-                             const moec_out_tensor *t, char *buf)
-{
-    const moec_ckpt *ckpt;
-
-    switch (t->kind) {
-    case MOEC_OUT_SLOTS:
-        return moec_plan_slot_tensor(layout->plan, t->layer, t->t)->name;
-    case MOEC_OUT_COMMON:
-        ckpt = moec_model_ckpt(moec_plan_model(layout->plan));
-        return moec_ckpt_tensor(ckpt, (size_t)t->source)->name;
-    case MOEC_OUT_PAD:
-        break;
-    }
-    snprintf(buf, 32, "__pad.%" PRIu64, t->source);
-    return buf;
-}
-
-moec_status moec_layout_header(const moec_layout *layout, size_t i, void **out,
-                               uint64_t *bytes_out, moec_error *err)
-{
-    const moec_out_file *file = &layout->files[i];
-    size_t bytes = (size_t)file->header_bytes;
-    moec_buf b = {0};
-    char *data = moec_alloc(bytes);
-
-    if (!data)
-        return moec_fail_nomem(err, "file header");
-    moec_buf_u64(&b, file->header_bytes - 8);
-    append_json(&b, layout, file->kind, file->rank, file->tensors,
-                file->n_tensors, file->header_bytes);
-    if (b.oom || b.len > bytes) {
-        bool oom = b.oom;
-
-        moec_buf_fini(&b);
-        moec_free(data);
-        if (oom)
-            return moec_fail_nomem(err, "file header");
-        return moec_fail(err, MOEC_E_INTERNAL, MOEC_RULE_NONE,
-                         "%s: the header outgrew its place", file->name);
-    }
-    memcpy(data, b.data, b.len);
-    memset(data + b.len, ' ', bytes - b.len);
-    moec_buf_fini(&b);
-    *out = data;
-    *bytes_out = bytes;
-    return MOEC_OK;
 }
 
 moec_rank_figures moec_layout_figures(const moec_layout *layout, uint32_t rank)
