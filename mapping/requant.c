@@ -202,29 +202,9 @@ static bool take_format(source *s, moec_dtype dtype)
     case MOEC_DTYPE_F8_E4M3:
         s->format = MOEC_WFORMAT_FP8;
         return true;
-    case MOEC_DTYPE_NONE:
-    case MOEC_DTYPE_BOOL:
-    case MOEC_DTYPE_F4:
-    case MOEC_DTYPE_F6_E2M3:
-    case MOEC_DTYPE_F6_E3M2:
-    case MOEC_DTYPE_U8:
-    case MOEC_DTYPE_I8:
-    case MOEC_DTYPE_F8_E5M2:
-    case MOEC_DTYPE_F8_E8M0:
-    case MOEC_DTYPE_F8_E4M3FNUZ:
-    case MOEC_DTYPE_F8_E5M2FNUZ:
-    case MOEC_DTYPE_I16:
-    case MOEC_DTYPE_U16:
-    case MOEC_DTYPE_I32:
-    case MOEC_DTYPE_U32:
-    case MOEC_DTYPE_C64:
-    case MOEC_DTYPE_F64:
-    case MOEC_DTYPE_I64:
-    case MOEC_DTYPE_U64:
-    case MOEC_DTYPE_COUNT:
-        break;
+    default:
+        return false;
     }
-    return false;
 }
 
 static bool is_scale(moec_dtype d)

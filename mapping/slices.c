@@ -2,17 +2,15 @@
 /*
  * From the tensors of one MoE layer to its slices, with the proofs that the
  * plan rests on: every part and component is there for every expert, once;
- * all experts have one dtype and one shape; gate is like up; sizes are those
- * of the config; exactly one of the family's layouts fits.
+ * all experts have one dtype and one shape; exactly one of the family's layouts
+ * fits. That sizes are those of the config is proved in slices_fit.c.
  *
  * Arrays here are sized by what the headers hold, never by a config number:
  * E is compared with the number of tensors found before anything is sized
  * by it.
  */
 
-#include "build.h"
-
-#include <string.h>
+#include "slices.h"
 
 moec_layer_text moec_layer_say(moec_layer_key key)
 {
@@ -33,38 +31,8 @@ moec_shape_text moec_shape_say(uint32_t rank, const uint64_t *shape)
     return t;
 }
 
-/* The layer at hand, read as one variant. */
-typedef struct reading {
-    moec_build *b;
-    const moec_found_layer *layer;
-    uint32_t variant;
-    moec_error *err;
-} reading;
-
-static const moec_kind *kind_of(const reading *r, size_t tensor)
-{
-    uint32_t e = r->b->entries[tensor];
-    if (e == MOEC_NO_ENTRY)
-        return NULL;
-    uint16_t k = r->b->family->names.entries[e].kind[r->variant];
-    return k == MOEC_NO_KIND ? NULL : &r->b->family->kinds[k];
-}
-
-static bool is_weights(const moec_kind *k)
-{
-    return k->role == MOEC_ROLE_ROUTED || k->role == MOEC_ROLE_SHARED;
-}
-
-static const char *name_of(const reading *r, size_t tensor)
-{
-    return moec_ckpt_tensor(r->b->ckpt, tensor)->name;
-}
-
-#define DISAGREE(r, ...)                                                       \
-  moec_fail((r)->err, MOEC_E_FORMAT, MOEC_RULE_C07, __VA_ARGS__)
-
 /* "layer main 3: expert 5 has no tensor '...'" */
-static moec_status missing(const reading *r, const moec_kind *k,
+static moec_status missing(const moec_reading *r, const moec_kind *k,
                            uint32_t expert)
 {
     char name[MOEC_NAME_BYTES_MAX + 32];
@@ -79,7 +47,7 @@ static moec_status missing(const reading *r, const moec_kind *k,
 }
 
 /* A kind of the variant with this role, part and component. */
-static const moec_kind *find_kind(const reading *r, moec_role role,
+static const moec_kind *find_kind(const moec_reading *r, moec_role role,
                                   uint32_t part, uint32_t component)
 {
     const moec_family *f = r->b->family;
@@ -98,18 +66,18 @@ static const moec_kind *find_kind(const reading *r, moec_role role,
 
 /* Sort the layer's weights into members[] by group. Group g is then
  * [counts[g - 1], counts[g]), the first one from 0. */
-static void group_tensors(const reading *r)
+static void group_tensors(const moec_reading *r)
 {
     size_t n = moec_family_n_groups(r->b->family);
     uint32_t *counts = r->b->counts, begin = 0;
     memset(counts, 0, n * sizeof(*counts));
     memset(r->b->seen, 0, r->b->family->n_patterns + 1);
     for (size_t i = r->layer->begin; i < r->layer->end; i++) {
-        const moec_kind *k = kind_of(r, i);
+        const moec_kind *k = moec_reading_kind(r, i);
         if (k == NULL)
             continue;
         r->b->seen[k->pattern] = 1;
-        if (is_weights(k))
+        if (moec_kind_is_weights(k))
             counts[k->group]++;
     }
     for (size_t g = 0; g < n; g++) {
@@ -118,15 +86,15 @@ static void group_tensors(const reading *r)
         begin += count;
     }
     for (size_t i = r->layer->begin; i < r->layer->end; i++) {
-        const moec_kind *k = kind_of(r, i);
-        if (k != NULL && is_weights(k))
+        const moec_kind *k = moec_reading_kind(r, i);
+        if (k != NULL && moec_kind_is_weights(k))
             r->b->members[counts[k->group]++] = (uint32_t)i;
     }
 }
 
 /* Fewer tensors than experts: name one that is not there. An id not among the
  * n found is at most n. */
-static moec_status name_missing(const reading *r, const moec_kind *k,
+static moec_status name_missing(const moec_reading *r, const moec_kind *k,
                                 const uint32_t *tensors, size_t n)
 {
     uint8_t *there = moec_calloc(n + 1, 1);
@@ -145,7 +113,7 @@ static moec_status name_missing(const reading *r, const moec_kind *k,
 }
 
 /* Put the tensors of a per-expert group into expert order. */
-static moec_status order_experts(const reading *r, const moec_kind *k,
+static moec_status order_experts(const moec_reading *r, const moec_kind *k,
                                  const uint32_t *tensors, size_t n,
                                  uint32_t **out)
 {
@@ -156,7 +124,7 @@ static moec_status order_experts(const reading *r, const moec_kind *k,
             return DISAGREE(r,
                             "tensor '%s' is of expert %u, " CONFIG_NAME
                             " has %u experts (0 to %u)",
-                            name_of(r, tensors[i]), e, n_experts,
+                            moec_reading_name(r, tensors[i]), e, n_experts,
                             n_experts - 1);
     }
     if (n < n_experts)
@@ -172,7 +140,8 @@ static moec_status order_experts(const reading *r, const moec_kind *k,
             return DISAGREE(r,
                             "tensors '%s' and '%s' are the same %s of one "
                             "expert",
-                            name_of(r, list[e]), name_of(r, tensors[i]),
+                            moec_reading_name(r, list[e]),
+                            moec_reading_name(r, tensors[i]),
                             r->b->family->components[k->component]);
         list[e] = tensors[i];
     }
@@ -182,14 +151,8 @@ static moec_status order_experts(const reading *r, const moec_kind *k,
 
 /* --------------------------------------------------------- one slice */
 
-static bool same_form(const moec_tensor *a, const moec_tensor *b)
-{
-    return a->dtype == b->dtype && a->rank == b->rank &&
-           memcmp(a->shape, b->shape, a->rank * sizeof(*a->shape)) == 0;
-}
-
 /* All experts alike? Names the odd one, which may be the first. */
-static moec_status check_uniform(const reading *r, const uint32_t *tensors,
+static moec_status check_uniform(const moec_reading *r, const uint32_t *tensors,
                                  uint32_t n)
 {
     const moec_ckpt *ckpt = r->b->ckpt;
@@ -197,10 +160,10 @@ static moec_status check_uniform(const reading *r, const uint32_t *tensors,
     for (uint32_t i = 1; i < n; i++) {
         const moec_tensor *odd = moec_ckpt_tensor(ckpt, tensors[i]);
         const moec_tensor *usual = first;
-        if (same_form(first, odd))
+        if (moec_same_form(first, odd))
             continue;
         if (i == 1 && n > 2 &&
-            same_form(odd, moec_ckpt_tensor(ckpt, tensors[2]))) {
+            moec_same_form(odd, moec_ckpt_tensor(ckpt, tensors[2]))) {
             usual = odd;
             odd = first;
         }
@@ -217,7 +180,7 @@ static moec_status check_uniform(const reading *r, const uint32_t *tensors,
 }
 
 /* Take the experts' axis off a stacked source. */
-static moec_status unstack(const reading *r, const moec_kind *k,
+static moec_status unstack(const moec_reading *r, const moec_kind *k,
                            const moec_tensor *t, moec_slice *s)
 {
     bool shared = k->role == MOEC_ROLE_SHARED;
@@ -246,7 +209,7 @@ static moec_status unstack(const reading *r, const moec_kind *k,
 /* Scales come per tensor, per row and per block under one name. Rows are
  * columns of one number, [N, 1], whether the source writes that axis or not:
  * the kernels' form, and unlike a bias they are not added. */
-static moec_status settle_geometry(const reading *r, const moec_kind *k,
+static moec_status settle_geometry(const moec_reading *r, const moec_kind *k,
                                    const moec_tensor *t, moec_slice *s)
 {
     uint8_t geometry = k->geometry;
@@ -279,7 +242,7 @@ static moec_status settle_geometry(const reading *r, const moec_kind *k,
                                                     : "matrix");
 }
 
-static moec_status make_slice(const reading *r, const moec_kind *k,
+static moec_status make_slice(const moec_reading *r, const moec_kind *k,
                               const uint32_t *tensors, size_t n, moec_slice *s)
 {
     uint32_t *list = NULL;
@@ -289,7 +252,8 @@ static moec_status make_slice(const reading *r, const moec_kind *k,
     } else {
         if (n != 1)
             return DISAGREE(r, "tensors '%s' and '%s' are the same thing",
-                            name_of(r, tensors[0]), name_of(r, tensors[1]));
+                            moec_reading_name(r, tensors[0]),
+                            moec_reading_name(r, tensors[1]));
         list = moec_arena_alloc(r->b->arena, sizeof(*list), _Alignof(uint32_t));
         if (list != NULL)
             list[0] = tensors[0];
@@ -313,183 +277,11 @@ static moec_status make_slice(const reading *r, const moec_kind *k,
     return settle_geometry(r, k, t, s);
 }
 
-/* --------------------------------------------------- sizes of a slice */
-
-static bool is_unpacked(moec_dtype dtype)
-{
-    switch (dtype) {
-    case MOEC_DTYPE_F8_E5M2:
-    case MOEC_DTYPE_F8_E4M3:
-    case MOEC_DTYPE_F8_E4M3FNUZ:
-    case MOEC_DTYPE_F8_E5M2FNUZ:
-    case MOEC_DTYPE_F16:
-    case MOEC_DTYPE_BF16:
-    case MOEC_DTYPE_F32:
-    case MOEC_DTYPE_F64:
-        return true;
-    case MOEC_DTYPE_NONE:
-    case MOEC_DTYPE_BOOL:
-    case MOEC_DTYPE_F4:
-    case MOEC_DTYPE_F6_E2M3:
-    case MOEC_DTYPE_F6_E3M2:
-    case MOEC_DTYPE_U8:
-    case MOEC_DTYPE_I8:
-    case MOEC_DTYPE_F8_E8M0:
-    case MOEC_DTYPE_I16:
-    case MOEC_DTYPE_U16:
-    case MOEC_DTYPE_I32:
-    case MOEC_DTYPE_U32:
-    case MOEC_DTYPE_C64:
-    case MOEC_DTYPE_I64:
-    case MOEC_DTYPE_U64:
-    case MOEC_DTYPE_COUNT:
-        break;
-    }
-    return false;
-}
-
-/* Features out of and into a projection. */
-typedef struct features {
-    uint64_t out, in;
-} features;
-
-static features features_of(const reading *r, const moec_slice *s)
-{
-    const moec_facts *f = &r->b->config->facts;
-    bool shared = s->role == MOEC_ROLE_SHARED;
-    uint64_t hidden = shared ? f->hidden : r->b->config->expert_hidden;
-    uint64_t inter = f->inter;
-    if (shared) /* stacked: each of its own width */
-        inter = s->stacked ? f->shared_width / f->n_shared : f->shared_width;
-    if (s->part == MOEC_PART_DOWN)
-        return (features){hidden, inter};
-    return (features){s->part == MOEC_PART_GATE_UP ? 2 * inter : inter, hidden};
-}
-
-/* Divides, or is 0 and does not. */
-static bool divides(uint64_t part, uint64_t whole)
-{
-    return part != 0 && whole % part == 0;
-}
-
-static bool weight_fits(const moec_slice *s, features w)
-{
-    uint64_t out = s->shape[s->in_out ? s->rank - 1 : 0];
-    uint64_t in = s->shape[s->in_out ? 0 : 1];
-    if (out != w.out)
-        return false;
-    if (s->rank == 2 && is_unpacked((moec_dtype)s->dtype))
-        return in == w.in;
-    return divides(in, w.in); /* packed: several elements in one */
-}
-
-/* Can `n` blocks of one length, the last one short, be of `whole` features?
- * The smallest length that makes no more of them must make as many. */
-static bool is_blocks(uint64_t n, uint64_t whole)
-{
-    return n != 0 && n <= whole &&
-           moec_ceil_div(whole, moec_ceil_div(whole, n)) == n;
-}
-
-static bool block_scale_fits(const reading *r, const moec_slice *s, features w)
-{
-    const moec_config *c = r->b->config;
-    uint64_t out = s->shape[s->in_out ? s->rank - 1 : 0];
-    uint64_t in = s->shape[s->in_out ? 0 : 1];
-    if (s->by_block)
-        return out == moec_ceil_div(w.out, c->block[0]) &&
-               in == moec_ceil_div(w.in, c->block[1]);
-    /* Groups of packed weights lie within rows; only the zero points of
-     * several rows may share a word. */
-    if (s->of_packed && out != w.out)
-        return s->dtype == MOEC_DTYPE_I32 && divides(out, w.out) &&
-               is_blocks(in, w.in);
-    return is_blocks(out, w.out) && is_blocks(in, w.in);
-}
-
-static bool kept_fits(const moec_slice *s, features w)
-{
-    if (s->rank == 1) /* g_idx: a group for each input */
-        return s->shape[0] == w.in;
-    return divides(s->shape[0], w.in) && divides(s->shape[1], w.out);
-}
-
-static moec_status check_sizes(const reading *r, const moec_slice *s)
-{
-    const moec_kind *k = kind_of(r, s->tensors[0]);
-    features w = features_of(r, s);
-    bool fits = true;
-    switch ((moec_geometry)s->geometry) {
-    case MOEC_GEO_MATRIX:
-        fits = k == NULL || k->geometry == MOEC_GEO_SCALE
-                   ? block_scale_fits(r, s, w)
-                   : weight_fits(s, w);
-        break;
-    case MOEC_GEO_MATRIX_KEPT:
-        fits = kept_fits(s, w);
-        break;
-    case MOEC_GEO_OUT_VECTOR:
-        fits = s->shape[0] == w.out;
-        break;
-    case MOEC_GEO_SCALAR:
-    case MOEC_GEO_RECORD:
-        break;
-    }
-    if (fits)
-        return MOEC_OK;
-    return DISAGREE(
-        r,
-        "tensor '%s' is %s (%s an expert), which is no %s of a "
-        "projection of %ju features from %ju as " CONFIG_NAME " has it",
-        name_of(r, s->tensors[0]),
-        moec_shape_say(moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->rank,
-                       moec_ckpt_tensor(r->b->ckpt, s->tensors[0])->shape)
-            .s,
-        moec_shape_say(s->rank, s->shape).s, s->component, (uintmax_t)w.out,
-        (uintmax_t)w.in);
-}
-
-/* One source for gate and up can be cut in two only where no block is of
- * both. */
-static moec_status check_halves(const reading *r, const moec_slice *s)
-{
-    const moec_config *c = r->b->config;
-    features w = features_of(r, s);
-    if (s->part != MOEC_PART_GATE_UP || s->geometry == MOEC_GEO_RECORD ||
-        s->geometry == MOEC_GEO_SCALAR) /* one number scales both halves */
-        return MOEC_OK;
-    uint64_t out = s->geometry == MOEC_GEO_MATRIX_KEPT || s->in_out
-                       ? s->shape[s->rank - 1]
-                       : s->shape[0];
-    uint64_t half = out / 2, inter = w.out / 2;
-    bool cut = out % 2 == 0 && (!s->interleaved || out == w.out);
-    if (s->geometry == MOEC_GEO_MATRIX_KEPT) /* packed along its last axis */
-        cut = cut && s->rank > 1 && !s->interleaved && divides(half, inter);
-    else if (cut && s->by_block && out != w.out)
-        cut = inter % c->block[0] == 0;
-    else if (cut && s->geometry == MOEC_GEO_MATRIX && out != w.out)
-        cut = moec_whole_blocks(half, inter);
-    if (cut)
-        return MOEC_OK;
-    return moec_fail(r->err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
-                     "tensor '%s' is %s: gate and up share one of its "
-                     "numbers, and cannot be told apart",
-                     name_of(r, s->tensors[0]),
-                     moec_shape_say(s->rank, s->shape).s);
-}
-
-/* Blocks whose length nobody states are a power of two of features: 192
- * features in 2 blocks are 128 + 64, not 96 + 96. */
-bool moec_whole_blocks(uint64_t n, uint64_t whole)
-{
-    return divides(n, whole) && ((whole / n) & (whole / n - 1)) == 0;
-}
-
 /* ------------------------------------------------------ whole layer */
 
-static const moec_slice *find_slice(const moec_slice *list, size_t n,
-                                    moec_role role, uint32_t part,
-                                    const char *component)
+const moec_slice *moec_slices_find(const moec_slice *list, size_t n,
+                                   moec_role role, uint32_t part,
+                                   const char *component)
 {
     for (size_t i = 0; i < n; i++)
         if (list[i].role == role && list[i].part == part &&
@@ -499,14 +291,14 @@ static const moec_slice *find_slice(const moec_slice *list, size_t n,
 }
 
 /* Every part that the variant describes has the same components. */
-static moec_status check_parts(const reading *r, const moec_slice *list,
+static moec_status check_parts(const moec_reading *r, const moec_slice *list,
                                size_t n, moec_role role, uint32_t parts)
 {
     const moec_family *f = r->b->family;
     for (size_t c = 0; c < f->n_components; c++) {
         uint32_t have = 0;
         for (uint32_t p = 0; p < 4; p++)
-            if (find_slice(list, n, role, p, r->b->components[c]) != NULL)
+            if (moec_slices_find(list, n, role, p, r->b->components[c]) != NULL)
                 have |= 1u << p;
         if (have == 0 || have == parts)
             continue;
@@ -520,7 +312,7 @@ static moec_status check_parts(const reading *r, const moec_slice *list,
 }
 
 /* Are there weights at all, of each role that must have some? */
-static moec_status check_present(const reading *r, const moec_slice *list,
+static moec_status check_present(const moec_reading *r, const moec_slice *list,
                                  size_t n)
 {
     bool routed = n > 0 && list[0].role == MOEC_ROLE_ROUTED;
@@ -534,11 +326,11 @@ static moec_status check_present(const reading *r, const moec_slice *list,
         return DISAGREE(r,
                         "%s has tensors of a MoE layer (such as '%s') and "
                         "no routed experts",
-                        layer.s, name_of(r, some));
+                        layer.s, moec_reading_name(r, some));
     if (shared && f->shared_width == 0)
         return DISAGREE(
             r, "tensor '%s' is of a shared expert, " CONFIG_NAME " has none",
-            name_of(r, list[n - 1].tensors[0]));
+            moec_reading_name(r, list[n - 1].tensors[0]));
     if (!shared && f->shared_width != 0)
         return DISAGREE(
             r, "%s has no shared expert, " CONFIG_NAME " has one of width %ju",
@@ -546,9 +338,9 @@ static moec_status check_present(const reading *r, const moec_slice *list,
     return MOEC_OK;
 }
 
-static bool is_scale(const reading *r, const moec_slice *s)
+static bool is_scale(const moec_reading *r, const moec_slice *s)
 {
-    const moec_kind *k = kind_of(r, s->tensors[0]);
+    const moec_kind *k = moec_reading_kind(r, s->tensors[0]);
     return s->geometry == MOEC_GEO_MATRIX && s->rank == 2 && k != NULL &&
            k->geometry == MOEC_GEO_SCALE;
 }
@@ -561,14 +353,14 @@ static bool has_packed_weights(const moec_slice *list, size_t n,
         if (list[i].role == s->role && list[i].part == s->part &&
             (strcmp(list[i].component, "weight") == 0 ||
              strcmp(list[i].component, "weight_packed") == 0))
-            return !is_unpacked((moec_dtype)list[i].dtype);
+            return !moec_dtype_is_unpacked((moec_dtype)list[i].dtype);
     return false;
 }
 
 /* Does one entry of the scale stand for a block of weight_block_size? Where
  * mxfp4 experts have scales of the same name beside fp8 ones (DeepSeek-V4),
  * the weights tell: only whole ones are scaled by such blocks. */
-static bool is_by_block(const reading *r, const moec_slice *s)
+static bool is_by_block(const moec_reading *r, const moec_slice *s)
 {
     if (!r->b->config->has_block || !is_scale(r, s) || s->of_packed)
         return false;
@@ -586,7 +378,7 @@ static bool has_component(const moec_slice *list, size_t n, uint8_t role,
 }
 
 /* What a slice is beside the others of its layer. */
-static void settle_format(const reading *r, moec_slice *list, size_t n)
+static void settle_format(const moec_reading *r, moec_slice *list, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         moec_slice *s = &list[i];
@@ -600,44 +392,7 @@ static void settle_format(const reading *r, moec_slice *list, size_t n)
     }
 }
 
-static moec_status check_gate_like_up(const reading *r, const moec_slice *list,
-                                      size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        const moec_slice *g = &list[i];
-        if (g->part != MOEC_PART_GATE)
-            continue;
-        const moec_slice *u =
-            find_slice(list, n, (moec_role)g->role, MOEC_PART_UP, g->component);
-        if (u == NULL || same_form(moec_ckpt_tensor(r->b->ckpt, g->tensors[0]),
-                                   moec_ckpt_tensor(r->b->ckpt, u->tensors[0])))
-            continue;
-        return moec_fail(
-            r->err, MOEC_E_MIXED, MOEC_RULE_C12,
-            "tensor '%s' is %s %s, its gate '%s' is %s %s",
-            name_of(r, u->tensors[0]), moec_dtype_name((moec_dtype)u->dtype),
-            moec_shape_say(u->rank, u->shape).s, name_of(r, g->tensors[0]),
-            moec_dtype_name((moec_dtype)g->dtype),
-            moec_shape_say(g->rank, g->shape).s);
-    }
-    return MOEC_OK;
-}
-
-static uint64_t dim_value(const reading *r, moec_dim d)
-{
-    const moec_facts *f = &r->b->config->facts;
-    /* Columns without weights, and shared experts that the router weighs. */
-    uint64_t router = f->n_experts + (uint64_t)r->b->config->zero_experts;
-    if (f->shared_kind == MOEC_SHARED_ROUTER)
-        router += f->n_shared;
-    return d.symbol == 'E'   ? f->n_experts
-           : d.symbol == 'H' ? f->hidden
-           : d.symbol == 'I' ? f->inter
-           : d.symbol == 'R' ? router
-                             : d.number;
-}
-
-static moec_status check_required(const reading *r)
+static moec_status check_required(const moec_reading *r)
 {
     const moec_family *f = r->b->family;
     bool shared = r->b->config->facts.shared_width != 0;
@@ -654,28 +409,8 @@ static moec_status check_required(const reading *r)
     return MOEC_OK;
 }
 
-/* Routers and gates: there where they must be, in the shape stated. */
-static moec_status check_router(const reading *r)
-{
-    for (size_t i = r->layer->begin; i < r->layer->end; i++) {
-        const moec_kind *k = kind_of(r, i);
-        if (k == NULL || is_weights(k) || k->n_dims == 0)
-            continue;
-        const moec_tensor *t = moec_ckpt_tensor(r->b->ckpt, i);
-        uint64_t want[MOEC_DIMS_MAX];
-        for (size_t d = 0; d < k->n_dims; d++)
-            want[d] = dim_value(r, k->dims[d]);
-        if (t->rank != k->n_dims ||
-            memcmp(want, t->shape, k->n_dims * sizeof(*want)) != 0)
-            return DISAGREE(
-                r, "tensor '%s' is %s, must be %s as " CONFIG_NAME " has it",
-                t->name, moec_shape_say(t->rank, t->shape).s,
-                moec_shape_say(k->n_dims, want).s);
-    }
-    return check_required(r);
-}
-
-static moec_status read_layer(const reading *r, moec_slice *list, size_t *n)
+static moec_status read_layer(const moec_reading *r, moec_slice *list,
+                              size_t *n)
 {
     const moec_layout_variant *v = &r->b->family->variants[r->variant];
     size_t n_groups = moec_family_n_groups(r->b->family);
@@ -685,7 +420,8 @@ static moec_status read_layer(const reading *r, moec_slice *list, size_t *n)
         uint32_t begin = g == 0 ? 0 : r->b->counts[g - 1];
         uint32_t end = r->b->counts[g];
         const uint32_t *tensors = r->b->members + begin;
-        const moec_kind *k = begin < end ? kind_of(r, tensors[0]) : NULL;
+        const moec_kind *k =
+            begin < end ? moec_reading_kind(r, tensors[0]) : NULL;
         if (k == NULL)
             continue;
         MOEC_TRY(make_slice(r, k, tensors, end - begin, &list[(*n)++]));
@@ -694,12 +430,10 @@ static moec_status read_layer(const reading *r, moec_slice *list, size_t *n)
     MOEC_TRY(check_parts(r, list, *n, MOEC_ROLE_ROUTED, v->routed_parts));
     MOEC_TRY(check_parts(r, list, *n, MOEC_ROLE_SHARED, v->shared_parts));
     settle_format(r, list, *n);
-    for (size_t i = 0; i < *n; i++) {
-        MOEC_TRY(check_sizes(r, &list[i]));
-        MOEC_TRY(check_halves(r, &list[i]));
-    }
-    MOEC_TRY(check_gate_like_up(r, list, *n));
-    return check_router(r);
+    for (size_t i = 0; i < *n; i++)
+        MOEC_TRY(moec_slice_fits(r, &list[i]));
+    MOEC_TRY(moec_slices_fit(r, list, *n));
+    return check_required(r);
 }
 
 /* ------------------------------------------------- which layout it is */
@@ -741,7 +475,7 @@ static moec_status choose(moec_build *b, const moec_found_layer *layer,
     size_t n;
     for (uint32_t v = 0; v < b->family->n_variants; v++) {
         moec_error local = MOEC_ERROR_INIT;
-        reading r = {b, layer, v, &local};
+        moec_reading r = {b, layer, v, &local};
         if ((mask & 1u << v) == 0)
             continue;
         if (read_layer(&r, list, &n) != MOEC_OK) {
@@ -793,7 +527,7 @@ moec_status moec_build_slices(moec_build *b, const moec_found_layer *found,
         variant = (uint32_t)__builtin_ctz(mask);
     if (st != MOEC_OK)
         goto done;
-    reading r = {b, found, variant, err};
+    moec_reading r = {b, found, variant, err};
     st = read_layer(&r, list, &n);
     if (st != MOEC_OK)
         goto done;

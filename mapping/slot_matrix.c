@@ -389,25 +389,9 @@ static moec_status set_format(maker *k)
     case MOEC_DTYPE_I8:
     case MOEC_DTYPE_F4:
         return set_fp4(k);
-    case MOEC_DTYPE_NONE:
-    case MOEC_DTYPE_BOOL:
-    case MOEC_DTYPE_F6_E2M3:
-    case MOEC_DTYPE_F6_E3M2:
-    case MOEC_DTYPE_F8_E5M2:
-    case MOEC_DTYPE_F8_E8M0:
-    case MOEC_DTYPE_F8_E4M3FNUZ:
-    case MOEC_DTYPE_F8_E5M2FNUZ:
-    case MOEC_DTYPE_I16:
-    case MOEC_DTYPE_U16:
-    case MOEC_DTYPE_U32:
-    case MOEC_DTYPE_C64:
-    case MOEC_DTYPE_F64:
-    case MOEC_DTYPE_I64:
-    case MOEC_DTYPE_U64:
-    case MOEC_DTYPE_COUNT:
-        break;
+    default:
+        return unknown(k, t, "kernels have no such weights");
     }
-    return unknown(k, t, "kernels have no such weights");
 }
 
 static moec_status set_bias(maker *k)
