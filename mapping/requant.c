@@ -10,312 +10,14 @@
  * scales are two slot tensors, so a source row is read once for each: shared
  * experts are a percent of a model.
  *
- * Refused (P10): routed formats without a quantiser (NVFP4, AWQ, GPTQ, zero
- * points), other tensors beside numbers, scales and weight_shape, shared
- * experts that are not float or FP8 [out, in].
+ * What a layer's numbers are made of, and what is refused, is requant_find.c's.
  */
 
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
-#include "base/base.h"
-#include "model.h"
-#include "requant.h"
-#include "slot_axes.h"
-
-/* Values of a chunk, where the rows of one scale are not more. */
-#define CHUNK_VALUES     (UINT64_C(1) << 18)
-#define CHUNK_VALUES_MAX (UINT64_C(8) << 20)
-
-/* One projection of the shared expert, as it is stored. */
-typedef struct source {
-    uint32_t weight, scale; /* tensors; scale UINT32_MAX: none */
-    uint64_t first_row;     /* of the projection within the tensor */
-    uint64_t out, in;       /* of the projection, whole */
-    uint64_t row_bytes, scale_cols;
-    uint64_t tensor_rows;
-    moec_wformat format;
-    moec_dtype scale_dtype;
-    uint64_t block_out, block_in;
-} source;
-
-/* w13 or w2 of a layer. */
-typedef struct target {
-    moec_matrix like; /* one whole slot */
-    size_t data, scale;
-    uint32_t n_halves;
-    uint64_t half_out;
-    uint64_t data_row, scale_row; /* bytes */
-} target;
-
-typedef struct layer {
-    target to[2];      /* w13, w2 */
-    source from[3];    /* by projection */
-    bool has_up, both; /* both: gate and up in one source */
-} layer;
-
-struct moec_requant {
-    const moec_plan *plan;
-    moec_kernels *k;
-    uint32_t n_experts, n_parts;
-    size_t n_layers;
-    layer *layers;
-};
-
-static const moec_layer_slices *slices_of(const moec_plan *plan, size_t i)
-{
-    return moec_model_slices(moec_plan_model(plan),
-                             moec_plan_model_layer(plan, i));
-}
-
-static moec_status refuse(const moec_layer_slices *l, const char *what,
-                          moec_error *err)
-{
-    return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P10,
-                     "%s: the shared expert cannot be requantised: %s",
-                     l->layer.experts_prefix, what);
-}
-
-/* ----------------------------------------------------- the routed format */
-
-static const char *component_of(const moec_layer_slices *l,
-                                const moec_slot_tensor *t)
-{
-    return t->name + strlen(l->layer.experts_prefix) +
-           strlen(t->is_w2 ? ".w2_" : ".w13_");
-}
-
-/* Components that are made besides numbers and scales: [out, in] of the
- * projection. */
-static bool is_shape(const moec_layer_slices *l, const moec_slot_tensor *t)
-{
-    return strcmp(component_of(l, t), "weight_shape") == 0 &&
-           (t->dtype == MOEC_DTYPE_I32 || t->dtype == MOEC_DTYPE_I64) &&
-           t->shape[t->rank - 1] == 2;
-}
-
-static bool has_quantiser(const moec_matrix *m)
-{
-    return m->format == MOEC_WFORMAT_FP8 || m->format == MOEC_WFORMAT_INT4 ||
-           m->format == MOEC_WFORMAT_MXFP4;
-}
-
-static moec_status check_components(const moec_plan *plan, size_t i, bool w2,
-                                    moec_error *err)
-{
-    static const char *const known[] = {
-        "weight",       "weight_packed", "blocks", "weight_scale_inv",
-        "weight_scale", "scale",         "scales"};
-    const moec_layer_slices *l = slices_of(plan, i);
-
-    for (size_t t = 0; t < moec_plan_n_slot_tensors(plan, i); t++) {
-        const moec_slot_tensor *s = moec_plan_slot_tensor(plan, i, t);
-        bool ok = (s->is_w2 != 0) != w2 || is_shape(l, s);
-
-        for (size_t k = 0; !ok && k < sizeof(known) / sizeof(*known); k++)
-            ok = strcmp(component_of(l, s), known[k]) == 0;
-        if (!ok)
-            return moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P10,
-                             "the shared expert cannot be requantised: '%s' "
-                             "is neither numbers nor their scales",
-                             s->name);
-    }
-    return MOEC_OK;
-}
-
-/* moec_slot_matrix says which slot tensors it takes for numbers and scales by
- * the addresses that it was given for them. */
-static moec_status find_target(const moec_plan *plan, size_t i, bool w2,
-                               target *to, moec_error *err)
-{
-    const moec_layer_slices *l = slices_of(plan, i);
-    size_t n = moec_plan_n_slot_tensors(plan, i);
-    char *marks = moec_calloc(n + 1, 1);
-    const void **data = moec_calloc(n + 1, sizeof(*data));
-    moec_status st;
-
-    for (size_t t = 0; marks != NULL && data != NULL && t < n; t++)
-        data[t] = marks + t;
-    st = marks && data ? check_components(plan, i, w2, err)
-                       : moec_fail_nomem(err, "slot tensors");
-    if (st == MOEC_OK)
-        st = moec_slot_matrix(plan, i, w2, data, &to->like, err);
-    if (st == MOEC_E_UNSUPPORTED && err != NULL)
-        err->rule = MOEC_RULE_P10;
-    if (st == MOEC_OK && !has_quantiser(&to->like))
-        st = refuse(l, "there is no quantiser for the routed format", err);
-    if (st == MOEC_OK) {
-        to->data = (size_t)((const char *)to->like.data - marks);
-        to->scale = (size_t)((const char *)to->like.scale - marks);
-    }
-    moec_free(marks);
-    moec_free(data);
-    return st;
-}
-
-static moec_status measure_target(const moec_plan *plan, size_t i, target *to,
-                                  moec_error *err)
-{
-    const moec_slot_tensor *data = moec_plan_slot_tensor(plan, i, to->data);
-    const moec_slot_tensor *scale = moec_plan_slot_tensor(plan, i, to->scale);
-    moec_matrix *m = &to->like;
-
-    to->half_out = m->part_rows ? m->part_rows : m->n_out;
-    to->n_halves = (uint32_t)(m->n_out / to->half_out);
-    to->data_row = data->slot_bytes / m->n_out;
-    to->scale_row = scale->slot_bytes /
-                    (to->n_halves * moec_ceil_div(to->half_out, m->block_out));
-    if ((uint64_t)m->block_out * m->n_in > CHUNK_VALUES_MAX)
-        return refuse(slices_of(plan, i), "one scale covers too many values",
-                      err);
-    m->data = m->scale = NULL;
-    return MOEC_OK;
-}
-
-/* ------------------------------------------------------ the shared expert */
-
-static const moec_slice *find_slice(const moec_layer_slices *l, uint8_t part,
-                                    const char *const *names)
-{
-    for (size_t i = 0; i < l->n_slices; i++)
-        for (size_t k = 0; names[k] != NULL; k++)
-            if (l->slices[i].role == MOEC_ROLE_SHARED &&
-                l->slices[i].part == part &&
-                strcmp(l->slices[i].component, names[k]) == 0)
-                return &l->slices[i];
-    return NULL;
-}
-
-static bool take_format(source *s, moec_dtype dtype)
-{
-    switch (dtype) {
-    case MOEC_DTYPE_F32:
-        s->format = MOEC_WFORMAT_F32;
-        return true;
-    case MOEC_DTYPE_BF16:
-        s->format = MOEC_WFORMAT_BF16;
-        return true;
-    case MOEC_DTYPE_F16:
-        s->format = MOEC_WFORMAT_F16;
-        return true;
-    case MOEC_DTYPE_F8_E4M3:
-        s->format = MOEC_WFORMAT_FP8;
-        return true;
-    default:
-        return false;
-    }
-}
-
-static bool is_scale(moec_dtype d)
-{
-    return d == MOEC_DTYPE_F32 || d == MOEC_DTYPE_BF16 || d == MOEC_DTYPE_F16 ||
-           d == MOEC_DTYPE_F8_E8M0 || d == MOEC_DTYPE_U8;
-}
-
-static moec_status take_scale(const moec_layer_slices *l, source *s,
-                              const moec_slice *scale, moec_error *err)
-{
-    uint64_t rows = 1, cols = 1;
-
-    if (scale == NULL || !is_scale((moec_dtype)scale->dtype) || scale->in_out)
-        return refuse(l, "its FP8 has no scales that kernels know", err);
-    if (scale->geometry == MOEC_GEO_MATRIX && scale->rank == 2) {
-        rows = scale->shape[0];
-        cols = scale->shape[1];
-    } else if (scale->geometry != MOEC_GEO_SCALAR) {
-        return refuse(l, "its FP8 has no scales that kernels know", err);
-    }
-    s->block_out = moec_scale_block(rows, s->tensor_rows);
-    s->block_in = moec_scale_block(cols, s->in);
-    if (scale->by_block) {
-        s->block_out = scale->block[0];
-        s->block_in = scale->block[1];
-    }
-    if (s->block_out == 0 || s->block_in == 0 ||
-        moec_ceil_div(s->tensor_rows, s->block_out) != rows ||
-        moec_ceil_div(s->in, s->block_in) != cols)
-        return refuse(l, "the size of its blocks is not to be told", err);
-    s->scale = scale->tensors[0];
-    s->scale_dtype = (moec_dtype)scale->dtype;
-    s->scale_cols = cols;
-    return MOEC_OK;
-}
-
-static moec_status find_source(const moec_layer_slices *l, uint8_t part,
-                               source *s, moec_error *err)
-{
-    static const char *const weights[] = {"weight", NULL};
-    static const char *const scales[] = {"weight_scale_inv", "weight_scale",
-                                         "scale", NULL};
-    const moec_slice *w = find_slice(l, part, weights);
-
-    if (w == NULL || w->geometry != MOEC_GEO_MATRIX || w->rank != 2 ||
-        w->in_out || w->interleaved || w->stacked ||
-        !take_format(s, (moec_dtype)w->dtype))
-        return refuse(l, "it is not float or FP8 stored [out, in]", err);
-    s->weight = w->tensors[0];
-    s->scale = UINT32_MAX;
-    s->tensor_rows = s->out = w->shape[0];
-    s->in = w->shape[1];
-    s->row_bytes = w->bytes / s->out;
-    if (s->format == MOEC_WFORMAT_FP8)
-        return take_scale(l, s, find_slice(l, part, scales), err);
-    return MOEC_OK;
-}
-
-static moec_status find_sources(const moec_layer_slices *l, layer *q,
-                                moec_error *err)
-{
-    static const char *const weights[] = {"weight", NULL};
-    source *gate = &q->from[MOEC_PROJECTION_GATE];
-    source *up = &q->from[MOEC_PROJECTION_UP];
-
-    MOEC_TRY(
-        find_source(l, MOEC_PART_DOWN, &q->from[MOEC_PROJECTION_DOWN], err));
-    q->has_up = q->to[0].n_halves == 2;
-    q->both = find_slice(l, MOEC_PART_GATE_UP, weights) != NULL;
-    if (!q->both && q->has_up) {
-        MOEC_TRY(find_source(l, MOEC_PART_GATE, gate, err));
-        return find_source(l, MOEC_PART_UP, up, err);
-    }
-    if (!q->both) {
-        bool alone = find_slice(l, MOEC_PART_GATE, weights) != NULL;
-        return find_source(l, alone ? MOEC_PART_GATE : MOEC_PART_UP, gate, err);
-    }
-    MOEC_TRY(find_source(l, MOEC_PART_GATE_UP, gate, err));
-    gate->out /= 2;
-    *up = *gate;
-    up->first_row = gate->out;
-    return MOEC_OK;
-}
-
-/* Are parts of the shared expert what the slots hold? */
-static moec_status check_fit(const moec_requant *q, const moec_layer_slices *l,
-                             const layer *y, moec_error *err)
-{
-    const source *down = &y->from[MOEC_PROJECTION_DOWN];
-    bool ok = down->out == y->to[1].like.n_out &&
-              down->in == (uint64_t)q->n_parts * y->to[1].like.n_in;
-
-    for (int p = 0; p <= (int)y->has_up; p++)
-        ok = ok && y->from[p].out == q->n_parts * y->to[0].half_out &&
-             y->from[p].in == y->to[0].like.n_in;
-    return ok ? MOEC_OK : refuse(l, "its shapes are others", err);
-}
-
-static moec_status make_layer(moec_requant *q, size_t i, moec_error *err)
-{
-    const moec_layer_slices *l = slices_of(q->plan, i);
-    layer *y = &q->layers[i];
-
-    for (int w2 = 0; w2 < 2; w2++) {
-        MOEC_TRY(find_target(q->plan, i, w2 != 0, &y->to[w2], err));
-        MOEC_TRY(measure_target(q->plan, i, &y->to[w2], err));
-    }
-    MOEC_TRY(find_sources(l, y, err));
-    return check_fit(q, l, y, err);
-}
+#include "requant_parts.h"
 
 moec_status moec_requant_create(moec_requant **out, const moec_plan *plan,
                                 moec_error *err)
@@ -337,7 +39,7 @@ moec_status moec_requant_create(moec_requant **out, const moec_plan *plan,
     st = q->layers ? moec_kernels_open(&q->k, NULL, err)
                    : moec_fail_nomem(err, "the requantiser");
     for (size_t i = 0; st == MOEC_OK && i < q->n_layers; i++)
-        st = make_layer(q, i, err);
+        st = moec_requant_find(q, i, err);
     if (st != MOEC_OK) {
         moec_requant_destroy(q);
         return st;
@@ -357,11 +59,14 @@ void moec_requant_destroy(moec_requant *q)
 
 /* --------------------------------------------------------------- a chunk */
 
+/* Values of a chunk, where the rows of one scale are not more. */
+#define CHUNK_VALUES (UINT64_C(1) << 18)
+
 /* Rows [row, row + n) of half `half` of part `part`. */
 typedef struct chunk {
     const moec_requant *q;
-    const target *to;
-    const source *from;
+    const moec_requant_to *to;
+    const moec_requant_from *from;
     uint32_t part;
     uint64_t row, n;
     moec_read_fn read;
@@ -372,7 +77,7 @@ typedef struct chunk {
     float *wide, *values;
 } chunk;
 
-static uint64_t chunk_rows(const target *to)
+static uint64_t chunk_rows(const moec_requant_to *to)
 {
     uint64_t block = to->like.block_out;
     uint64_t n = CHUNK_VALUES / (block * to->like.n_in);
@@ -392,14 +97,15 @@ static void chunk_fini(chunk *c)
 
 /* Source rows before the chunk that share its first scale: read and not
  * used. One scale for all rows needs none. */
-static uint64_t rows_before(const source *s, uint64_t row)
+static uint64_t rows_before(const moec_requant_from *s, uint64_t row)
 {
     return s->format == MOEC_WFORMAT_FP8 && s->block_out < s->tensor_rows
                ? row % s->block_out
                : 0;
 }
 
-static uint64_t chunk_bytes(const target *to, const source *s)
+static uint64_t chunk_bytes(const moec_requant_to *to,
+                            const moec_requant_from *s)
 {
     uint64_t n = chunk_rows(to), more = n + s->block_out;
 
@@ -425,8 +131,8 @@ uint64_t moec_requant_memory(const moec_requant *q)
 
 static moec_status chunk_init(chunk *c, moec_error *err)
 {
-    const source *s = c->from;
-    const target *to = c->to;
+    const moec_requant_from *s = c->from;
+    const moec_requant_to *to = c->to;
     uint64_t n = chunk_rows(to), more = n;
 
     if (s->format == MOEC_WFORMAT_FP8 && s->block_out < s->tensor_rows)
@@ -445,7 +151,7 @@ static moec_status chunk_init(chunk *c, moec_error *err)
 /* The source's rows as float32. */
 static moec_status read_wide(chunk *c, moec_error *err)
 {
-    const source *s = c->from;
+    const moec_requant_from *s = c->from;
     uint64_t row = s->first_row + c->row, before, n, block, first;
     moec_matrix m = {.struct_bytes = sizeof(m), .format = s->format};
 
@@ -478,7 +184,7 @@ static moec_status read_wide(chunk *c, moec_error *err)
 
 static moec_status make_chunk(chunk *c, moec_quant_error *lost, moec_error *err)
 {
-    const source *s = c->from;
+    const moec_requant_from *s = c->from;
     moec_matrix like = c->to->like;
     uint64_t in = like.n_in, col = c->w2 ? c->part * in : 0;
     moec_error why = MOEC_ERROR_INIT;
@@ -507,8 +213,9 @@ static moec_status make_chunk(chunk *c, moec_quant_error *lost, moec_error *err)
 }
 
 /* Which projection is half `half` of the slot? */
-static moec_projection projection_of(const moec_requant *q, const layer *y,
-                                     bool w2, uint32_t half)
+static moec_projection projection_of(const moec_requant *q,
+                                     const moec_requant_layer *y, bool w2,
+                                     uint32_t half)
 {
     bool swap = moec_plan_options(q->plan)->w13_order == MOEC_W13_UP_GATE;
 
@@ -522,7 +229,7 @@ static moec_projection projection_of(const moec_requant *q, const layer *y,
 /* --------------------------------------------------------------- reading */
 
 /* weight_shape: two integers a half, [out, in]. */
-static void fill_shape(const target *to, const moec_slot_tensor *s,
+static void fill_shape(const moec_requant_to *to, const moec_slot_tensor *s,
                        uint64_t from, uint64_t to_byte, unsigned char *dst)
 {
     unsigned each = moec_dtype_bits(s->dtype) / 8;
@@ -569,8 +276,8 @@ moec_status moec_requant_read(const moec_requant *q, size_t layer_index,
                               void *ctx, moec_error *err)
 {
     const moec_slot_tensor *s = moec_plan_slot_tensor(q->plan, layer_index, t);
-    const layer *y = &q->layers[layer_index];
-    const target *g = &y->to[s->is_w2 != 0];
+    const moec_requant_layer *y = &q->layers[layer_index];
+    const moec_requant_to *g = &y->to[s->is_w2 != 0];
     uint64_t half_bytes = s->slot_bytes / g->n_halves;
     piece p = {t == g->scale, g->data_row, 1};
     unsigned char *at = dst;
@@ -631,8 +338,8 @@ moec_status moec_requant_error(const moec_requant *q, size_t i,
                                moec_projection p, moec_read_fn read, void *ctx,
                                moec_quant_error *out, moec_error *err)
 {
-    const layer *y = &q->layers[i];
-    const target *g = &y->to[p == MOEC_PROJECTION_DOWN];
+    const moec_requant_layer *y = &q->layers[i];
+    const moec_requant_to *g = &y->to[p == MOEC_PROJECTION_DOWN];
     moec_quant_error sum = {0}, one;
     chunk c = {.q = q,
                .to = g,
