@@ -8,6 +8,8 @@
  * Lifetime: arrays of a case die with its arena.
  */
 
+#include <moec/mapping.h>
+
 #include "base/json.h"
 #include "selftest.h"
 
@@ -114,6 +116,32 @@ bool moec_self_same_ids(moec_self *s, const moec_kernels *k, const char *what,
 bool moec_self_same_weights(moec_self *s, const moec_kernels *k,
                             const float *got, const double *want,
                             const int32_t *ids, uint32_t rows, uint32_t cols);
+
+/* ---------------------------------------------------------------- maps */
+
+#define MOEC_SELF_SIZE_MAX 65536u /* experts, ranks, columns */
+
+/* Sizes that most cases have. */
+typedef struct moec_self_sizes {
+    uint32_t n_experts, n_physical, n_ranks; /* E, P, W */
+} moec_self_sizes;
+moec_status moec_self_read_sizes(const moec_json *c, moec_self_sizes *out,
+                                 moec_error *err);
+
+/* A map of dispatch.json and what is derived from it. */
+typedef struct moec_self_map_case {
+    const char *id;
+    moec_self_sizes n;
+    uint32_t n_layers;
+    moec_placement *placement;
+    moec_replicas_opts opts;
+} moec_self_map_case;
+
+/* Read a map; x->placement is the caller's to destroy, NULL on failure. */
+moec_status moec_self_read_map(moec_self *s, const moec_json *map,
+                               moec_self_map_case *x, moec_error *err);
+
+/* --------------------------------------------------------------- kinds */
 
 /* Run one case. Not MOEC_OK: the file is malformed, or there is no memory. */
 typedef moec_status (*moec_self_fn)(moec_self *s, const moec_json *c,

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The self-test of placement: replica choice, refused maps, the chain from
- * logical ids to dispatch slots, waterfill and EPLB. Chains and waterfill run
- * on every back end; the rest has none.
+ * The self-test of dispatch: the chain from logical ids to slots, and
+ * waterfill. Both run on every back end.
  */
 #include <math.h>
 #include <string.h>
@@ -10,295 +9,7 @@
 #include <moec/mapping.h>
 
 #include "device_calls.h"
-#include "placement.h"
 #include "selftest_parts.h"
-
-#define SIZE_MAX_OF 65536u /* experts, ranks, columns */
-
-/* Sizes that most cases have. */
-typedef struct sizes {
-    uint32_t n_experts, n_physical, n_ranks; /* E, P, W */
-} sizes;
-
-static moec_status read_sizes(const moec_json *c, sizes *out, moec_error *err)
-{
-    uint32_t redundant;
-
-    MOEC_TRY(moec_json_get_u32(c, "E", SIZE_MAX_OF, &out->n_experts, err));
-    MOEC_TRY(moec_json_get_u32(c, "R", SIZE_MAX_OF, &redundant, err));
-    MOEC_TRY(moec_json_get_u32(c, "W", SIZE_MAX_OF, &out->n_ranks, err));
-    out->n_physical = out->n_experts + redundant;
-    return MOEC_OK;
-}
-
-/* ---------------------------------------------------------------- maps */
-
-/* A map of dispatch.json and what is derived from it. */
-typedef struct map_case {
-    const char *id;
-    sizes n;
-    uint32_t n_layers;
-    moec_placement *placement;
-    moec_replicas_opts opts;
-} map_case;
-
-/* The lists of one layer: replica[p] is the place of slot p in its own. */
-static moec_status read_lists(const moec_json *row, uint32_t n_physical,
-                              uint32_t *replica, moec_error *err)
-{
-    moec_json list, item;
-    uint32_t p;
-
-    MOEC_TRY(moec_json_want_array(row, err));
-    for (size_t e = 0; e < moec_json_len(row); e++) {
-        list = moec_json_item(row, e);
-        MOEC_TRY(moec_json_want_array(&list, err));
-        for (size_t k = 0; k < moec_json_len(&list); k++) {
-            item = moec_json_item(&list, k);
-            MOEC_TRY(moec_json_as_u32(&item, n_physical - 1, &p, err));
-            replica[p] = (uint32_t)k;
-        }
-    }
-    return MOEC_OK;
-}
-
-/* `candidates`, where there are any: EPLB's order. */
-static moec_status read_order(moec_self *s, const moec_json *map, map_case *x,
-                              moec_error *err)
-{
-    uint32_t n_physical = x->n.n_physical, *replica = NULL;
-    moec_json lists, row;
-
-    if (!moec_json_has(map, "candidates"))
-        return MOEC_OK;
-    MOEC_TRY(moec_json_get_array(map, "candidates", &lists, err));
-    if (moec_json_len(&lists) != x->n_layers || n_physical == 0)
-        return moec_json_fail(&lists, MOEC_RULE_V01, err,
-                              "has %zu layers, must have %u",
-                              moec_json_len(&lists), x->n_layers);
-    MOEC_TRY(moec_vec_room(s->arena, (uint64_t)x->n_layers * n_physical, 4,
-                           &replica, err));
-    for (uint32_t i = 0; i < x->n_layers; i++) {
-        row = moec_json_item(&lists, i);
-        MOEC_TRY(read_lists(&row, n_physical, replica + (size_t)i * n_physical,
-                            err));
-    }
-    x->opts.replica = replica;
-    x->opts.all_to_all = 0; /* EPLB's lists are never collapsed */
-    return MOEC_OK;
-}
-
-/* Read a map; x->placement is the caller's to destroy, NULL on failure. */
-static moec_status read_map(moec_self *s, const moec_json *map, map_case *x,
-                            moec_error *err)
-{
-    moec_error got = MOEC_ERROR_INIT;
-    moec_json p2l;
-    int32_t *rows = NULL;
-    uint32_t dims[2];
-    bool a2a = false;
-    moec_status st;
-
-    *x = (map_case){.opts = MOEC_REPLICAS_OPTS_INIT};
-    MOEC_TRY(moec_json_get_string(map, "id", &x->id, err));
-    MOEC_TRY(read_sizes(map, &x->n, err));
-    MOEC_TRY(moec_json_get_array(map, "p2l", &p2l, err));
-    x->n_layers = (uint32_t)moec_json_len(&p2l);
-    dims[0] = x->n_layers;
-    dims[1] = x->n.n_physical;
-    MOEC_TRY(moec_vec_i32_of(&p2l, dims, 2, s->arena, &rows, err));
-    x->opts.n_ranks = x->n.n_ranks;
-    MOEC_TRY(
-        moec_vec_opt_u32(map, "nodes", SIZE_MAX_OF, &x->opts.n_nodes, err));
-    MOEC_TRY(moec_vec_opt_bool(map, "a2a", &a2a, err));
-    x->opts.all_to_all = a2a;
-    MOEC_TRY(read_order(s, map, x, err));
-    st = moec_placement_from_rows(&x->placement, x->n_layers, x->n.n_experts,
-                                  x->n.n_physical, rows, &got);
-    if (st != MOEC_OK)
-        return moec_self_refused(s, NULL, st, &got, err);
-    return MOEC_OK;
-}
-
-/* The first entry of [layers][E] that differs. */
-static void compare_tables(moec_self *s, const char *what, uint32_t rank,
-                           const map_case *x, const int32_t *got,
-                           const int32_t *want)
-{
-    for (size_t i = 0; i < (size_t)x->n_layers * x->n.n_experts; i++) {
-        if (got[i] == want[i])
-            continue;
-        moec_self_differs(s, NULL,
-                          "rank %u, layer %zu, expert %zu: %s slot %d, must "
-                          "be %d",
-                          rank, i / x->n.n_experts, i % x->n.n_experts, what,
-                          got[i], want[i]);
-        return;
-    }
-}
-
-/* One entry of `ranks`. */
-static moec_status check_rank(moec_self *s, const moec_json *rank, map_case *x,
-                              moec_error *err)
-{
-    const uint32_t dims[] = {x->n_layers, x->n.n_experts};
-    moec_error got = MOEC_ERROR_INIT;
-    moec_replicas *r = NULL;
-    int32_t *table = NULL, *collapsed = NULL;
-    moec_status st;
-
-    MOEC_TRY(moec_json_get_u32(rank, "rank", SIZE_MAX_OF, &x->opts.rank, err));
-    MOEC_TRY(moec_vec_i32(rank, "static", dims, 2, s->arena, &table, err));
-    if (moec_json_has(rank, "collapsed"))
-        MOEC_TRY(moec_vec_i32(rank, "collapsed", dims, 2, s->arena, &collapsed,
-                              err));
-    st = moec_replicas_create(&r, x->placement, &x->opts, &got);
-    if (st != MOEC_OK)
-        return moec_self_refused(s, NULL, st, &got, err);
-    if (x->n_layers > 0)
-        compare_tables(s, "static", x->opts.rank, x,
-                       (const int32_t *)moec_replicas_table(r, 0), table);
-    if (x->n_layers > 0 && collapsed)
-        compare_tables(s, "collapsed", x->opts.rank, x,
-                       moec_replicas_nearest(r, 0), collapsed);
-    moec_replicas_destroy(r);
-    return MOEC_OK;
-}
-
-moec_status moec_self_map(moec_self *s, const moec_json *c, moec_error *err)
-{
-    moec_json ranks, rank;
-    moec_status st;
-    map_case x;
-
-    MOEC_TRY(read_map(s, c, &x, err));
-    if (!x.placement)
-        return MOEC_OK;
-    st = moec_json_get_array(c, "ranks", &ranks, err);
-    for (size_t i = 0; st == MOEC_OK && i < moec_json_len(&ranks); i++) {
-        rank = moec_json_item(&ranks, i);
-        st = check_rank(s, &rank, &x, err);
-    }
-    moec_placement_destroy(x.placement);
-    return st;
-}
-
-/* -------------------------------------------------------- maps to refuse */
-
-static const struct {
-    const char *name;
-    moec_rule rule;
-} bad_rules[] = {
-    {"slots-divide-ranks", MOEC_RULE_P06},
-    {"ranks-exceed-slots", MOEC_RULE_P07},
-    {"id-range", MOEC_RULE_P04},
-    {"id-type", MOEC_RULE_P04},
-    {"shared-expert", MOEC_RULE_P04},
-    {"shared-among-routed", MOEC_RULE_P04},
-    {"expert-without-slot", MOEC_RULE_P05},
-    {"layer-count", MOEC_RULE_P02},
-    {"slot-count", MOEC_RULE_P03},
-    {"replicas-on-one-rank", MOEC_RULE_P09},
-};
-
-/* The rule by the file's name or by ours. */
-static moec_rule rule_of(const char *name)
-{
-    if (strncmp(name, "warn:", 5) == 0)
-        name += 5;
-    for (size_t i = 0; i < sizeof(bad_rules) / sizeof(bad_rules[0]); i++)
-        if (strcmp(bad_rules[i].name, name) == 0)
-            return bad_rules[i].rule;
-    return moec_rule_find(name);
-}
-
-/* Read and check a map as `plan` does. A warning is an error here. */
-static moec_status judge(const moec_placement_target *t, const char *text,
-                         uint32_t n_ranks, moec_error *err)
-{
-    moec_placement *p = NULL;
-    moec_same_rank same = {0};
-    moec_status st;
-
-    MOEC_TRY(moec_placement_parse_for(&p, t, "p2l", text, strlen(text), err));
-    st = moec_placement_fits(p, n_ranks, t->keys, t->n_keys, err);
-    for (uint32_t i = 0; st == MOEC_OK && i < t->n_keys; i++) {
-        st = moec_placement_same_rank(p, i, n_ranks, &same, err);
-        if (st == MOEC_OK && same.n_slots > 0)
-            st = moec_fail(err, MOEC_E_MAPPING, MOEC_RULE_P09,
-                           "layer %u: %u slots repeat an expert of their rank",
-                           i, same.n_slots);
-    }
-    moec_placement_destroy(p);
-    return st;
-}
-
-/* The refusal must name what the file names. */
-static void expect_named(moec_self *s, const moec_json *c, const char *key,
-                         const char *word, const moec_error *got)
-{
-    const json_t *v = moec_json_member(c, key).value;
-    char want[64];
-
-    if (!json_is_integer(v))
-        return;
-    (void)snprintf(want, sizeof(want), "%s %" JSON_INTEGER_FORMAT, word,
-                   json_integer_value(v));
-    if (!strstr(got->text, want))
-        moec_self_differs(s, NULL, "'%s' is not named in: %s", want, got->text);
-}
-
-static void compare_rule(moec_self *s, const moec_json *c, const char *name,
-                         moec_status st, const moec_error *got)
-{
-    moec_rule want = rule_of(name);
-    const moec_rule_info *found = moec_rule_describe(got->rule);
-
-    if (st == MOEC_OK)
-        moec_self_differs(s, NULL, "accepted, must be refused: %s", name);
-    else if (want == MOEC_RULE_NONE)
-        moec_self_skip(s, "rule '%s' is not known", name);
-    else if (got->rule != want)
-        moec_self_differs(s, NULL, "refused by %s, must be %s",
-                          found ? found->name : "no rule", name);
-    expect_named(s, c, "layer", "layer", got);
-    expect_named(s, c, "slot", "slot", got);
-    expect_named(s, c, "expert", "expert", got);
-    expect_named(s, c, "value", "", got);
-}
-
-moec_status moec_self_bad_map(moec_self *s, const moec_json *c, moec_error *err)
-{
-    moec_error got = MOEC_ERROR_INIT;
-    moec_placement_target t = {0};
-    moec_layer_key *keys = NULL;
-    const char *rule;
-    moec_json p2l;
-    char *text;
-    sizes n;
-    moec_status st;
-
-    MOEC_TRY(moec_json_get_string(c, "rule", &rule, err));
-    MOEC_TRY(read_sizes(c, &n, err));
-    MOEC_TRY(moec_json_get_u32(c, "layers", SIZE_MAX_OF, &t.n_layers, err));
-    MOEC_TRY(moec_json_get_array(c, "p2l", &p2l, err));
-    MOEC_TRY(moec_vec_room(s->arena, t.n_layers, sizeof(*keys), &keys, err));
-    for (uint32_t i = 0; i < t.n_layers; i++)
-        keys[i] = (moec_layer_key){MOEC_SPACE_MAIN, i};
-    t.n_experts = n.n_experts;
-    t.n_physical = n.n_physical;
-    t.keys = keys;
-    t.n_keys = t.n_layers;
-    text = json_dumps(p2l.value, JSON_COMPACT);
-    if (!text)
-        return moec_fail_nomem(err, "a map");
-    st = judge(&t, text, n.n_ranks, &got);
-    free(text);
-    if (st == MOEC_E_NOMEM)
-        return moec_self_refused(s, NULL, st, &got, err);
-    compare_rule(s, c, rule, st, &got);
-    return MOEC_OK;
-}
 
 /* -------------------------------------------------------------- chains */
 
@@ -352,8 +63,8 @@ static moec_status read_chain(moec_self *s, const moec_json *c, chain_case *x,
     uint32_t dims[2];
 
     *x = (chain_case){0};
-    MOEC_TRY(moec_json_get_u32(c, "layer", SIZE_MAX_OF, &x->layer, err));
-    MOEC_TRY(moec_json_get_u32(c, "rank", SIZE_MAX_OF, &x->rank, err));
+    MOEC_TRY(moec_json_get_u32(c, "layer", MOEC_SELF_SIZE_MAX, &x->layer, err));
+    MOEC_TRY(moec_json_get_u32(c, "rank", MOEC_SELF_SIZE_MAX, &x->rank, err));
     MOEC_TRY(moec_json_get_u32(c, "S", 64, &x->n_shared, err));
     MOEC_TRY(moec_json_get_string(c, "algorithm", &x->algorithm, err));
     MOEC_TRY(moec_vec_opt_text(c, "shared_slots", &slots, err));
@@ -453,8 +164,8 @@ static moec_status identity_table(moec_self *s, uint32_t n, uint32_t **out,
     return MOEC_OK;
 }
 
-static moec_status run_chain(moec_self *s, const map_case *m, chain_case *x,
-                             moec_error *err)
+static moec_status run_chain(moec_self *s, const moec_self_map_case *m,
+                             chain_case *x, moec_error *err)
 {
     moec_replicas_opts opts = m->opts;
     moec_error got = MOEC_ERROR_INIT;
@@ -506,12 +217,12 @@ moec_status moec_self_chain(moec_self *s, const moec_json *c, moec_error *err)
 {
     moec_json maps, map;
     chain_case x;
-    map_case m;
+    moec_self_map_case m;
     moec_status st;
 
     MOEC_TRY(read_chain(s, c, &x, err));
     MOEC_TRY(find_map(s->root, c, &maps, &map, err));
-    MOEC_TRY(read_map(s, &map, &m, err));
+    MOEC_TRY(moec_self_read_map(s, &map, &m, err));
     if (!m.placement)
         return MOEC_OK;
     if (x.layer >= m.n_layers)
@@ -632,9 +343,9 @@ static moec_status read_fill(moec_self *s, const moec_json *c, fill_case *x,
     moec_json target = moec_json_member(c, "target");
 
     *x = (fill_case){.rsf = 1.0f};
-    MOEC_TRY(moec_json_get_u32(c, "W", SIZE_MAX_OF, &t->n_ranks, err));
+    MOEC_TRY(moec_json_get_u32(c, "W", MOEC_SELF_SIZE_MAX, &t->n_ranks, err));
     MOEC_TRY(moec_json_get_u32(c, "P", UINT32_MAX / 2, &t->n_physical, err));
-    MOEC_TRY(moec_json_get_u32(c, "K", SIZE_MAX_OF, &x->top_k, err));
+    MOEC_TRY(moec_json_get_u32(c, "K", MOEC_SELF_SIZE_MAX, &x->top_k, err));
     MOEC_TRY(moec_json_get_u32(c, "S", 64, &t->n_shared_slots, err));
     MOEC_TRY(moec_vec_opt_f32(c, "rsf", &x->rsf, err));
     if (t->n_ranks == 0 || t->n_physical % t->n_ranks != 0)
@@ -735,156 +446,4 @@ moec_status moec_self_waterfill(moec_self *s, const moec_json *c,
     /* The two orders of the scan give the same where the file has one. */
     x.how.by_rank = 1;
     return moec_json_has(c, "best_rank_order") ? run(s, c, &x, err) : MOEC_OK;
-}
-
-/* ---------------------------------------------------------------- EPLB */
-
-typedef struct eplb_case {
-    sizes n;
-    uint32_t n_layers;
-    moec_eplb_opts opts;
-    const float *loads;
-} eplb_case;
-
-static moec_status read_steps(moec_self *s, const moec_json *c, eplb_case *x,
-                              moec_error *err)
-{
-    moec_json steps, first;
-    uint32_t dims[3];
-    int64_t *counts = NULL;
-    float *loads = NULL;
-    uint64_t n;
-
-    MOEC_TRY(moec_json_get_array(c, "step_loads", &steps, err));
-    first = moec_json_item(&steps, 0);
-    dims[0] = (uint32_t)moec_json_len(&steps);
-    dims[1] = x->n_layers = (uint32_t)moec_json_len(&first);
-    dims[2] = x->n.n_experts;
-    n = (uint64_t)dims[1] * dims[2];
-    MOEC_TRY(moec_vec_i64(c, "step_loads", dims, 3, s->arena, &counts, err));
-    MOEC_TRY(moec_vec_room(s->arena, n, 4, &loads, err));
-    x->loads = loads;
-    return moec_eplb_sum_steps(counts, dims[0], n, loads, err);
-}
-
-static moec_status read_eplb(moec_self *s, const moec_json *c, eplb_case *x,
-                             moec_error *err)
-{
-    moec_json list;
-    uint32_t dims[2];
-    const char *policy;
-    float *loads = NULL;
-
-    *x = (eplb_case){.opts = MOEC_EPLB_OPTS_INIT};
-    MOEC_TRY(read_sizes(c, &x->n, err));
-    x->opts.n_redundant = x->n.n_physical - x->n.n_experts;
-    x->opts.n_ranks = x->n.n_ranks;
-    MOEC_TRY(
-        moec_vec_opt_u32(c, "groups", SIZE_MAX_OF, &x->opts.n_groups, err));
-    MOEC_TRY(moec_vec_opt_u32(c, "nodes", SIZE_MAX_OF, &x->opts.n_nodes, err));
-    MOEC_TRY(moec_vec_opt_text(c, "policy", &policy, err));
-    if (policy && strcmp(policy, "global") == 0)
-        x->opts.policy = MOEC_EPLB_GLOBAL;
-    else if (policy && strcmp(policy, "hierarchical") == 0)
-        x->opts.policy = MOEC_EPLB_HIERARCHICAL;
-    else if (policy && strcmp(policy, "auto") != 0)
-        moec_self_skip(s, "policy '%s' is not known", policy);
-    if (moec_json_has(c, "step_loads"))
-        return read_steps(s, c, x, err);
-    MOEC_TRY(moec_json_get_array(c, "loads", &list, err));
-    dims[0] = x->n_layers = (uint32_t)moec_json_len(&list);
-    dims[1] = x->n.n_experts;
-    MOEC_TRY(moec_vec_f32(c, "loads", dims, 2, s->arena, &loads, err));
-    x->loads = loads;
-    return MOEC_OK;
-}
-
-/* One entry of `as`. */
-static moec_status read_pair(moec_self *s, const moec_json *pair,
-                             moec_eplb_opts *o, moec_error *err)
-{
-    moec_json v;
-    const char *accum, *ties;
-
-    MOEC_TRY(moec_json_want_array(pair, err));
-    if (moec_json_len(pair) != 2)
-        return moec_json_fail(pair, MOEC_RULE_V01, err,
-                              "must be [accumulator, tie order]");
-    v = moec_json_item(pair, 0);
-    MOEC_TRY(moec_json_as_string(&v, &accum, err));
-    v = moec_json_item(pair, 1);
-    MOEC_TRY(moec_json_as_string(&v, &ties, err));
-    o->accum = strcmp(accum, "f32") == 0 ? MOEC_EPLB_F32 : MOEC_EPLB_F64;
-    o->ties =
-        strcmp(ties, "stable") == 0 ? MOEC_EPLB_STABLE : MOEC_EPLB_INTROSORT;
-    if (o->accum == MOEC_EPLB_F64 && strcmp(accum, "f64") != 0)
-        moec_self_skip(s, "accumulator '%s' is not known", accum);
-    if (o->ties == MOEC_EPLB_INTROSORT && strcmp(ties, "introsort") != 0)
-        moec_self_skip(s, "tie order '%s' is not known", ties);
-    return MOEC_OK;
-}
-
-static moec_status run_eplb(moec_self *s, const eplb_case *x,
-                            const int32_t *phy2log, const int32_t *replica,
-                            moec_error *err)
-{
-    uint64_t n = (uint64_t)x->n_layers * x->n.n_physical;
-    const char *accum = x->opts.accum == MOEC_EPLB_F32 ? "f32" : "f64";
-    const char *ties =
-        x->opts.ties == MOEC_EPLB_STABLE ? "stable" : "introsort";
-    moec_error got = MOEC_ERROR_INIT;
-    moec_placement *p = NULL;
-    uint32_t *order = NULL;
-    const int32_t *row;
-    moec_status st;
-
-    MOEC_TRY(moec_vec_room(s->arena, n, 4, &order, err));
-    st = moec_eplb(&p, order, &x->opts, x->loads, x->n_layers, x->n.n_experts,
-                   &got);
-    if (st != MOEC_OK)
-        return moec_self_refused(s, NULL, st, &got, err);
-    row = x->n_layers > 0 ? moec_placement_row(p, 0) : phy2log;
-    for (uint64_t i = 0; i < n; i++) {
-        bool same = row[i] == phy2log[i];
-
-        if (same && (!replica || (int32_t)order[i] == replica[i]))
-            continue;
-        moec_self_differs(
-            s, NULL, "[%s, %s] layer %u, slot %u: %s %d, must be %d", accum,
-            ties, (unsigned)(i / x->n.n_physical),
-            (unsigned)(i % x->n.n_physical), same ? "replica" : "expert",
-            same ? (int32_t)order[i] : row[i], same ? replica[i] : phy2log[i]);
-        break;
-    }
-    moec_placement_destroy(p);
-    return MOEC_OK;
-}
-
-moec_status moec_self_eplb(moec_self *s, const moec_json *c, moec_error *err)
-{
-    moec_json outs, out, as, pair;
-    int32_t *phy2log = NULL, *replica = NULL;
-    eplb_case x;
-
-    MOEC_TRY(read_eplb(s, c, &x, err));
-    MOEC_TRY(moec_json_get_array(c, "out", &outs, err));
-    for (size_t i = 0; i < moec_json_len(&outs); i++) {
-        const uint32_t dims[] = {x.n_layers, x.n.n_physical};
-
-        out = moec_json_item(&outs, i);
-        MOEC_TRY(
-            moec_vec_i32(&out, "phy2log", dims, 2, s->arena, &phy2log, err));
-        if (moec_json_has(&out, "replica"))
-            MOEC_TRY(moec_vec_i32(&out, "replica", dims, 2, s->arena, &replica,
-                                  err));
-        MOEC_TRY(moec_json_get_array(&out, "as", &as, err));
-        for (size_t k = 0; k < moec_json_len(&as); k++) {
-            pair = moec_json_item(&as, k);
-            MOEC_TRY(read_pair(s, &pair, &x.opts, err));
-            if (s->result == MOEC_CASE_SKIPPED)
-                return MOEC_OK;
-            MOEC_TRY(run_eplb(s, &x, phy2log, replica, err));
-        }
-    }
-    return MOEC_OK;
 }
