@@ -127,6 +127,16 @@ static const char *suffix(const moec_output *o, int dirfd)
     return dirfd == o->dirfd ? MOEC_OUTPUT_SUFFIX : "";
 }
 
+static moec_status entry_failed(const moec_output *o, int dirfd,
+                                const char *name, const char *what,
+                                moec_error *err)
+{
+    int why = errno;
+
+    return moec_fail_os(err, why, "%s%s/%s: cannot %s", o->path,
+                        suffix(o, dirfd), name, what);
+}
+
 /* Only regular files: what we delete is never a tree of somebody's. */
 static moec_status check_entry(const moec_output *o, int dirfd,
                                const char *name, tally *count, moec_error *err)
@@ -134,8 +144,7 @@ static moec_status check_entry(const moec_output *o, int dirfd,
     struct stat st;
 
     if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-        return moec_fail_os(err, errno, "%s%s/%s: cannot look at it", o->path,
-                            suffix(o, dirfd), name);
+        return entry_failed(o, dirfd, name, "look at it", err);
     if (!S_ISREG(st.st_mode))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "%s%s would have to be deleted, and holds '%s', which "
@@ -155,8 +164,7 @@ static moec_status delete_entry(const moec_output *o, int dirfd,
                      : strcmp(name, MOEC_MANIFEST_NAME) == 0))
         return MOEC_OK;
     if (unlinkat(dirfd, name, 0) != 0)
-        return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
-                            suffix(o, dirfd), name);
+        return entry_failed(o, dirfd, name, "delete it", err);
     ++count->n;
     return MOEC_OK;
 }
@@ -175,8 +183,7 @@ static moec_status delete_own(const moec_output *o, int dirfd, const char *name,
     if (!is_own(name))
         return MOEC_OK;
     if (unlinkat(dirfd, name, 0) != 0)
-        return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
-                            suffix(o, dirfd), name);
+        return entry_failed(o, dirfd, name, "delete it", err);
     ++count->n;
     return MOEC_OK;
 }
@@ -184,35 +191,40 @@ static moec_status delete_own(const moec_output *o, int dirfd, const char *name,
 static moec_status sync_entry(const moec_output *o, int dirfd, const char *name,
                               tally *count, moec_error *err)
 {
-    int why = 0, fd;
+    moec_status st = MOEC_OK;
+    int fd;
 
     if (is_own(name))
         return MOEC_OK; /* about to go */
     fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0 || fsync(fd) != 0)
-        why = errno;
+        st = entry_failed(o, dirfd, name, "fsync", err);
     if (fd >= 0)
         close(fd);
-    if (why != 0)
-        return moec_fail_os(err, why, "%s%s/%s: cannot fsync", o->path,
-                            MOEC_OUTPUT_SUFFIX, name);
     ++count->n;
+    return st;
+}
+
+/* A directory that is read while it shrinks may hide entries: until a pass
+ * finds none. */
+static moec_status delete_all(const moec_output *o, int dirfd, entry_fn fn,
+                              tally *t, moec_error *err)
+{
+    do {
+        MOEC_TRY(each_entry(o, dirfd, fn, t, err));
+    } while (t->n > 0);
     return MOEC_OK;
 }
 
-/* Delete all files of a directory that check_entry has passed. A directory
- * that is read while it shrinks may hide entries: until a pass finds none. */
+/* Delete all files of a directory that check_entry has passed. */
 static moec_status delete_files(const moec_output *o, int dirfd,
                                 moec_error *err)
 {
     tally n = {0};
 
-    do {
-        MOEC_TRY(each_entry(o, dirfd, delete_entry, &n, err));
-    } while (n.n > 0);
+    MOEC_TRY(delete_all(o, dirfd, delete_entry, &n, err));
     if (unlinkat(dirfd, MOEC_MANIFEST_NAME, 0) != 0 && errno != ENOENT)
-        return moec_fail_os(err, errno, "%s%s/%s: cannot delete it", o->path,
-                            suffix(o, dirfd), MOEC_MANIFEST_NAME);
+        return entry_failed(o, dirfd, MOEC_MANIFEST_NAME, "delete it", err);
     return MOEC_OK;
 }
 
@@ -229,9 +241,7 @@ static moec_status has_file(const moec_output *o, const char *name, bool *yes,
     if (fstatat(o->dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
         *yes = S_ISREG(st.st_mode);
     else if (errno != ENOENT)
-        return moec_fail_os(err, errno,
-                            "%s" MOEC_OUTPUT_SUFFIX "/%s: cannot look at it",
-                            o->path, name);
+        return entry_failed(o, o->dirfd, name, "look at it", err);
     return MOEC_OK;
 }
 
@@ -268,8 +278,8 @@ static moec_status has_our_manifest(const moec_output *o, int dirfd, bool *ours,
 
     if (why == 0)
         return MOEC_OK;
-    return moec_fail_os(err, why, "%s%s/%s: cannot look at it", o->path,
-                        suffix(o, dirfd), MOEC_MANIFEST_NAME);
+    errno = why;
+    return entry_failed(o, dirfd, MOEC_MANIFEST_NAME, "look at it", err);
 }
 
 moec_status moec_output_is_ours(const char *path, bool *ours, moec_error *err)
@@ -668,10 +678,8 @@ moec_status moec_output_clear(const moec_output *o, moec_output_keep_fn keep,
 {
     tally t = {.keep = keep, .ctx = ctx};
 
-    if (keep == NULL)
-        MOEC_TRY(delete_files(o, o->dirfd, err));
-    for (t.n = keep != NULL; t.n > 0;)
-        MOEC_TRY(each_entry(o, o->dirfd, delete_entry, &t, err));
+    MOEC_TRY(keep == NULL ? delete_files(o, o->dirfd, err)
+                          : delete_all(o, o->dirfd, delete_entry, &t, err));
     if (fsync(o->dirfd) != 0)
         return os_failed(o, err, "fsync it");
     return MOEC_OK;
@@ -696,8 +704,7 @@ moec_status moec_output_create(const moec_output *o, const char *name,
                 O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW | flags,
                 0666);
     if (fd < 0)
-        return moec_fail_os(err, errno, "%s%s/%s: cannot make the file",
-                            o->path, MOEC_OUTPUT_SUFFIX, name);
+        return entry_failed(o, o->dirfd, name, "make the file", err);
     *fd_out = fd;
     return MOEC_OK;
 }
@@ -809,9 +816,7 @@ static moec_status publish(const moec_output *o, int old, const char **name_out,
     } else if (errno != ENOENT) {
         return os_failed(o, err, "remove its job");
     }
-    do {
-        MOEC_TRY(each_entry(o, o->dirfd, delete_own, &n, err));
-    } while (n.n > 0);
+    MOEC_TRY(delete_all(o, o->dirfd, delete_own, &n, err));
     if (unlinkat(o->dirfd, MOEC_OUTPUT_MARKER, 0) != 0)
         return os_failed(o, err, "remove its marker");
     if (fsync(o->dirfd) != 0)
