@@ -42,4 +42,10 @@ moec_slot_axes moec_plan_slot_axes(const moec_plan *plan, size_t layer,
  * blocks are 128 + 64. */
 uint64_t moec_scale_block(uint64_t n, uint64_t whole);
 
+/* moec_slot_matrix for `n_rows` rows in memory, not all of a rank. */
+moec_status moec_slot_matrix_rows(const moec_plan *plan, size_t layer,
+                                  int is_w2, uint32_t n_rows,
+                                  const void *const *data, moec_matrix *out,
+                                  moec_error *err);
+
 #endif

@@ -59,7 +59,7 @@ typedef struct maker {
     const moec_slot_tensor *part[N_PARTS];
     const void *data[N_PARTS];
     const moec_slice *scale; /* the slice that the scale is made of */
-    uint32_t rows;           /* slots of a rank */
+    uint32_t rows;           /* of `data` */
     uint32_t n_halves;
     uint64_t half_out; /* rows of gate, of up, or all */
     moec_matrix m;
@@ -407,11 +407,12 @@ static moec_status set_bias(maker *k)
     return MOEC_OK;
 }
 
-moec_status moec_slot_matrix(const moec_plan *plan, size_t layer, int is_w2,
-                             const void *const *data, moec_matrix *out,
-                             moec_error *err)
+moec_status moec_slot_matrix_rows(const moec_plan *plan, size_t layer,
+                                  int is_w2, uint32_t n_rows,
+                                  const void *const *data, moec_matrix *out,
+                                  moec_error *err)
 {
-    maker k = {.plan = plan, .layer = layer, .err = err};
+    maker k = {.plan = plan, .layer = layer, .rows = n_rows, .err = err};
     moec_moe_facts facts;
     if (layer >= moec_plan_n_layers(plan))
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
@@ -421,7 +422,6 @@ moec_status moec_slot_matrix(const moec_plan *plan, size_t layer, int is_w2,
                             moec_plan_model_layer(plan, layer), &facts, err));
     k.n_halves = !is_w2 && facts.ffn.gated ? 2 : 1;
     k.half_out = is_w2 ? facts.ffn.hidden : facts.ffn.inter;
-    k.rows = moec_plan_topology(plan).n_local + moec_plan_shared_rows(plan);
     if (k.half_out > UINT32_MAX / 2)
         return moec_fail(err, MOEC_E_UNSUPPORTED, MOEC_RULE_NONE,
                          "experts of %ju features", (uintmax_t)k.half_out);
@@ -437,4 +437,13 @@ moec_status moec_slot_matrix(const moec_plan *plan, size_t layer, int is_w2,
     k.m.data_stride = k.part[DATA]->slot_bytes;
     *out = k.m;
     return MOEC_OK;
+}
+
+moec_status moec_slot_matrix(const moec_plan *plan, size_t layer, int is_w2,
+                             const void *const *data, moec_matrix *out,
+                             moec_error *err)
+{
+    uint32_t rows = moec_plan_topology(plan).n_local;
+    return moec_slot_matrix_rows(
+        plan, layer, is_w2, rows + moec_plan_shared_rows(plan), data, out, err);
 }

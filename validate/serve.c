@@ -14,6 +14,7 @@
 
 #include "device_calls.h"
 #include "level3.h"
+#include "slot_axes.h"
 
 #define SLOT_ALIGN 64u
 
@@ -122,9 +123,11 @@ static moec_status run_matrices(const moec_l3_serving *g, moec_l3_worker *w,
                       .slot_first = first};
 
     MOEC_TRY(moec_l3_known(
-        moec_slot_matrix(l->v->plan, l->layer, 0, data, &w13, err), err));
+        moec_slot_matrix_rows(l->v->plan, l->layer, 0, 1, data, &w13, err),
+        err));
     MOEC_TRY(moec_l3_known(
-        moec_slot_matrix(l->v->plan, l->layer, 1, data, &w2, err), err));
+        moec_slot_matrix_rows(l->v->plan, l->layer, 1, 1, data, &w2, err),
+        err));
     mutate_matrix(l, &w13);
     mutate_matrix(l, &w2);
     if (l->v->opts->device != NULL)

@@ -20,6 +20,7 @@
 
 #include "execute.h"
 #include "header_ckpt.h"
+#include "slot_axes.h"
 
 #define N_EXPERTS 4u
 #define SLOTS_MAX 16u
@@ -428,6 +429,11 @@ static void groups_out_of_order_are_unsupported(void **state)
     assert_int_equal(moec_plan_slot_tensor(s.plan, 0, t)->slot_bytes, 128);
     last_row[31] = 0;
     expect_refused(&s, true, MOEC_E_UNSUPPORTED, "act-order");
+    moec_matrix first; /* who holds the first row alone has no second */
+    assert_int_equal(moec_slot_matrix_rows(s.plan, 0, true, 1,
+                                           (const void *const *)s.data, &first,
+                                           NULL),
+                     MOEC_OK);
     /* an empty slot holds zeros */
     memset(last_row, 0, 32 * sizeof(*last_row));
     expect_matrix(&s, true, 64, 32, 1, MOEC_WFORMAT_GPTQ,
