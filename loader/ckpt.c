@@ -164,8 +164,9 @@ static moec_status open_listed(moec_ckpt *c, const char **list, size_t n,
     if (c->index_name != NULL) {
         MOEC_TRY(moec_ckpt_compare_index(c, err));
         MOEC_TRY(moec_ckpt_note_total(c, &facts, err));
-        MOEC_TRY(moec_ckpt_note_unindexed(c, list, n, err));
     }
+    if (c->source.bare == NULL)
+        MOEC_TRY(moec_ckpt_note_unindexed(c, list, n, err));
     MOEC_TRY(moec_ckpt_choose_extra(c, list, n, err));
     moec_ckpt_sum_notes(c);
     return MOEC_OK;

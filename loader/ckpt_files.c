@@ -204,14 +204,20 @@ static bool is_safetensors(const char *name)
     return moec_has_suffix(name, ".safetensors");
 }
 
-/* No index: the directory must hold one file of the format. */
+/* No index: the directory must hold one file of the format, or one that is
+ * called as libraries call a whole checkpoint, beside adapters and recorded
+ * activations. */
 moec_status moec_ckpt_choose_only(moec_ckpt *c, const char **list, size_t n,
                                   moec_error *err)
 {
-    const char *first = NULL, *second = NULL, *foreign = NULL;
+    const char *first = NULL, *second = NULL, *foreign = NULL, *whole = NULL;
+    size_t n_models = 0;
 
     for (size_t i = 0; i < n; i++) {
         if (is_safetensors(list[i])) {
+            n_models += strncmp(list[i], "model", 5) == 0;
+            if (strcmp(list[i], "model.safetensors") == 0)
+                whole = list[i];
             if (first == NULL)
                 first = list[i];
             else if (second == NULL)
@@ -220,7 +226,9 @@ moec_status moec_ckpt_choose_only(moec_ckpt *c, const char **list, size_t n,
             foreign = list[i];
         }
     }
-    if (second != NULL)
+    if (whole != NULL && n_models == 1)
+        first = whole;
+    else if (second != NULL)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I12,
                          "%s: has no " MOEC_CKPT_INDEX
                          " and more than one .safetensors file ('%s', '%s')",
@@ -303,8 +311,9 @@ moec_status moec_ckpt_note_unindexed(moec_ckpt *c, const char **list, size_t n,
             bsearch(list[i], c->files, c->n_files, sizeof(*c->files),
                     name_order) == NULL)
             MOEC_TRY(moec_ckpt_add_note(
-                c, MOEC_RULE_I15, err,
-                "%s: not in " MOEC_CKPT_INDEX ", left alone", list[i]));
+                c, MOEC_RULE_I15, err, "%s: not %s, left alone", list[i],
+                c->index_name != NULL ? "in " MOEC_CKPT_INDEX
+                                      : "model.safetensors"));
     }
     return MOEC_OK;
 }

@@ -182,6 +182,23 @@ static void takes_the_only_file_without_an_index(void **state)
     tmpdir_remove(&d);
 }
 
+static void takes_model_safetensors_from_among_others(void **state)
+{
+    tmpdir d = tmpdir_make();
+    moec_ckpt *c;
+
+    (void)state;
+    ST_WRITE(&d, "golden.safetensors", {"t", 4}, {"u", 4});
+    ST_WRITE(&d, "model.safetensors", {"t", 4});
+    c = open_ok(d.path, NULL);
+    assert_int_equal(moec_ckpt_n_tensors(c), 1);
+    assert_true(has_note(c, MOEC_RULE_I15, "golden.safetensors: not model."));
+    moec_ckpt_close(c);
+    ST_WRITE(&d, "model-00001-of-00002.safetensors", {"u", 4});
+    refused(&d, MOEC_RULE_I12, "model-00001-of-00002.safetensors");
+    tmpdir_remove(&d);
+}
+
 static void names_what_it_found_where_there_is_no_safetensors(void **state)
 {
     tmpdir d = tmpdir_make();
@@ -870,6 +887,7 @@ int main(void)
         cmocka_unit_test(opens_indexed_shards_as_one_sorted_table),
         cmocka_unit_test(reads_usual_names_ahead_of_the_index),
         cmocka_unit_test(takes_the_only_file_without_an_index),
+        cmocka_unit_test(takes_model_safetensors_from_among_others),
         cmocka_unit_test(names_what_it_found_where_there_is_no_safetensors),
         cmocka_unit_test(opens_one_bare_file),
         cmocka_unit_test(refuses_options_and_paths_that_are_none),
