@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
@@ -88,11 +89,14 @@ bool moec_self_same_ids(moec_self *s, const moec_kernels *k, const char *what,
 
 bool moec_self_same_weights(moec_self *s, const moec_kernels *k,
                             const float *got, const double *want,
-                            const int32_t *ids, uint32_t rows, uint32_t cols)
+                            const int32_t *ids, uint32_t rows, uint32_t cols,
+                            double tolerance)
 {
     for (uint64_t i = 0; i < (uint64_t)rows * cols; i++) {
         double g = (double)got[i], w = ids[i] < 0 ? 0.0 : want[i];
-        double room = MOEC_SELFTEST_TOLERANCE * fabs(w) + WEIGHT_FLOOR;
+        /* a small one is e to the power of a rounded difference */
+        double least = w > 0.0 && w < 1.0 ? -log(w) * (double)FLT_EPSILON : 0.0;
+        double room = fmax(tolerance, least) * fabs(w) + WEIGHT_FLOOR;
 
         if (ids[i] < 0 ? got[i] == 0.0f : fabs(g - w) <= room)
             continue;

@@ -112,10 +112,12 @@ moec_status moec_self_refused(moec_self *s, const moec_kernels *k,
 bool moec_self_same_ids(moec_self *s, const moec_kernels *k, const char *what,
                         const int32_t *got, const int32_t *want, uint32_t rows,
                         uint32_t cols);
-/* Compare weights within the tolerance; exactly 0 where the id is -1. */
+/* Compare weights within the relative tolerance, or what float32 leaves of one
+ * that is small; exactly 0 where the id is -1. */
 bool moec_self_same_weights(moec_self *s, const moec_kernels *k,
                             const float *got, const double *want,
-                            const int32_t *ids, uint32_t rows, uint32_t cols);
+                            const int32_t *ids, uint32_t rows, uint32_t cols,
+                            double tolerance);
 
 /* ---------------------------------------------------------------- maps */
 

@@ -120,7 +120,8 @@ def make(cases, tensors, **c):
     base = dict(variant="plain", scoring="softmax", bias=False, groups=1,
                 topk_group=1, renormalize=False, rsf=1.0, rsf_on_weights=False,
                 S=0, T=5, dtype="F32")
-    scale_on = c.pop("expert_scale", False)
+    scale_on, spread = c.pop("expert_scale", False), c.pop("spread", 2)
+    called = c.pop("called", None)
     c = {**base, **c}
     c["id"] = "var-%02d" % (len(cases) + 1)
     c["non_padded"] = c["T"]
@@ -130,7 +131,7 @@ def make(cases, tensors, **c):
               range(n_all - c.get("zero_experts", 0))] if scale_on else None)
     rows, ids, exact = [], [], []
     while len(rows) < c["T"]:
-        x = [f32(rnd.gauss(0, 2)) for _ in range(n_all + n_joint)]
+        x = [f32(rnd.gauss(0, spread)) for _ in range(n_all + n_joint)]
         if near_tie(c, x, bias):
             continue
         i, w = route(c, x, bias, scale)
@@ -138,7 +139,7 @@ def make(cases, tensors, **c):
         ids += [i]
         exact += [w]
     cols = c["K"] + c["S"]
-    cases.append(c)
+    cases.append({**c, "variant": called or c["variant"]})
     tensors[c["id"] + ".logits"] = ("F32", [c["T"], n_all + n_joint], rows)
     tensors[c["id"] + ".ids"] = ("I32", [c["T"], cols], ids)
     tensors[c["id"] + ".exact"] = ("F64", [c["T"], cols], exact)
@@ -180,6 +181,8 @@ def main(where):
         make(cases, tensors, E=n_all, K=k, variant="softcap", softcap=30.0)
         make(cases, tensors, E=n_all, K=k, variant="softcap", softcap=2.0,
              renormalize=True)
+        make(cases, tensors, E=n_all, K=k, variant="softcap", softcap=30.0,
+             spread=80)
         for p in (1, 2):
             make(cases, tensors, E=n_all, K=k, variant="p_norm", p=p)
         make(cases, tensors, E=n_all, K=k, variant="biased", bias=True,
@@ -192,6 +195,20 @@ def main(where):
              expert_scale=True)
         make(cases, tensors, E=n_all, K=k, scoring="sqrtsoftplus",
              variant="biased", bias=True, renormalize=True, S=2, rsf=1.5)
+    for k in (40, 64):
+        make(cases, tensors, E=200, K=k, variant="topk_softmax",
+             scoring="logit")
+    for called, c in (
+            ("joint_normalisation", dict(variant="joint", scoring="sigmoid",
+                                         S=1)),
+            ("sparse_mixer_top2", dict(variant="sparse_mixer",
+                                       jitter_eps=0.01)),
+            ("top_k_then_softmax", dict(variant="topk_softmax",
+                                        scoring="logit")),
+            ("scale_on_the_routed_sum", dict(scoring="sigmoid", rsf=2.0, S=1,
+                                             renormalize=True)),
+            ("soft-capped", dict(variant="softcap", softcap=30.0))):
+        make(cases, tensors, E=40, K=3, called=called, **c)
     with open(where + "/routing.json", "w") as f:
         json.dump({"format": "routing/1", "cases": cases}, f)
     write(where + "/routing.safetensors", tensors)
