@@ -7,6 +7,7 @@
 
 #include "matrix.h"
 #include "plugin.h"
+#include "route.h"
 
 #define PLUGIN_NAME "libmoec_cuda.so"
 
@@ -174,11 +175,30 @@ uint64_t moec_device_route_workspace_bytes(const moec_device *d,
     return d->b->route_workspace(moec_router_config(router), map, n_tokens);
 }
 
+/* Whether rows are routed may be known on the device alone. */
+static moec_status check_route(const moec_router *router,
+                               const moec_route_in *in,
+                               const moec_dispatch_map *map,
+                               const moec_dispatch_out *dispatch,
+                               const moec_launch *launch, moec_error *err)
+{
+    bool rows = in && in->n_tokens && (launch->n_valid || in->n_valid);
+
+    MOEC_TRY(moec_route_check_call(router, in, rows, err));
+    if (!map)
+        return MOEC_OK;
+    if (!dispatch)
+        return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
+                         "dispatch: out is NULL");
+    return moec_route_check_fused(router, map, dispatch, err);
+}
+
 moec_status moec_device_route(moec_device *d, const moec_router *router,
                               const moec_route_in *in,
                               const moec_route_out *out,
                               const moec_launch *launch, moec_error *err)
 {
+    MOEC_TRY(check_route(router, in, NULL, NULL, launch, err));
     return d->b->route(d->ordinal, moec_router_config(router), in, NULL, NULL,
                        out, NULL, launch, err);
 }
@@ -189,6 +209,7 @@ moec_status moec_device_route_dispatch(
     const moec_route_out *out, const moec_dispatch_out *dispatch,
     const moec_launch *launch, moec_error *err)
 {
+    MOEC_TRY(check_route(router, in, map, dispatch, launch, err));
     return d->b->route(d->ordinal, moec_router_config(router), in, map,
                        waterfill, out, dispatch, launch, err);
 }

@@ -377,11 +377,10 @@ moec_status moec_dispatch(const moec_kernels *k, const moec_dispatch_map *map,
 
 /* ------------------------------------------------------------- fused */
 
-static moec_status check_fused(const moec_router *router,
-                               const moec_dispatch_map *map,
-                               const moec_route_out *out,
-                               const moec_dispatch_out *dispatch,
-                               moec_error *err)
+moec_status moec_route_check_fused(const moec_router *router,
+                                   const moec_dispatch_map *map,
+                                   const moec_dispatch_out *dispatch,
+                                   moec_error *err)
 {
     const moec_route_config *c = &router->config;
 
@@ -396,6 +395,17 @@ static moec_status check_fused(const moec_router *router,
         return moec_fail(err, MOEC_E_ARG, MOEC_RULE_NONE,
                          "dispatch: identity is NULL, with %u zero experts",
                          c->n_zero);
+    return MOEC_OK;
+}
+
+/* The router's own output is optional here. */
+static moec_status check_fused(const moec_router *router,
+                               const moec_dispatch_map *map,
+                               const moec_route_out *out,
+                               const moec_dispatch_out *dispatch,
+                               moec_error *err)
+{
+    MOEC_TRY(moec_route_check_fused(router, map, dispatch, err));
     if (!out)
         return MOEC_OK;
     if (out->struct_bytes < sizeof(*out) || !out->ids != !out->weights)

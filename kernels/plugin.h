@@ -9,6 +9,7 @@
  *   every change of this file or of the structs that cross it.
  * Errors: the functions are those of device.h without the moec_device, and
  *   fill `err` with moec_plugin_fail's form; device errors are statuses.
+ * Routing calls have passed moec_route_check_call and _check_fused.
  * Matrices and FFN configurations come checked, and with row_bytes, block_out,
  *   block_in, part_rows and scale2_rows filled in; pointers are the device's.
  */

@@ -237,17 +237,13 @@ static moec_status check_given(const moec_router *r, const moec_route_in *in,
     uint64_t k = r->config.top_k;
 
     if (in->forced_ids) {
-        if (r->config.ec.mode != MOEC_EC_OFF)
-            REFUSE(err, UNSUPPORTED, "forced_ids with expert choice");
         for (uint32_t t = 0; t < in->n_valid; t++)
             MOEC_TRY(
                 check_ids(r, in->forced_ids + t * k, t, "forced_ids", err));
         return MOEC_OK;
     }
-    if (r->config.choice != MOEC_CHOICE_HASH || in->n_valid == 0)
+    if (r->config.choice != MOEC_CHOICE_HASH)
         return MOEC_OK;
-    if (!in->hash_table || !in->tokens)
-        REFUSE(err, ARG, "choice hash without hash_table or tokens");
     for (uint32_t t = 0; t < in->n_valid; t++) {
         int32_t token = in->tokens[t];
 
@@ -260,8 +256,8 @@ static moec_status check_given(const moec_router *r, const moec_route_in *in,
     return MOEC_OK;
 }
 
-moec_status moec_route_check_in(const moec_router *r, const moec_route_in *in,
-                                moec_error *err)
+moec_status moec_route_check_call(const moec_router *r, const moec_route_in *in,
+                                  bool rows, moec_error *err)
 {
     if (!in)
         REFUSE(err, ARG, "route: NULL");
@@ -279,13 +275,25 @@ moec_status moec_route_check_in(const moec_router *r, const moec_route_in *in,
     if (in->logits_stride && in->logits_stride < r->n_logits)
         REFUSE(err, ARG, "logits_stride %llu is below %u columns",
                (unsigned long long)in->logits_stride, r->n_logits);
-    if (in->n_valid && !in->logits)
+    if (rows && !in->logits)
         REFUSE(err, ARG, "logits is NULL");
-    if (in->n_valid && r->config.n_shared && !in->shared_gate &&
+    if (rows && r->config.n_shared && !in->shared_gate &&
         r->config.shared_kind == MOEC_SHARED_SIGMOID)
         REFUSE(err, ARG, "shared_kind sigmoid without shared_gate");
     if (in->bias && r->config.choice == MOEC_CHOICE_SPARSE_MIXER)
         REFUSE(err, UNSUPPORTED, "bias with choice sparse-mixer");
+    if (in->forced_ids && r->config.ec.mode != MOEC_EC_OFF)
+        REFUSE(err, UNSUPPORTED, "forced_ids with expert choice");
+    if (rows && r->config.choice == MOEC_CHOICE_HASH && !in->forced_ids &&
+        (!in->hash_table || !in->tokens))
+        REFUSE(err, ARG, "choice hash without hash_table or tokens");
+    return MOEC_OK;
+}
+
+moec_status moec_route_check_in(const moec_router *r, const moec_route_in *in,
+                                moec_error *err)
+{
+    MOEC_TRY(moec_route_check_call(r, in, in && in->n_valid > 0, err));
     return check_given(r, in, err);
 }
 

@@ -115,6 +115,15 @@ void moec_route_weights_scalar(const moec_router *r, const moec_route_in *in,
                                uint32_t row, uint32_t n, const int32_t *ids,
                                const moec_row_scale *scales, float *weights);
 
+/* What every back end refuses of a call, without a look at its rows, which may
+ * be the device's. `rows`: some are routed. */
+moec_status moec_route_check_call(const moec_router *r, const moec_route_in *in,
+                                  bool rows, moec_error *err);
+/* The same of what is dispatched with it. */
+moec_status moec_route_check_fused(const moec_router *router,
+                                   const moec_dispatch_map *map,
+                                   const moec_dispatch_out *dispatch,
+                                   moec_error *err);
 /* What moec_route refuses of its input; all pointers that it needs are there
  * and every token, table entry and forced id is in range. */
 moec_status moec_route_check_in(const moec_router *r, const moec_route_in *in,
