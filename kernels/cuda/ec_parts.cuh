@@ -38,6 +38,7 @@
 #include "ec_capacity.h"
 #include "expert_choice.cuh"
 #include "route_any.cuh"
+#include "route_weights.cuh"
 
 #define WARPS       8u
 #define THREADS     (WARPS * 32u)

@@ -6,7 +6,7 @@
 //   shared memory: any number of columns and of groups, softcap. What
 //   route_any and Expert Choice are built on.
 
-#include "route_row.cuh"
+#include "route_select.cuh"
 
 // Key of a group whose best two keys are best and second; 0: not to be kept.
 __device__ static inline uint32_t moec_group_key(const moec_route_args &a,

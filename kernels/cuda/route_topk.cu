@@ -18,6 +18,7 @@
 #include "dispatch_row.cuh"
 #include "expert_choice.cuh"
 #include "route_any.cuh"
+#include "route_weights.cuh"
 #include "shared_weight.h"
 
 #define WARPS     8u
