@@ -51,14 +51,13 @@ static moec_status compare_answer(moec_l3_layer *l, const moec_reference *part,
         l->result->golden_max_abs_err =
             fmax(l->result->golden_max_abs_err, worst);
         if (!(worst <= limit)) {
-            moec_l3_number a = moec_l3_say((double)want[at]);
-            moec_l3_number b = moec_l3_say(
-                (double)mine[(part->first + at / cols) * stride + at % cols]);
-            moec_finding f =
-                moec_l3_finding(l, MOEC_RULE_K07, MOEC_SEVERITY_ERROR);
+            moec_l3_difference d;
 
-            moec_l3_expect(&f, &a, &b);
-            moec_report_add(l->v->r, &f,
+            moec_l3_differ(
+                &d, moec_l3_finding(l, MOEC_RULE_K07, MOEC_SEVERITY_ERROR),
+                (double)want[at],
+                (double)mine[(part->first + at / cols) * stride + at % cols]);
+            moec_report_add(l->v->r, &d.f,
                             "%s%s: differs by %.3g at token %" PRIu64
                             ", %" PRIu64 "; %.3g is allowed",
                             part->prefix, what, worst, at / cols, at % cols,

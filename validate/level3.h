@@ -296,18 +296,26 @@ moec_status moec_validate_patched(moec_validation **out, const char *dir,
                                   moec_mutation mutation, moec_patches *patches,
                                   moec_error *err);
 
-/* Numbers and ids as findings show them. */
-typedef struct moec_l3_number {
-    char s[32];
-} moec_l3_number;
-moec_l3_number moec_l3_say(double v);
+/* Ids as findings show them. */
 void moec_l3_say_ids(char *buf, size_t n, const int32_t *ids, uint32_t k);
-/* Give `f` what was expected and found; borrowed until it is added. */
-void moec_l3_expect(moec_finding *f, const moec_l3_number *want,
-                    const moec_l3_number *got);
+/* A finding with the numbers expected and found, which it borrows from here. */
+typedef struct moec_l3_difference {
+    moec_finding f;
+    char want[32], found[32];
+} moec_l3_difference;
+void moec_l3_differ(moec_l3_difference *out, moec_finding f, double want,
+                    double found);
 
-/* Compare the two sides (kernels_compare.c), then the converted one with the
- * reference (kernels_reference.c). */
+/* The first of n floats that are not equal bit for bit, or n. Which NaN a sum
+ * of NaNs is, is left to each CPU. */
+uint64_t moec_l3_first_other(const float *a, const float *b, uint64_t n);
+/* Did both routers choose the same for the token, in one order? */
+bool moec_l3_same_row(const moec_l3_layer *l, uint32_t token);
+/* What a column counts in the output: the weight, and the scale on the sum. */
+float moec_l3_effective(const moec_l3_side *s, float weight);
+
+/* Compare the two sides (kernels_compare.c: routing; kernels_outputs.c), then
+ * the converted one with the reference (kernels_reference.c). */
 moec_status moec_l3_compare_routing(moec_l3_layer *l, moec_error *err);
 moec_status moec_l3_compare(moec_l3_layer *l, moec_error *err);
 moec_status moec_l3_compare_reference(moec_l3_layer *l, moec_error *err);
