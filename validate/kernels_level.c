@@ -16,43 +16,6 @@
 
 #define TOKENS_DEFAULT 64u
 #define SEED_DEFAULT   UINT64_C(20250710)
-#define LIMITS_MAX     16u
-
-struct moec_validation {
-    moec_report *report;
-    size_t n_layers;
-    moec_layer_result *layers;
-    char **why_not; /* [n_layers], owned copies */
-    size_t n_limits;
-    char *limits[LIMITS_MAX];
-    uint32_t n_ranks;           /* of `traffic`; 0: one process */
-    moec_rank_traffic *traffic; /* [n_layers][n_ranks] */
-};
-
-/* ---------------------------------------------------------------- limits */
-
-static void add_limit(moec_validation *out, const char *fmt, ...)
-    MOEC_PRINTF(2, 3);
-static void add_limit(moec_validation *out, const char *fmt, ...)
-{
-    char text[512], *copy;
-    va_list ap;
-
-    va_start(ap, fmt);
-    (void)vsnprintf(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    for (size_t i = 0; i < out->n_limits; i++)
-        if (strcmp(out->limits[i], text) == 0)
-            return;
-    copy = moec_alloc(strlen(text) + 1);
-    if (copy == NULL || out->n_limits == LIMITS_MAX) {
-        moec_free(copy);
-        return;
-    }
-    memcpy(copy, text, strlen(text) + 1);
-    out->limits[out->n_limits++] = copy;
-}
-
 /* -------------------------------------------------------------- one layer */
 
 static void side_fini(moec_l3_side *s)
@@ -291,10 +254,9 @@ static moec_status not_validated(moec_l3_layer *l, moec_validation *out,
     for (size_t k = 0; k < i; k++)
         told = told ||
                (out->why_not[k] != NULL && strcmp(out->why_not[k], why) == 0);
-    out->why_not[i] = moec_alloc(strlen(why) + 1);
+    out->why_not[i] = moec_arena_strdup(&out->arena, why, strlen(why));
     if (out->why_not[i] == NULL)
         return moec_fail_nomem(err, "result of a layer");
-    memcpy(out->why_not[i], why, strlen(why) + 1);
     l->result->why_not = out->why_not[i];
     l->result->validated = 0;
     if (!told)
@@ -333,23 +295,28 @@ static moec_status run_layer(moec_level3 *v, moec_validation *out, size_t i,
             (void)moec_hand_on(err, st, &e);
     }
     if (st == MOEC_OK && l.not_finite)
-        add_limit(out, "some outputs are infinite or no numbers: those compare "
-                       "as equal");
+        moec_validation_add_limit(
+            out, "some outputs are infinite or no numbers: those compare "
+                 "as equal");
     if (st == MOEC_OK && l.guessed)
-        add_limit(out, "the reference has no token ids: where a table names "
-                       "the experts, tokens were chosen by its experts");
+        moec_validation_add_limit(
+            out, "the reference has no token ids: where a table names "
+                 "the experts, tokens were chosen by its experts");
     if (st == MOEC_OK && l.no_ec != NULL)
-        add_limit(out, "Expert Choice was not tried: %s", l.no_ec);
+        moec_validation_add_limit(out, "Expert Choice was not tried: %s",
+                                  l.no_ec);
     if (st == MOEC_OK && l.batch.n_left_out != 0)
-        add_limit(out,
-                  "of recorded hidden states the first %u rows a layer are "
-                  "used",
-                  MOEC_ACTIVATION_ROWS_MAX);
+        moec_validation_add_limit(
+            out,
+            "of recorded hidden states the first %u rows a layer are "
+            "used",
+            MOEC_ACTIVATION_ROWS_MAX);
     if (st == MOEC_OK && v->act.golden != NULL && l.result->validated &&
         !l.result->has_golden)
-        add_limit(out, "the reference has no %slayer %" PRIu32,
-                  l.result->layer.space == MOEC_SPACE_MTP ? "mtp " : "",
-                  number_of(&l));
+        moec_validation_add_limit(
+            out, "the reference has no %slayer %" PRIu32,
+            l.result->layer.space == MOEC_SPACE_MTP ? "mtp " : "",
+            number_of(&l));
     layer_fini(&l);
     return st;
 }
@@ -429,45 +396,6 @@ static void check_reference(const moec_level3 *v, const moec_validation *out)
                         "the reference has answers for none of the layers");
 }
 
-static void say_limits(const moec_level3 *v, moec_validation *out)
-{
-    size_t seeded = 0, recorded = 0;
-    bool other = false;
-
-    for (size_t i = 0; i < out->n_layers; i++) {
-        seeded += out->layers[i].validated &&
-                  out->layers[i].inputs == MOEC_INPUTS_SEEDED;
-        recorded += out->layers[i].validated &&
-                    out->layers[i].inputs != MOEC_INPUTS_SEEDED;
-        other = other || !out->layers[i].validated;
-    }
-    if (other)
-        add_limit(out, "layers that say so were not run");
-    if (seeded != 0)
-        add_limit(out,
-                  "hidden states are seeded normal numbers%s: what a "
-                  "prompt would give was not tried (--inputs)",
-                  recorded != 0 ? " in layers without recorded ones" : "");
-    if (v->lacking[0] != '\0')
-        add_limit(out, "the device did not run all choices: %s", v->lacking);
-    if (v->act.golden == NULL)
-        add_limit(out, "no independent reference was compared: the source's "
-                       "side is this program's own (--golden)");
-    if (v->opts->exchange != NULL)
-        add_limit(out, "Expert Choice was not tried: it depends on the whole "
-                       "batch, of which each process has a share");
-    else if (v->n_homes < moec_plan_topology(v->plan).n_ranks)
-        add_limit(out,
-                  "%" PRIu32 " of %" PRIu32 " ranks were tried as source "
-                  "rank",
-                  v->n_homes, moec_plan_topology(v->plan).n_ranks);
-    if (v->dir == NULL)
-        add_limit(out, "no conversion was given: slots were made in memory by "
-                       "the plan's moves, no written file was read");
-    add_limit(out, "attention, norms and embeddings are copied, not run; "
-                   "activations are float32, not what a server quantises");
-}
-
 /* One process a rank: as many as the conversion has, and what none of them
  * can do alone. */
 static moec_status open_exchange(moec_level3 *v, moec_validation *out,
@@ -532,26 +460,8 @@ static moec_status run_layers(moec_level3 *v, moec_validation *out,
     for (size_t i = 0; i < out->n_layers; i++)
         MOEC_TRY(run_layer(v, out, i, err));
     check_reference(v, out);
-    say_limits(v, out);
+    moec_validation_say_limits(v, out);
     return moec_l3_agree(v, moec_l3_progress(v, v->total, err), err);
-}
-
-/* Findings are counted anew where they are those of all processes. */
-static void count_errors(moec_validation *v)
-{
-    for (size_t i = 0; i < v->n_layers; i++) {
-        moec_layer_result *l = &v->layers[i];
-
-        l->n_errors = 0;
-        for (size_t k = 0; k < moec_report_n_findings(v->report); k++) {
-            const moec_finding *f = moec_report_finding(v->report, k);
-
-            l->n_errors += f->severity == MOEC_SEVERITY_ERROR &&
-                           (f->has & MOEC_HAS_LAYER) != 0 &&
-                           f->layer.space == l->layer.space &&
-                           f->layer.number == l->layer.number;
-        }
-    }
 }
 
 moec_status moec_validate_patched(moec_validation **out, const char *dir,
@@ -594,7 +504,7 @@ moec_status moec_validate_patched(moec_validation **out, const char *dir,
     if (st == MOEC_OK)
         st = moec_l3_share_report(&v, &x->report, err);
     if (st == MOEC_OK && v.opts->exchange != NULL)
-        count_errors(x);
+        moec_validation_count_errors(x);
     moec_l3_close(&v);
     if (st != MOEC_OK) {
         moec_validation_destroy(x);
@@ -609,55 +519,4 @@ moec_status moec_validate(moec_validation **out, const char *dir,
 {
     return moec_validate_patched(out, dir, opts, MOEC_MUTATION_COUNT, NULL,
                                  err);
-}
-
-/* -------------------------------------------------------------- results */
-
-void moec_validation_destroy(moec_validation *v)
-{
-    if (v == NULL)
-        return;
-    moec_report_destroy(v->report);
-    for (size_t i = 0; v->why_not != NULL && i < v->n_layers; i++)
-        moec_free(v->why_not[i]);
-    moec_free(v->why_not);
-    moec_free(v->layers);
-    moec_free(v->traffic);
-    for (size_t i = 0; i < v->n_limits; i++)
-        moec_free(v->limits[i]);
-    moec_free(v);
-}
-
-const moec_report *moec_validation_report(const moec_validation *v)
-{
-    return v->report;
-}
-
-size_t moec_validation_n_layers(const moec_validation *v)
-{
-    return v->n_layers;
-}
-
-const moec_layer_result *moec_validation_layer(const moec_validation *v,
-                                               size_t i)
-{
-    return i < v->n_layers ? &v->layers[i] : NULL;
-}
-
-const moec_rank_traffic *moec_validation_traffic(const moec_validation *v,
-                                                 size_t i, uint32_t rank)
-{
-    return i < v->n_layers && rank < v->n_ranks
-               ? &v->traffic[i * v->n_ranks + rank]
-               : NULL;
-}
-
-size_t moec_validation_n_limits(const moec_validation *v)
-{
-    return v->n_limits;
-}
-
-const char *moec_validation_limit(const moec_validation *v, size_t i)
-{
-    return i < v->n_limits ? v->limits[i] : NULL;
 }

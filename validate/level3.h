@@ -289,6 +289,28 @@ moec_status moec_l3_open_workers(moec_level3 *v, moec_error *err);
 moec_status moec_l3_open(moec_level3 *v, moec_error *err);
 void moec_l3_close(moec_level3 *v);
 
+#define MOEC_LIMITS_MAX 16u
+
+struct moec_validation {
+    moec_report *report;
+    size_t n_layers;
+    moec_layer_result *layers;
+    char **why_not; /* [n_layers] */
+    size_t n_limits;
+    char *limits[MOEC_LIMITS_MAX];
+    uint32_t n_ranks;           /* of `traffic`; 0: one process */
+    moec_rank_traffic *traffic; /* [n_layers][n_ranks] */
+    moec_arena arena;           /* texts */
+};
+
+/* Say what was not shown (kernels_results.c). Without memory it is not said. */
+void moec_validation_add_limit(moec_validation *out, const char *fmt, ...)
+    MOEC_PRINTF(2, 3);
+/* The same of what is known when all layers have run. */
+void moec_validation_say_limits(const moec_level3 *v, moec_validation *out);
+/* Findings are counted anew where they are those of all processes. */
+void moec_validation_count_errors(moec_validation *v);
+
 /* moec_validate with a mutation: `patches` (may be NULL) change what is read of
  * the conversion's files. */
 moec_status moec_validate_patched(moec_validation **out, const char *dir,
