@@ -15,10 +15,11 @@
  *   DURABILITY (OUT is there and complete, its last fsync failed).
  *
  * What is ours: OUT.partial where it is empty, holds the marker
- * `.moec-partial` or has the attribute user.moec.partial, or holds a manifest.json of our schema (a commit was cut
- * short between marker and rename); OUT, to be replaced with force, where it
- * holds such a manifest.json. In either case only regular files may stand in
- * it. Everything else is refused and left as it is.
+ * `.moec-partial`, has the attribute user.moec.partial, or holds a
+ * manifest.json of our schema (a commit was cut short between marker and
+ * rename); OUT, to be replaced with force, where it holds such a manifest.json.
+ * In either case only regular files may stand in it. Everything else is refused
+ * and left as it is.
  */
 
 #include <stdbool.h>

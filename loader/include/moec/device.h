@@ -15,7 +15,7 @@
  *   UNSUPPORTED, NOMEM, and INTERNAL with the device's own text. A fault on
  *   the device shows at the caller's next synchronisation.
  *
- * Every call below enqueues work on the caller's stream and returns: no
+ * Every call of a kernel enqueues work on the caller's stream and returns: no
  * synchronisation, no allocation, no decision on the host, so that all of it
  * can be captured in a graph. Structs are those of kernels.h with DEVICE
  * pointers in them; the structs themselves are read during the call. Ids are
@@ -87,7 +87,8 @@ MOEC_API moec_status moec_device_alloc_host(moec_device *d, void **out,
                                             uint64_t bytes, moec_error *err);
 MOEC_API void moec_device_free_host(moec_device *d, void *p);
 /* Enqueue `rows` of `row_bytes` from pinned memory, or from the device, to the
- * device and return; strides in bytes. What is copied must stay until it is done. */
+ * device and return; strides in bytes. What is copied must stay until the copy
+ * is done. */
 MOEC_API moec_status moec_device_copy_rows(moec_device *d, void *to,
                                            uint64_t to_stride, const void *from,
                                            uint64_t from_stride,

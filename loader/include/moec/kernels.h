@@ -138,8 +138,8 @@ typedef enum moec_ec_fill {
     MOEC_EC_BALANCED = 3      /* the one stable assignment under capacity */
 } moec_ec_fill;
 
-/* Expert Choice. Every expert takes its best C tokens, then every token its
- * best K of the experts that took it. Not causal inside a prefill chunk, not
+/* Expert Choice. Every expert takes its best tokens, as many as its capacity,
+ * then every token its best K of the experts that took it. Not causal inside a prefill chunk, not
  * batch-invariant: a token's experts depend on the other tokens.
  * An expert orders tokens by (score, token ascending): score + bias; without a
  * bias the softmax itself, and for the other scores, which keep the order of
@@ -236,7 +236,7 @@ typedef struct moec_route_in {
 /* What Expert Choice did in one call. */
 typedef struct moec_ec_stats {
     uint32_t on;              /* 0: plain top-K was used */
-    uint32_t capacity;        /* C */
+    uint32_t capacity;        /* tokens that an expert could take */
     uint64_t short_tokens;    /* admitted by fewer than K experts */
     uint64_t fallback_tokens; /* re-routed or filled up */
     uint64_t dropped;         /* columns left -1 of real tokens */
@@ -505,8 +505,9 @@ typedef struct moec_quant_error {
  *          least power of two that is not below it (F8_E8M0, U8)
  *   INT4   symmetric, scale = amax of the group / 7.5, rounded to scale_dtype
  *   MXFP4  scale 2^(floor(log2(amax)) - 2), E2M1 nearest even, saturating
- * A block of zeros has scale 1; no scale is rounded to 0 or to infinity. ARG where a value is not finite, UNSUPPORTED
- * for other formats. Exact on every back end. `error_out` may be NULL. */
+ * A block of zeros has scale 1; no scale is rounded to 0 or to infinity. ARG
+ * where a value is not finite, UNSUPPORTED for other formats. Exact on every
+ * back end. `error_out` may be NULL. */
 MOEC_API moec_status moec_quantize_rows(const moec_kernels *k,
                                         const moec_matrix *like, const float *w,
                                         void *data, void *scale,
@@ -554,7 +555,8 @@ typedef struct moec_ffn_config {
     uint32_t up_first;        /* w13 is up, then gate */
     uint32_t weight_on_input; /* x is multiplied by the column's weight, and
                                  the combine must use 1: Llama 4 */
-    float limit, alpha;       /* 0: none; 0 means 1.702 */
+    float limit;              /* of the clamps; 0: none */
+    float alpha;              /* SWIGLU_OAI; 0 means 1.702 */
     float beta, linear_beta;  /* SITU */
     moec_precision precision;
 } moec_ffn_config;

@@ -329,9 +329,9 @@ typedef struct moec_placement_write_opts {
     .form = MOEC_PLACEMENT_SGLANG                                              \
   }
 
-/* Write the placement as a file's bytes, to be freed with free(3). Rows of MTP
- * layers are left out from the last ones that are trivial, as readers take
- * them so. ARG without keys or ranks where the form needs them; MAPPING (P04)
+/* Write the placement as a file's bytes, to be freed with free(3). The last
+ * MTP layers are left out while their rows are trivial: readers take a missing
+ * row as that. ARG without keys or ranks where the form needs them; MAPPING (P04)
  * for empty slots in a form that has none, (P06, P07) for ranks. */
 MOEC_API moec_status moec_placement_write(const moec_placement *placement,
                                           const moec_placement_write_opts *opts,
@@ -720,8 +720,9 @@ typedef struct moec_diff_move {
 
 typedef struct moec_diff_opts {
     uint32_t struct_bytes;   /* sizeof(moec_diff_opts) */
-    uint32_t ranks_per_node; /* of the old ranks, and by its new number of a
-                                process that was none; 0: all are on one node */
+    uint32_t ranks_per_node; /* nodes are told by the old rank's number, of a
+                                process that was none by its new one; 0: all
+                                are on one node */
     /* [new ranks] which old rank the process was, MOEC_DIFF_NEW_RANK for none;
      * NULL: the same number, as far as there are */
     const uint32_t *old_rank;

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-/* Which replica a rank sends to (placement.md, section 2). */
+/* Which replica a rank sends to. */
 typedef enum moec_study_replica {
     MOEC_STUDY_STATIC = 0,  /* SGLang's table, bit for bit */
     MOEC_STUDY_DYNAMIC = 1, /* (row + rank + layer) % candidates */

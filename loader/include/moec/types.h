@@ -4,7 +4,7 @@
 
 /*
  * What this is: the words everything else is said in: element types, the four
- * expert id spaces, layer keys, tensors, and the move.
+ *   expert id spaces, layer keys, tensors, and the move.
  * Lifetime: plain values.
  * Threads: immutable values: share freely.
  * Errors: the conversions between id spaces are total on their stated ranges
@@ -142,8 +142,8 @@ typedef struct moec_layer_key {
     uint32_t number;
 } moec_layer_key;
 
-/* Bytes of a small JSON document we accept: config, family, placement,
- * manifest. Here, as every layer reads one. */
+/* Most bytes of a small JSON document: config, family, placement, manifest.
+ * Every layer of the library reads one. */
 #define MOEC_JSON_BYTES_MAX (UINT64_C(16) << 20)
 
 /* ----------------------------------------------------- shared experts */

@@ -113,8 +113,9 @@ MOEC_API moec_status moec_conversion_open(moec_conversion **out,
                                           const moec_families *families,
                                           moec_error *err);
 /* The same over a caller's source (loader.h), which is copied but for ctx:
- * what is needed is read by ranges, a load reads its rank's bytes alone. IO with
- * the source's own words where it fails; I13 where a file is another one. */
+ * what is needed is read by ranges, a load reads its rank's bytes alone. IO
+ * with the source's own words where it fails; FORMAT (I13) where a file changed
+ * meanwhile. */
 MOEC_API moec_status moec_conversion_open_source(moec_conversion **out,
                                                  const moec_store *store,
                                                  const moec_families *families,
@@ -138,8 +139,8 @@ typedef struct moec_verify_opts {
     moec_progress_fn progress;
     void *progress_ctx;
     moec_level level;        /* HEADERS or DIGESTS (KERNELS: UNSUPPORTED) */
-    const moec_store *store; /* the conversion is there: `dir` is not looked
-                                at; NULL: in `dir` */
+    const moec_store *store; /* holds the conversion, and `dir` is not looked
+                                at; NULL: `dir` does */
 } moec_verify_opts;
 #define MOEC_VERIFY_OPTS_INIT                                                  \
   {                                                                            \
@@ -184,8 +185,8 @@ typedef struct moec_validate_opts {
      * the results of all. NULL: one process serves every rank. Not with
      * `golden` and `device` (UNSUPPORTED). */
     moec_exchange *exchange;
-    const moec_store *store; /* the conversion is there: `dir` is not looked
-                                at; NULL: in `dir` */
+    const moec_store *store; /* holds the conversion, and `dir` is not looked
+                                at; NULL: `dir` does */
 } moec_validate_opts;
 #define MOEC_VALIDATE_OPTS_INIT                                                \
   {                                                                            \
