@@ -28,7 +28,7 @@ mapping/placement_arrays.c mapping/placement_formats.c mapping/placement_json.c
 mapping/placement_npy.c mapping/placement_torch.c mapping/placement_yaml.c
 mapping/placement_zip.c mapping/routes_file.c
 loader/sign_bundle.c loader/sign_statement.c
-convert/journal.c
+convert/journal.c convert/journal_read.c
 """.split()
 
 
