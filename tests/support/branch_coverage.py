@@ -17,7 +17,8 @@ import subprocess
 import sys
 
 PARSERS = """
-loader/jsonscan.c loader/safetensors.c loader/index.c loader/keyset.c
+loader/jsonscan.c loader/safetensors.c loader/header_entry.c
+loader/index.c loader/keyset.c
 loader/nameset.c loader/table.c loader/tiling.c loader/manifest.c
 loader/slots_file.c loader/sources_file.c
 loader/base/json.c loader/base/json_syntax.c loader/base/utf8.c
