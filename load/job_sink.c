@@ -142,7 +142,6 @@ moec_engine_opts moec_job_engine_opts(moec_job *j)
                           .verify = j->verify,
                           .no_direct = j->o.no_direct != 0,
                           .no_uring = j->o.no_uring != 0,
-                          .map_files = j->o.map_files != 0,
                           .read_at = moec_job_read_at,
                           .read_ctx = j,
                           .ctx = j};

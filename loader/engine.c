@@ -212,7 +212,6 @@ moec_status moec_engine_wait(moec_engine *e, moec_error *err)
         for (size_t i = 0;
              e->status == MOEC_OK && st == MOEC_OK && i < e->n_files; i++)
             st = moec_engine_check_file(e, (uint32_t)i, &own);
-        moec_engine_unmap_files(e);
         if (st != MOEC_OK) {
             e->status = st;
             e->error = own;
@@ -237,7 +236,7 @@ void moec_engine_poll(moec_engine *e, moec_engine_stats *out)
         .bytes_done = atomic_load(&e->bytes_done),
         .bytes_read = atomic_load(&e->bytes_read),
         .bytes_cached = atomic_load(&e->bytes_cached),
-        .bytes_mapped = atomic_load(&e->bytes_mapped),
+        .bytes_ahead = atomic_load(&e->bytes_ahead),
         .bytes_verified = atomic_load(&e->bytes_verified),
         .n_requests = atomic_load(&e->n_asked),
         .n_retries = atomic_load(&e->n_retries),

@@ -21,7 +21,8 @@
  * once; neighbours with small gaps are joined, and requests cut to 2 MiB (4
  * where leaves are checked; less where the ring is small). A request whose
  * pages are cached is read through the cache straight into the destination
- * (preadv with one iovec a piece); any other by O_DIRECT, straight into the
+ * (preadv with one iovec a piece; pairs of leaves, for SHA-256, by small blocks
+ * that a mapping fetches ahead); any other by O_DIRECT, straight into the
  * destination where file offset, length and memory are aligned, else into the
  * ring, from where each piece is copied to its place while other requests are
  * under way. io_uring where the kernel allows it, else a pool of threads with
@@ -122,7 +123,6 @@ typedef struct moec_engine_opts {
     moec_engine_verify verify;
     bool no_direct; /* never O_DIRECT */
     bool no_uring;  /* never io_uring */
-    bool map_files; /* as moec_job_opts says */
     const moec_engine_sink *sink;
     moec_read_at_fn read_at; /* for files without fd; any thread */
     void *read_ctx;
@@ -153,7 +153,7 @@ typedef struct moec_engine_stats {
     uint64_t bytes_done;   /* in place and checked */
     uint64_t bytes_read;   /* asked of files, with gaps and alignment */
     uint64_t bytes_cached; /* of them, from the page cache */
-    uint64_t bytes_mapped; /* of them, out of a mapping */
+    uint64_t bytes_ahead;  /* of them, fetched ahead of SHA-256 */
     uint64_t bytes_verified;        /* with a leaf's digest */
     uint64_t n_requests, n_retries; /* short reads and EINTR, EAGAIN */
     uint64_t n_ring_waits;

@@ -78,58 +78,53 @@ static moec_status check_xxh3(moec_engine_worker *w, const moec_part *p,
     return MOEC_OK;
 }
 
-/* Copied to `to` on the way, unless that is NULL. */
-static moec_status check_sha256(moec_engine_worker *w, const moec_part *p,
-                                uint64_t leaf, unsigned char *to,
-                                const unsigned char *data, uint64_t n)
+moec_status moec_engine_compare(moec_engine_worker *w, const moec_part *p,
+                                uint64_t leaf, const moec_sha256 *found,
+                                size_t n)
 {
     const moec_leaf *l = &w->e->pieces[p->piece].p.leaves[leaf];
 
-    for (uint64_t k; n > 0; n -= k, data += k) {
-        moec_sha256 h[LEAVES_AT_ONCE];
-
-        k = moec_min_u64(n, LEAVES_AT_ONCE * MOEC_LEAF_BYTES);
-        if (to == NULL)
-            MOEC_TRY(moec_sha256_leaves(data, (size_t)k, MOEC_LEAF_BYTES, h,
-                                        &w->err));
-        else
-            MOEC_TRY(moec_sha256_leaves_copy(to, data, (size_t)k,
-                                             MOEC_LEAF_BYTES, h, &w->err));
-        to = to != NULL ? to + k : NULL;
-        for (uint64_t i = 0; i < moec_ceil_div(k, MOEC_LEAF_BYTES);
-             i++, l++, leaf++)
-            if (memcmp(h[i].b, l->sha256.b, sizeof(h[i].b)) != 0)
-                return moec_engine_wrong_leaf(w, p, leaf, true, l->sha256.b,
-                                              h[i].b);
-    }
+    for (size_t i = 0; i < n; i++)
+        if (memcmp(found[i].b, l[i].sha256.b, sizeof(found[i].b)) != 0)
+            return moec_engine_wrong_leaf(w, p, leaf + i, true, l[i].sha256.b,
+                                          found[i].b);
     return MOEC_OK;
 }
 
-moec_status moec_engine_check_copy(moec_engine_worker *w, const moec_part *p,
-                                   uint64_t at, unsigned char *to,
-                                   const unsigned char *data, uint64_t n)
+static moec_status check_sha256(moec_engine_worker *w, const moec_part *p,
+                                uint64_t leaf, const unsigned char *data,
+                                uint64_t n)
 {
-    moec_engine *e = w->e;
-    uint64_t leaf = (p->at + at) / MOEC_LEAF_BYTES;
-    double t = moec_engine_now();
-    moec_status st;
+    for (uint64_t k; n > 0; n -= k, data += k, leaf += LEAVES_AT_ONCE) {
+        moec_sha256 h[LEAVES_AT_ONCE];
 
-    if (e->o.verify == MOEC_ENGINE_SHA256)
-        st = check_sha256(w, p, leaf, to, data, n);
-    else
-        st = check_xxh3(w, p, leaf, data, n);
-    atomic_fetch_add(&e->digest_ns, (uint64_t)((moec_engine_now() - t) * 1e9));
-    atomic_fetch_add(&e->bytes_verified, n);
-    return st;
+        k = moec_min_u64(n, LEAVES_AT_ONCE * MOEC_LEAF_BYTES);
+        MOEC_TRY(
+            moec_sha256_leaves(data, (size_t)k, MOEC_LEAF_BYTES, h, &w->err));
+        MOEC_TRY(moec_engine_compare(
+            w, p, leaf, h, (size_t)moec_ceil_div(k, MOEC_LEAF_BYTES)));
+    }
+    return MOEC_OK;
 }
 
 moec_status moec_engine_check(moec_engine_worker *w, const moec_part *p,
                               uint64_t at, const unsigned char *data,
                               uint64_t n)
 {
-    if (!w->e->pieces[p->piece].checked)
+    moec_engine *e = w->e;
+    uint64_t leaf = (p->at + at) / MOEC_LEAF_BYTES;
+    double t = moec_engine_now();
+    moec_status st;
+
+    if (!e->pieces[p->piece].checked)
         return MOEC_OK;
-    return moec_engine_check_copy(w, p, at, NULL, data, n);
+    if (e->o.verify == MOEC_ENGINE_SHA256)
+        st = check_sha256(w, p, leaf, data, n);
+    else
+        st = check_xxh3(w, p, leaf, data, n);
+    atomic_fetch_add(&e->digest_ns, (uint64_t)((moec_engine_now() - t) * 1e9));
+    atomic_fetch_add(&e->bytes_verified, n);
+    return st;
 }
 
 /* Are the leaves of this part those of the part before, with its source? */

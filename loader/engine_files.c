@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -104,28 +103,6 @@ static void open_direct(const moec_engine *e, moec_engine_fd *f)
     atomic_store(&f->own_way, f->own != NULL);
 }
 
-/* Nothing is read by that yet. Failing to is no error. */
-static void map_file(const moec_engine *e, moec_engine_fd *f)
-{
-    void *p = MAP_FAILED;
-
-    if (e->o.map_files && e->o.verify == MOEC_ENGINE_SHA256 &&
-        e->o.sink == NULL && f->f->bytes > 0)
-        p = mmap(NULL, (size_t)f->f->bytes, PROT_READ, MAP_SHARED, f->f->fd, 0);
-    f->map = p != MAP_FAILED ? p : NULL;
-}
-
-void moec_engine_unmap_files(moec_engine *e)
-{
-    for (size_t i = 0; i < e->n_files; i++) {
-        moec_engine_fd *f = &e->files[i];
-
-        if (f->map != NULL)
-            munmap((void *)(uintptr_t)f->map, (size_t)f->f->bytes);
-        f->map = NULL;
-    }
-}
-
 static moec_status changed(const moec_engine_fd *f, moec_error *err)
 {
     return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I13,
@@ -152,14 +129,12 @@ moec_status moec_engine_open_files(moec_engine *e, moec_error *err)
         if ((uint64_t)f->stamp.st_size != f->f->bytes)
             return changed(f, err);
         open_direct(e, f);
-        map_file(e, f);
     }
     return MOEC_OK;
 }
 
 void moec_engine_close_files(moec_engine *e)
 {
-    moec_engine_unmap_files(e);
     for (size_t i = 0; i < e->n_files; i++) {
         moec_engine_fd *f = &e->files[i];
 

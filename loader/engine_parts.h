@@ -33,7 +33,6 @@ typedef struct moec_engine_fd {
     atomic_bool own_way;           /* until the reader fails */
     bool used;
     struct stat stamp; /* size, inode and time when the engine was made */
-    const unsigned char *map; /* of all of it; NULL: none */
 } moec_engine_fd;
 
 /* A piece with its axes settled: rows joined where they follow each other,
@@ -109,7 +108,7 @@ struct moec_engine {
     bool done;
     double t_open;
     _Atomic double t_begin, t_end, t_first;
-    atomic_uint_fast64_t bytes_done, bytes_read, bytes_cached, bytes_mapped;
+    atomic_uint_fast64_t bytes_done, bytes_read, bytes_cached, bytes_ahead;
     atomic_uint_fast64_t bytes_verified;
     atomic_uint_fast64_t n_asked, n_retries, n_waits, digest_ns;
     atomic_uint_fast64_t bytes_by_reader, n_reader_failed;
@@ -182,7 +181,6 @@ moec_status moec_engine_make_plan(moec_engine *e, const moec_piece *pieces,
 /* engine_files.c */
 moec_status moec_engine_open_files(moec_engine *e, moec_error *err);
 void moec_engine_close_files(moec_engine *e);
-void moec_engine_unmap_files(moec_engine *e);
 moec_status moec_engine_check_file(const moec_engine *e, uint32_t file,
                                    moec_error *err);
 /* Read through the cache, all of it. */
@@ -220,10 +218,10 @@ uint64_t moec_engine_of_hull(const moec_engine_piece *g, uint64_t from,
 moec_status moec_engine_check(moec_engine_worker *w, const moec_part *p,
                               uint64_t at, const unsigned char *data,
                               uint64_t n);
-/* The same, by SHA-256, of what it copies to `to` on the way. */
-moec_status moec_engine_check_copy(moec_engine_worker *w, const moec_part *p,
-                                   uint64_t at, unsigned char *to,
-                                   const unsigned char *data, uint64_t n);
+/* Digests of `n` leaves from `leaf` on of the part's piece. */
+moec_status moec_engine_compare(moec_engine_worker *w, const moec_part *p,
+                                uint64_t leaf, const moec_sha256 *found,
+                                size_t n);
 /* All bytes of the request stand at `data`: check and copy each part,
  * or have it visited. */
 moec_status moec_engine_place_all(moec_engine_worker *w, moec_engine_op *op,

@@ -51,10 +51,6 @@ static const moec_cli_opt own_opts[] = {
      "the cuFile library of --gds", NULL, "libcufile.so.0 of the system", 0},
     {"no-direct", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, no_direct), NULL,
      "never go around the page cache", NULL, NULL, 0},
-    {"mmap", 0, MOEC_KIND_FLAG, offsetof(moec_cli_args, map_files), NULL,
-     "with sha256, take cached bytes out of a mapping: faster, but a file that "
-     "is shortened meanwhile kills the process (SIGBUS)",
-     NULL, NULL, 0},
 };
 static const moec_cli_group own = {"Load", own_opts,
                                    sizeof(own_opts) / sizeof(own_opts[0])};
@@ -263,7 +259,6 @@ static moec_status load(loading *l, moec_error *err)
     o.tp_rank = a->tp_rank;
     o.tp_size = a->tp;
     o.no_direct = a->no_direct;
-    o.map_files = a->map_files;
     o.common_arena = a->with_common;
     o.signature = l->signature;
     o.memory = get_memory;

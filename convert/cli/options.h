@@ -98,7 +98,7 @@ typedef struct moec_cli_args {
     /* load */
     uint32_t rank, tp, tp_rank, verify, gds;
     const char *layers, *require_signature, *cufile;
-    bool with_common, map_files;
+    bool with_common;
     /* signatures */
     const char *sign, *key, *certificate, *signature;
     moec_cli_list chain, ignore;

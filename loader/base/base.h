@@ -242,11 +242,24 @@ moec_status moec_sha256_of(const void *data, size_t n, moec_sha256 *out,
  * twice the speed of one after the other. */
 moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
                                moec_sha256 *out, moec_error *err);
-/* The same of what it copies to `to`: the digests are those of the bytes that
- * stand there afterwards, even where somebody writes to `data` meanwhile. */
-moec_status moec_sha256_leaves_copy(void *to, const void *data, size_t n,
-                                    size_t leaf_bytes, moec_sha256 *out,
-                                    moec_error *err);
+/* Two messages of one length at once, block by block, copied on the way. */
+typedef struct moec_sha256_pair {
+    uint32_t state[2][8];
+    uint64_t bytes; /* of each, so far */
+} moec_sha256_pair;
+/* A block of one of them. What stands at `ahead`, of the same size, is fetched
+ * into this core's cache meanwhile: by instructions that cannot fault, whatever
+ * has become of a mapping there. Where nothing is to be fetched: `from`. */
+typedef struct moec_sha256_block {
+    const unsigned char *from, *ahead;
+    unsigned char *to; /* NULL: nowhere */
+} moec_sha256_block;
+/* False: this CPU cannot. */
+bool moec_sha256_pair_begin(moec_sha256_pair *h);
+/* `n` bytes of each, a multiple of 64; `to` is NULL in both blocks or none. */
+void moec_sha256_pair_update(moec_sha256_pair *h, const moec_sha256_block b[2],
+                             size_t n);
+void moec_sha256_pair_final(const moec_sha256_pair *h, moec_sha256 out[2]);
 moec_xxh128 moec_xxh128_of(const void *data, size_t n);
 /* Streaming SHA-256; opaque, create/update/final(frees). */
 typedef struct moec_hasher moec_hasher;

@@ -119,69 +119,66 @@ static void ask_shani(void)
 #endif
 }
 
-/* SHA-256 of two messages of `n` bytes, a multiple of 64, the second behind the
- * first; copied to `to` unless that is NULL. */
-static void two_messages(unsigned char *to, const unsigned char *p, size_t n,
-                         moec_sha256 out[2])
+bool moec_sha256_pair_begin(moec_sha256_pair *h)
 {
     static const uint32_t begin[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372,
                                       0xa54ff53a, 0x510e527f, 0x9b05688c,
                                       0x1f83d9ab, 0x5be0cd19};
-    uint32_t s[2][8];
-    unsigned char tail[64] = {0x80};
 
-    memcpy(s[0], begin, sizeof(begin));
-    memcpy(s[1], begin, sizeof(begin));
-    for (int i = 0; i < 8; i++)
-        tail[56 + i] = (unsigned char)((uint64_t)n * 8 >> (56 - 8 * i));
-    if (to != NULL)
-        moec_sha256_shani_copy_x2(s[0], p, to, s[1], p + n, to + n, n / 64);
+    pthread_once(&shani_once, ask_shani);
+    memcpy(h->state[0], begin, sizeof(begin));
+    memcpy(h->state[1], begin, sizeof(begin));
+    h->bytes = 0;
+    return have_shani;
+}
+
+void moec_sha256_pair_update(moec_sha256_pair *h, const moec_sha256_block b[2],
+                             size_t n)
+{
+    clear_uppers();
+    if (b[0].to != NULL)
+        moec_sha256_shani_copy_x2(h->state[0], h->state[1], b, n / 64);
     else
-        moec_sha256_shani_x2(s[0], p, s[1], p + n, n / 64);
+        moec_sha256_shani_x2(h->state[0], b[0].from, h->state[1], b[1].from,
+                             n / 64);
+    h->bytes += n;
+}
+
+void moec_sha256_pair_final(const moec_sha256_pair *h, moec_sha256 out[2])
+{
+    unsigned char tail[64] = {0x80};
+    uint32_t s[2][8];
+
+    memcpy(s, h->state, sizeof(s));
+    for (int i = 0; i < 8; i++)
+        tail[56 + i] = (unsigned char)(h->bytes * 8 >> (56 - 8 * i));
     moec_sha256_shani_x2(s[0], tail, s[1], tail, 1);
     for (int m = 0; m < 2; m++)
         for (int i = 0; i < 32; i++)
             out[m].b[i] = (uint8_t)(s[m][i / 4] >> (24 - 8 * (i % 4)));
 }
 
-/* Of the bytes at `to` where they are copied there. */
-static moec_status digest_leaves(unsigned char *to, const unsigned char *p,
-                                 size_t n, size_t leaf_bytes, moec_sha256 *out,
-                                 moec_error *err)
-{
-    size_t done = 0;
-
-    pthread_once(&shani_once, ask_shani);
-    clear_uppers();
-    while (have_shani && leaf_bytes % 64 == 0 && n - done >= 2 * leaf_bytes) {
-        two_messages(to != NULL ? to + done : NULL, p + done, leaf_bytes, out);
-        done += 2 * leaf_bytes;
-        out += 2;
-    }
-    if (to != NULL && done < n) {
-        memcpy(to + done, p + done, n - done);
-        p = to;
-    }
-    while (done < n) {
-        size_t k = n - done < leaf_bytes ? n - done : leaf_bytes;
-        MOEC_TRY(moec_sha256_of(p + done, k, out, err));
-        done += k;
-        out++;
-    }
-    return MOEC_OK;
-}
-
 moec_status moec_sha256_leaves(const void *data, size_t n, size_t leaf_bytes,
                                moec_sha256 *out, moec_error *err)
 {
-    return digest_leaves(NULL, data, n, leaf_bytes, out, err);
-}
+    const unsigned char *p = data, *end = p + n;
+    moec_sha256_pair h;
 
-moec_status moec_sha256_leaves_copy(void *to, const void *data, size_t n,
-                                    size_t leaf_bytes, moec_sha256 *out,
-                                    moec_error *err)
-{
-    return digest_leaves(to, data, n, leaf_bytes, out, err);
+    while ((size_t)(end - p) / 2 >= leaf_bytes && leaf_bytes % 64 == 0 &&
+           moec_sha256_pair_begin(&h)) {
+        const moec_sha256_block b[2] = {{p, p, NULL},
+                                        {p + leaf_bytes, p + leaf_bytes, NULL}};
+
+        moec_sha256_pair_update(&h, b, leaf_bytes);
+        moec_sha256_pair_final(&h, out);
+        p += 2 * leaf_bytes;
+        out += 2;
+    }
+    for (size_t k; p < end; p += k, out++) {
+        k = (size_t)moec_min_u64((uint64_t)(end - p), leaf_bytes);
+        MOEC_TRY(moec_sha256_of(p, k, out, err));
+    }
+    return MOEC_OK;
 }
 
 moec_xxh128 moec_xxh128_of(const void *data, size_t n)

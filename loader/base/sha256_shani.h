@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/base.h"
+
 /* False where the compiler had no SHA extensions to offer: never call then. */
 bool moec_sha256_shani_built(void);
 
@@ -16,11 +18,9 @@ bool moec_sha256_shani_built(void);
 void moec_sha256_shani_x2(uint32_t state_a[8], const unsigned char *a,
                           uint32_t state_b[8], const unsigned char *b,
                           size_t n_blocks);
-/* The same; each message is copied on the way, at no cost that could be
- * measured. Places and messages do not overlap. */
-void moec_sha256_shani_copy_x2(uint32_t state_a[8], const unsigned char *a,
-                               unsigned char *to_a, uint32_t state_b[8],
-                               const unsigned char *b, unsigned char *to_b,
-                               size_t n_blocks);
+/* The same; each message is copied on the way, and what stands `ahead` fetched
+ * into the cache. Places and messages do not overlap. */
+void moec_sha256_shani_copy_x2(uint32_t state_a[8], uint32_t state_b[8],
+                               const moec_sha256_block b[2], size_t n_blocks);
 
 #endif

@@ -755,7 +755,6 @@ static const struct frozen frozen[] = {
     FIELD(moec_job_opts, common_last, 58),
     FIELD(moec_job_opts, layer_arenas, 59),
     FIELD(moec_job_opts, common_arena, 60),
-    FIELD(moec_job_opts, map_files, 61),
     FIELD(moec_job_opts, local_rank, 64),
     FIELD(moec_job_opts, local_size, 68),
     FIELD(moec_job_opts, common_fd, 72),

@@ -87,7 +87,6 @@ for _ in $(seq "$reps"); do
         if [ $form = ranks ]; then
             load "ranks warm none" "$from" --verify none
             load "ranks warm sha256" "$from" --verify sha256
-            load "ranks warm sha256 mmap" "$from" --verify sha256 --mmap
         fi
     done
     note "sha256 openssl" "$dir/limits" sha256

@@ -5,7 +5,7 @@
  * when every byte is in its slot; the destination is touched before.
  *
  *   load_rank DIR --rank R --ep W [--verify none|xxh3|sha256] [--threads N]
- *             [--no-direct] [--no-uring] [--mmap] [--repeat N] [--cold]
+ *             [--no-direct] [--no-uring] [--repeat N] [--cold]
  *   load_rank --sha256     our SHA-256 of leaves in memory, on all CPUs
  *
  * DIR is a checkpoint or a conversion (--ep is then what it was made for).
@@ -32,7 +32,7 @@ typedef struct setting {
     const char *dir;
     uint32_t rank, ep, n_threads;
     moec_load_verify verify;
-    int no_direct, no_uring, map_files, repeat, cold;
+    int no_direct, no_uring, repeat, cold;
 } setting;
 
 typedef struct open_load {
@@ -103,7 +103,6 @@ static moec_status open_load_of(open_load *l, const setting *s, arena *a,
     jo.verify = s->verify;
     jo.no_direct = (uint8_t)s->no_direct;
     jo.no_uring = (uint8_t)s->no_uring;
-    jo.map_files = (uint8_t)s->map_files;
     jo.memory = give;
     jo.ctx = a;
     if (st == MOEC_OK)
@@ -291,8 +290,8 @@ static int usage(void)
 {
     (void)fprintf(stderr,
                   "load_rank DIR --rank R --ep W [--verify none|xxh3|sha256] "
-                  "[--threads N] [--no-direct] [--no-uring] [--mmap] "
-                  "[--repeat N] [--cold] | --sha256\n");
+                  "[--threads N] [--no-direct] [--no-uring] [--repeat N] "
+                  "[--cold] | --sha256\n");
     return 2;
 }
 
@@ -349,8 +348,6 @@ int main(int argc, char **argv)
             s.no_direct = 1;
         else if (strcmp(argv[i], "--no-uring") == 0)
             s.no_uring = 1;
-        else if (strcmp(argv[i], "--mmap") == 0)
-            s.map_files = 1;
         else if (argv[i][0] != '-' && s.dir == NULL)
             s.dir = argv[i];
         else if (v == NULL)

@@ -182,12 +182,7 @@ typedef struct moec_job_opts {
     uint8_t common_last;  /* source tensors behind all layers, not before */
     uint8_t layer_arenas; /* one request of memory a layer, not one in all */
     uint8_t common_arena; /* all common tensors go into the arena */
-    /* Where SHA-256 is checked, cached bytes are copied out of a mapping of the
-     * file while they are digested: warm loads take 0.87 of the time. Only for
-     * files that nobody shortens meanwhile: the kernel kills the process then
-     * (SIGBUS). */
-    uint8_t map_files;
-    uint8_t reserved0[2];
+    uint8_t reserved0[3];
     /* Common tensors once for all processes of a node: descriptor of a memfd
      * that they share, of moec_job_common_bytes or empty. Process `local_rank`
      * of `local_size` (at most 500) reads its part of the bytes and waits for
