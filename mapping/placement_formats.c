@@ -565,11 +565,13 @@ static moec_status make_file(moec_placement_file *f, moec_rows *r,
 
 /* -------------------------------------------------------- what it is */
 
-static bool has_line(const char *text, size_t n, const char *key)
+/* Is the key there without quotes, as YAML has it and JSON never? It begins a
+ * line, or stands in a mapping in braces. */
+static bool has_bare_key(const char *text, size_t n, const char *key)
 {
     const char *at = memmem(text, n, key, strlen(key));
 
-    return at && (at == text || at[-1] == '\n');
+    return at && (at == text || memchr("\n {,", at[-1], 4));
 }
 
 static moec_status read_rows(moec_rows *r, const char *text, size_t n,
@@ -585,8 +587,8 @@ static moec_status read_rows(moec_rows *r, const char *text, size_t n,
                          "maps as JSON, {\"physical_to_logical_map\": "
                          "[layers][slots]}",
                          r->name);
-    if (has_line(text, n, "num_slots:") ||
-        has_line(text, n, "initial_global_assignments:"))
+    if (has_bare_key(text, n, "num_slots:") ||
+        has_bare_key(text, n, "initial_global_assignments:"))
         return moec_rows_read_yaml(r, text, n, err);
     return moec_rows_read_json(r, text, n, err);
 }

@@ -515,6 +515,23 @@ static void survives_what_files_may_hold(void **state)
     }
 }
 
+/* As yaml.dump writes it with default_flow_style=True. */
+static void reads_yaml_in_braces(void **state)
+{
+    static const char text[] = "{initial_global_assignments: {1: [1, 0, 2, 1]},"
+                               "\n  num_slots: 4}\n";
+    moec_error err = MOEC_ERROR_INIT;
+    moec_placement_file *f = NULL;
+
+    (void)state;
+    if (moec_placement_file_read(&f, NULL, "p", text, strlen(text), &err) !=
+        MOEC_OK)
+        fail_msg("%s", err.text);
+    assert_int_equal(moec_placement_file_form(f), MOEC_PLACEMENT_TRTLLM);
+    assert_int_equal(moec_placement_file_key(f, 0).number, 1);
+    moec_placement_file_close(f);
+}
+
 static void refuses_yaml_that_two_readers_read_differently(void **state)
 {
 #define MAP "initial_global_assignments:\n  1: "
@@ -687,6 +704,7 @@ int main(void)
         cmocka_unit_test(ranks_and_empty_slots_must_fit),
         cmocka_unit_test(bytes_that_changed_are_noticed),
         cmocka_unit_test(survives_what_files_may_hold),
+        cmocka_unit_test(reads_yaml_in_braces),
         cmocka_unit_test(refuses_yaml_that_two_readers_read_differently),
         cmocka_unit_test(refuses_yaml_that_does_not_fit),
         cmocka_unit_test(yaml_says_what_is_not_carried_over),
