@@ -12,8 +12,9 @@
  * of a copy that is missed least. Only steps that make the most loaded rank
  * lighter and no other rank as heavy are taken, so the result is never worse
  * than EPLB's, and the sum of squares of the ranks' loads falls: it ends.
- * No step puts two copies of an expert on one rank. Where EPLB packed groups
- * onto nodes, experts stay on their nodes.
+ * No step puts two copies of an expert on one rank, and those that EPLB put
+ * there are parted where that costs nothing. Where EPLB packed groups onto
+ * nodes, experts stay on their nodes.
  *
  * Ranks of equal contents are interchangeable: at the end they are numbered so
  * that most slots are as they were (`from`), or so that copies of an expert
@@ -45,6 +46,7 @@ typedef struct state {
     uint16_t *on;        /* [E][W] copies on each rank */
     double *rank_load;   /* [W] */
     double *weight;      /* [E] load of one copy */
+    int32_t *undo;       /* [P] the slots as they were */
     uint64_t steps;      /* taken */
 } state;
 
@@ -266,31 +268,79 @@ static void improve(state *s)
         take(s, &x);
 }
 
-/* Two copies on one rank, as EPLB may leave them: swap one away where no rank
- * becomes heavier than the heaviest. */
-static void part_copies(state *s)
+/* The swap that takes the copy in slot `a` to a rank without one. */
+static void find_parting_swap(const state *s, uint32_t a, step *best)
+{
+    uint32_t r = rank_of(s, a), first = r / s->domain * s->domain;
+    int32_t e = s->slot[a];
+
+    for (uint32_t b = first * s->n_local; b < (first + s->domain) * s->n_local;
+         b++) {
+        uint32_t q = rank_of(s, b);
+        int32_t eb = s->slot[b];
+        double d = weight(s, e) - weight(s, eb);
+        double value = fmax(s->rank_load[r] - d, s->rank_load[q] + d);
+
+        if (q != r && eb != e && *on(s, e, q) == 0 && *on(s, eb, r) == 0 &&
+            value < best->value)
+            *best = (step){a, b, -1, value};
+    }
+}
+
+/* Swap copies of experts that have two on one rank to ranks without one, where
+ * no rank becomes heavier than the heaviest. */
+static void part_by_swaps(state *s)
 {
     for (uint32_t a = 0; a < s->n_physical; a++) {
-        uint32_t r = rank_of(s, a), first = r / s->domain * s->domain;
-        int32_t e = s->slot[a];
-        double limit = most(s);
-        step best = {.value = HUGE_VAL};
+        double limit = nextafter(most(s), HUGE_VAL);
+        step best = {.value = limit};
 
-        if (*on(s, e, r) < 2)
+        if (*on(s, s->slot[a], rank_of(s, a)) < 2)
             continue;
-        for (uint32_t b = first * s->n_local;
-             b < (first + s->domain) * s->n_local; b++) {
-            uint32_t q = rank_of(s, b);
-            int32_t eb = s->slot[b];
-            double d = weight(s, e) - weight(s, eb);
-            double value = fmax(s->rank_load[r] - d, s->rank_load[q] + d);
-
-            if (q != r && eb != e && *on(s, e, q) == 0 && *on(s, eb, r) == 0 &&
-                value <= limit && value < best.value)
-                best = (step){a, b, -1, value};
-        }
-        if (best.value <= limit)
+        find_parting_swap(s, a, &best);
+        if (best.value < limit)
             take(s, &best);
+    }
+}
+
+/* Give slot `a` the expert of its domain that leaves the lightest load. */
+static void replace_copy(state *s, uint32_t a)
+{
+    uint32_t first = rank_of(s, a) / s->domain * s->domain * s->n_local;
+    step best = {.value = HUGE_VAL};
+
+    for (uint32_t b = first; b < first + s->domain * s->n_local; b++)
+        try_copy(s, a, s->slot[b], &best);
+    if (best.value < HUGE_VAL)
+        take(s, &best);
+}
+
+/* Leave each rank one copy of `e`, others in the place of the rest. One of them
+ * gone makes the rest of them heavier, all of them gone often does not: so all
+ * or none, by what the heaviest rank has then. */
+static void part_by_copies(state *s, int32_t e)
+{
+    double limit = most(s);
+
+    memcpy(s->undo, s->slot, s->n_physical * sizeof(*s->undo));
+    for (uint32_t a = 0; a < s->n_physical; a++) {
+        if (s->slot[a] == e && *on(s, e, rank_of(s, a)) > 1)
+            replace_copy(s, a);
+    }
+    if (most(s) <= limit)
+        return;
+    memcpy(s->slot, s->undo, s->n_physical * sizeof(*s->undo));
+    weigh_all(s);
+}
+
+/* Two copies on one rank, as EPLB may leave them, where parting them makes no
+ * rank heavier than the heaviest. */
+static void part_copies(state *s)
+{
+    part_by_swaps(s);
+    for (uint32_t a = 0; a < s->n_physical; a++) {
+        if (*on(s, s->slot[a], rank_of(s, a)) > 1)
+            part_by_copies(s, s->slot[a]);
     }
 }
 
@@ -571,7 +621,8 @@ static bool state_init(planner *p, state *s)
     s->on = take_memory(p, e * w, sizeof(*s->on));
     s->rank_load = take_memory(p, w, sizeof(*s->rank_load));
     s->weight = take_memory(p, e, sizeof(*s->weight));
-    return s->copies && s->on && s->rank_load && s->weight;
+    s->undo = take_memory(p, p->n_physical, sizeof(*s->undo));
+    return s->copies && s->on && s->rank_load && s->weight && s->undo;
 }
 
 static bool scratch_init(planner *p)

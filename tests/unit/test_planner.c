@@ -184,6 +184,26 @@ static void spreads_copies_over_nodes(void **state)
     free(j.loads);
 }
 
+/* One expert has nearly all load: EPLB gives each rank three copies of it, and
+ * taking one of them away would make the other ranks heavier. */
+static void parts_copies_that_eplb_doubles(void **state)
+{
+    static const float loads[] = {1000, 1, 1, 1};
+    job j = make_job(1, 4, 8, 3, 1, 1);
+    moec_placement *a, *b;
+    (void)state;
+
+    memcpy(j.loads, loads, sizeof(loads));
+    a = eplb(&j);
+    b = plan(&j);
+    assert_int_equal(doubled(&j, a), 6);
+    assert_int_equal(doubled(&j, b), 0);
+    assert_true(ratio(&j, b, 0) <= ratio(&j, a, 0));
+    moec_placement_destroy(a);
+    moec_placement_destroy(b);
+    free(j.loads);
+}
+
 static uint64_t all_moves(const job *j, const moec_placement *a,
                           const moec_placement *b)
 {
@@ -325,6 +345,7 @@ int main(void)
         cmocka_unit_test(is_never_worse_than_eplb),
         cmocka_unit_test(keeps_groups_on_their_nodes),
         cmocka_unit_test(spreads_copies_over_nodes),
+        cmocka_unit_test(parts_copies_that_eplb_doubles),
         cmocka_unit_test(stays_where_nothing_changed),
         cmocka_unit_test(changes_few_slots_from_a_placement),
         cmocka_unit_test(keeps_to_the_budget_of_moves),

@@ -460,9 +460,11 @@ typedef struct moec_planner_opts {
  * and ranks are then numbered so that few change, and where `from` itself can
  * be brought there by fewer, that is the answer. With max_moves no layer is
  * worse than in `from`, and the worst layers are mended first. Two copies of
- * an expert are not put on one rank. Where the policy is hierarchical experts
- * stay on the node that EPLB (with max_moves: `from`) gives them. As moec_eplb;
- * also MAPPING (P03, P04) where `from` has other sizes or empty slots. */
+ * an expert are not put on one rank; EPLB's are parted where that makes no rank
+ * heavier than the heaviest. Where the policy is hierarchical experts stay on
+ * the node that EPLB or `from`, whichever was improved, gives them. As
+ * moec_eplb; also MAPPING (P03, P04) where `from` has other sizes or empty
+ * slots. */
 MOEC_API moec_status moec_planner(moec_placement **out,
                                   const moec_planner_opts *opts,
                                   const float *loads, uint32_t n_layers,
