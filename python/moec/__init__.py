@@ -2,9 +2,9 @@
 """libmoec in Python: mixture-of-experts checkpoints into physical slots,
 proved. A thin layer over the C library; its headers are the reference."""
 from . import _abi
-from ._lib import (ArgumentError, CancelledError, FileError, FormatError,
-                   IntegrityError, LockedError, MappingError, MixedError,
-                   MoecError, NoDeviceError, OutOfMemoryError,
+from ._lib import (ArgumentError, CancelledError, DurabilityError, FileError,
+                   FormatError, IntegrityError, LockedError, MappingError,
+                   MixedError, MoecError, NoDeviceError, OutOfMemoryError,
                    UnsupportedError, lib)
 from .checkpoint import (Checkpoint, Conversion, Families, Finding, Model,
                          Placement, Plan, TensorInfo, is_converted, validate,
@@ -20,8 +20,8 @@ if __version__.split(".")[:2] != [str(_abi.MOEC_VERSION_MAJOR),
                       f"{_abi.MOEC_VERSION_MAJOR}.{_abi.MOEC_VERSION_MINOR}")
 
 __all__ = ["ArgumentError", "CancelledError", "Checkpoint", "Conversion",
-           "Families", "FileError", "Finding", "FormatError",
-           "IntegrityError", "LockedError", "MappingError", "MixedError",
-           "Model", "MoecError", "NoDeviceError", "OutOfMemoryError",
-           "Placement", "Plan", "Tensor", "TensorInfo", "UnsupportedError",
-           "is_converted", "validate", "verify"]
+           "DurabilityError", "Families", "FileError", "Finding",
+           "FormatError", "IntegrityError", "LockedError", "MappingError",
+           "MixedError", "Model", "MoecError", "NoDeviceError",
+           "OutOfMemoryError", "Placement", "Plan", "Tensor", "TensorInfo",
+           "UnsupportedError", "is_converted", "validate", "verify"]

@@ -5,6 +5,7 @@ import ctypes
 import ctypes.util
 import operator
 import os
+import threading
 
 from . import _abi as abi
 
@@ -64,6 +65,10 @@ class CancelledError(MoecError):
     """Somebody asked to stop."""
 
 
+class DurabilityError(MoecError, OSError):
+    """It is done, but the last fsync failed: errno says why."""
+
+
 _ERRORS = {
     abi.MOEC_E_ARG: ArgumentError, abi.MOEC_E_NOMEM: OutOfMemoryError,
     abi.MOEC_E_IO: FileError, abi.MOEC_E_FORMAT: FormatError,
@@ -72,6 +77,7 @@ _ERRORS = {
     abi.MOEC_E_UNSUPPORTED: UnsupportedError,
     abi.MOEC_E_NO_DEVICE: NoDeviceError, abi.MOEC_E_LOCKED: LockedError,
     abi.MOEC_E_CANCELLED: CancelledError,
+    abi.MOEC_E_DURABILITY: DurabilityError,
 }
 
 
@@ -149,13 +155,68 @@ def call(function, *arguments):
         raise failure(status, err)
 
 
+def guarded(f, raised, failed):
+    """f for C to call: into C no exception goes. It is kept in `raised`, and
+    C gets `failed`."""
+    def run(*arguments):
+        try:
+            return f(*arguments)
+        except BaseException as e:
+            raised.append(e)
+            return failed
+    return run
+
+
+def waiting(work, stop):
+    """work(), a long call into C that raises nothing, with signals handled:
+    Python does that in the main thread alone, and only outside of C. stop()
+    makes work end."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    begun, done = threading.Event(), threading.Event()
+    out = []
+    caught = []
+
+    def run():
+        begun.set()
+        try:
+            if not caught:
+                out.append(work())
+        finally:
+            done.set()
+
+    try:
+        threading.Thread(target=run).start()
+        done.wait()  # Thread.join, interrupted, takes the thread for ended
+    except BaseException as e:
+        caught.append(e)
+        while begun.is_set() and not done.is_set():
+            try:
+                stop()
+                done.wait()
+            except KeyboardInterrupt:
+                pass  # it is ending already
+        raise
+    return out[0]
+
+
+def no_copy(self, *_):
+    """__reduce__ of what cannot be copied, and so not pickled."""
+    raise TypeError(f"a moec {type(self).__name__} is memory of this process: "
+                    "it cannot be copied or pickled; send the path, and open "
+                    "it there")
+
+
 class Handle:
     """An object of the library, destroyed with this one. What it borrows is
     kept alive by holding on to it."""
     _destroy = None
+    _has_threads = False  # which a fork does not carry over
+    __reduce__ = no_copy
 
     def __init__(self, pointer, *borrowed):
         self._pointer, self._borrowed = pointer, borrowed
+        self._pid = os.getpid()
 
     @classmethod
     def _create(cls, function, *arguments, borrowed=()):
@@ -170,11 +231,17 @@ class Handle:
         if not self._pointer:
             raise ArgumentError(f"this {type(self).__name__} is closed",
                                 abi.MOEC_E_ARG)
+        if self._has_threads and self._pid != os.getpid():
+            raise ArgumentError(
+                f"this {type(self).__name__} was made by process {self._pid} "
+                "before a fork: its threads are not here", abi.MOEC_E_ARG)
         return self._pointer
 
     def close(self):
         """Destroy it now; nothing that borrowed it may be used any more."""
         pointer, self._pointer = getattr(self, "_pointer", None), None
+        if self._has_threads and pointer and self._pid != os.getpid():
+            return  # it would wait for them
         if pointer and self._destroy:
             getattr(lib, self._destroy)(pointer)
 

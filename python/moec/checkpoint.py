@@ -3,11 +3,16 @@
 <moec/mapping.h> and <moec/validate.h>."""
 import ctypes
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (Any, Callable, Dict, List, NamedTuple, Optional, Sequence,
+                    Tuple, Union)
 
 from . import _abi as abi
-from ._lib import Handle, call, lib, path_bytes, text, whole
-from .memory import NAMES
+from ._lib import (Handle, call, failure, guarded, lib, path_bytes, text,
+                   waiting, whole)
+from .memory import NAMES, View
+
+Path = Union[str, "os.PathLike[str]"]
+Progress = Callable[[int, int], Any]  # done, total
 
 
 class TensorInfo(NamedTuple):
@@ -79,7 +84,6 @@ class Checkpoint(Handle):
 
     def read(self, name: str, into=None):
         """Bytes of a tensor; `into` a writable buffer of its size."""
-        from .memory import View
         i = self.find(name)
         n = self.tensor(i).nbytes
         out = bytearray(n) if into is None else into
@@ -355,36 +359,54 @@ def _findings(report) -> List[Finding]:
     return out
 
 
-def verify(directory, source: Optional[Checkpoint] = None,
-           level: str = "digests", n_threads: int = 0) -> List[Finding]:
-    """Check a conversion's every byte; what is wrong with it, or nothing."""
+def _watched(function: str, directory: Path, opts: Any,
+             progress: Optional[Progress]) -> ctypes.c_void_p:
+    """What a long function makes, which tells its progress and can be
+    stopped: by the progress, by an exception in it, by a signal."""
+    out, raised, stop = ctypes.c_void_p(), [], []
+
+    def tell(_, done, total):
+        return int(bool(stop or progress and progress(done, total)))
+
+    opts.progress = abi.moec_progress_fn(guarded(tell, raised, 1))
+    err = abi.moec_error()
+    status = waiting(
+        lambda: getattr(lib, function)(
+            ctypes.byref(out), path_bytes(directory), ctypes.byref(opts),
+            ctypes.byref(err)),
+        lambda: stop.append(True))
+    if raised:
+        raise raised[0]
+    if status != abi.MOEC_OK:
+        raise failure(status, err)
+    return out
+
+
+def verify(directory: Path, source: Optional[Checkpoint] = None,
+           level: str = "digests", n_threads: int = 0,
+           progress: Optional[Progress] = None) -> List[Finding]:
+    """Check a conversion's every byte; what is wrong with it, or nothing. The
+    progress is called with (done, total); what is true stops it."""
     opts = abi.moec_verify_opts(
         n_threads=n_threads, source=source.pointer if source else None,
         level={"headers": abi.MOEC_LEVEL_HEADERS,
                "digests": abi.MOEC_LEVEL_DIGESTS}[level])
-    report = ctypes.c_void_p()
-    call("moec_verify", ctypes.byref(report), path_bytes(directory),
-         ctypes.byref(opts))
+    report = _watched("moec_verify", directory, opts, progress)
     try:
         return _findings(report)
     finally:
         lib.moec_report_destroy(report)
 
 
-def validate(directory, source: Checkpoint, n_tokens: int = 0,
+def validate(directory: Path, source: Checkpoint, n_tokens: int = 0,
              n_threads: int = 0, seed: int = 0,
-             progress=None) -> List[Finding]:
+             progress: Optional[Progress] = None) -> List[Finding]:
     """Run the converted experts against the source's, layer by layer. The
     progress is called with (done, total); what is true stops it."""
-    told = abi.moec_progress_fn(
-        (lambda _, done, total: int(bool(progress(done, total))))
-        if progress else 0)
     opts = abi.moec_validate_opts(
         n_threads=n_threads, source=source.pointer, n_tokens=n_tokens,
-        seed=seed, progress=told)
-    validation = ctypes.c_void_p()
-    call("moec_validate", ctypes.byref(validation), path_bytes(directory),
-         ctypes.byref(opts))
+        seed=seed)
+    validation = _watched("moec_validate", directory, opts, progress)
     try:
         return _findings(lib.moec_validation_report(validation))
     finally:

@@ -45,7 +45,8 @@ class Kernels(Handle):
         call("moec_kernels_open", ctypes.byref(pointer), ctypes.byref(opts))
         super().__init__(pointer)
         self.turn = contextlib.nullcontext()
-        if lib.moec_kernels_n_threads(pointer) > 1:
+        self._has_threads = lib.moec_kernels_n_threads(pointer) > 1
+        if self._has_threads:
             self.turn = threading.Lock()
 
     @property
@@ -151,6 +152,7 @@ class Router(Handle):
                                  ec=ctypes.pointer(stats))
         room, address, size = _workspace(
             lib.moec_route_workspace_bytes(self.pointer, n))
+        self._kernels.pointer  # refused here, with a turn that a fork took
         with self._turn, self._kernels.turn:
             call("moec_route", self.pointer, ctypes.byref(given),
                  ctypes.byref(out), address, size)

@@ -2,10 +2,11 @@
 """One rank's tensors, loaded: <moec/load.h>. `Job` is the C interface;
 `load` is the short way for one rank into memory of its own."""
 import ctypes
+import mmap
 from typing import Any, Callable, Dict, List, Optional, Union
 
 from . import _abi as abi
-from ._lib import Handle, call, failure, lib, whole
+from ._lib import Handle, call, failure, guarded, lib, waiting, whole
 from .checkpoint import Conversion, Plan, _Planned
 from .memory import NAMES, Tensor, View
 
@@ -20,6 +21,22 @@ _MEMORY, _READY = _FIELDS["memory"], _FIELDS["ready"]
 _PROGRESS = _FIELDS["progress"]
 
 
+def _room(want, arenas):
+    """The address of memory for a job, kept by `arenas`."""
+    try:
+        room = mmap.mmap(-1, want.bytes + want.alignment,
+                         mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as e:
+        raise MemoryError from e
+    try:
+        room.madvise(mmap.MADV_HUGEPAGE)  # or it is touched 4 KiB at a time
+    except OSError:
+        pass  # advice
+    arenas.append((ctypes.c_ubyte * len(room)).from_buffer(room))
+    address = ctypes.addressof(arenas[-1])
+    return address + -address % want.alignment
+
+
 class _Borrowed(_Planned):
     def __init__(self, plan):
         self._plan = plan
@@ -32,7 +49,7 @@ class Job(Handle):
     ready(layer) is called from a thread of the job's once all bytes of a
     planned layer are in place and checked, ready(None) for the source tensors;
     an exception in it ends the job. progress(done, total) is called now and
-    then by the thread that waits; what it returns as true cancels."""
+    then while wait() waits; what it returns as true cancels."""
     _destroy = "moec_job_destroy"
 
     def __init__(self, source: Union[Plan, Conversion], rank: int,
@@ -43,7 +60,18 @@ class Job(Handle):
                  ready: Optional[Callable[[Optional[int]], Any]] = None,
                  progress: Optional[Callable[[int, int], Any]] = None,
                  **more):
-        self._arenas, self._raised, self._keep = [], None, {}
+        # The callbacks hold on to these, not to the job: a job that is
+        # dropped goes at once, and its memory with the last tensor.
+        arenas, raised = [], []
+        self._arenas, self._raised, self._keep = arenas, raised, {}
+
+        def on_memory(_, want, out, err):
+            want = ctypes.cast(want, ctypes.POINTER(
+                abi.moec_memory_request)).contents
+            ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = \
+                _room(want, arenas)
+            return abi.MOEC_OK
+
         chosen = None if layers is None else whole(layers, ctypes.c_uint32)
         opts = abi.moec_job_opts(
             verify=_VERIFY[verify], tp_rank=tp_rank, tp_size=tp_size,
@@ -51,15 +79,18 @@ class Job(Handle):
             memory_bytes=memory_bytes, common_last=common_last,
             layers=ctypes.cast(chosen, ctypes.c_void_p) if chosen else None,
             n_layers=0 if layers is None else len(layers),
-            memory=_MEMORY(self._memory), **more)
+            memory=_MEMORY(guarded(on_memory, raised, abi.MOEC_E_NOMEM)),
+            **more)
         if ready:
             def on_ready(_, layer, ticket, err):
                 ready(None if layer == NO_LAYER else layer)
                 return abi.MOEC_OK
-            opts.ready = _READY(self._guard(on_ready))
+            opts.ready = _READY(
+                guarded(on_ready, raised, abi.MOEC_E_INTERNAL))
         if progress:
-            opts.progress = _PROGRESS(self._guard(
-                lambda _, done, total: int(bool(progress(done, total))), 1))
+            opts.progress = _PROGRESS(guarded(
+                lambda _, done, total: int(bool(progress(done, total))),
+                raised, 1))
         self._opts = opts  # its callbacks live as long as the job
         pointer = ctypes.c_void_p()
         conversion = isinstance(source, Conversion)
@@ -71,29 +102,11 @@ class Job(Handle):
         self._ckpt = lib.moec_model_ckpt(
             lib.moec_plan_model(lib.moec_job_plan(pointer)))
 
-    def _guard(self, f, failed=abi.MOEC_E_INTERNAL):
-        """f, whose exception is kept for wait()."""
-        def run(*arguments):
-            try:
-                return f(*arguments)
-            except BaseException as e:  # into C no exception goes
-                self._raised = self._raised or e
-                return failed
-        return run
-
-    def _memory(self, _, want, out, err):
-        try:
-            import numpy
-            want = ctypes.cast(want, ctypes.POINTER(
-                abi.moec_memory_request)).contents
-            room = numpy.empty(want.bytes + want.alignment, numpy.uint8)
-            address = room.ctypes.data
-            self._arenas.append(room)
-            ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = \
-                address + -address % want.alignment
-            return abi.MOEC_OK
-        except MemoryError:
-            return abi.MOEC_E_NOMEM
+    def close(self) -> None:
+        """End it, and let go of the caller's tensors and functions."""
+        super().close()
+        self._opts = None
+        self._keep = {}
 
     # ------------------------------------------------------------- places
     def slot_tensor(self, layer: int, t: int) -> Dict[str, Any]:
@@ -157,14 +170,17 @@ class Job(Handle):
 
     # ---------------------------------------------------------------- run
     def start(self) -> None:
+        """Begin to read. Nothing can be placed any more."""
         call("moec_job_start", self.pointer)
 
     def wait(self) -> None:
-        """The result of the whole. Other threads of Python run meanwhile."""
-        err = abi.moec_error()
-        status = lib.moec_job_wait(self.pointer, ctypes.byref(err))
-        if self._raised is not None:
-            raise self._raised
+        """The result of the whole. Other threads of Python run meanwhile, and
+        Ctrl-C ends it."""
+        err, pointer = abi.moec_error(), self.pointer
+        status = waiting(lambda: lib.moec_job_wait(pointer, ctypes.byref(err)),
+                         self.cancel)
+        if self._raised:
+            raise self._raised[0]
         if status != abi.MOEC_OK:
             raise failure(status, err)
 

@@ -4,6 +4,7 @@ the buffer protocol, numpy's interface, torch tensors, DLPack."""
 import ctypes
 
 from . import _abi as abi
+from ._lib import no_copy
 
 # safetensors' names: (moec_dtype, DLPack code, bits, numpy's type or None)
 DTYPES = {
@@ -92,6 +93,8 @@ class Tensor:
         self._owner = owner
         self.data_ptr, self.shape, self.dtype = address, tuple(shape), dtype
 
+    __reduce__ = no_copy  # the copy's address would be of memory that goes
+
     @property
     def nbytes(self):
         n = DTYPES[self.dtype][2] // 8
@@ -120,6 +123,14 @@ class Tensor:
         unsigned = "U8" if DTYPES[self.dtype][2] == 8 else "U16"
         return numpy.asarray(
             Tensor(self, self.data_ptr, self.shape, unsigned))
+
+    @property
+    def buffer(self):
+        """Its bytes, for whatever speaks the buffer protocol: memoryview,
+        bytes, torch.frombuffer, a file's write."""
+        room = (ctypes.c_ubyte * self.nbytes).from_address(self.data_ptr)
+        room.owner = self
+        return room
 
     def __dlpack_device__(self):
         return (1, 0)  # kDLCPU

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python binding over the built library: MOEC_LIBRARY and MOEC_ROOT in
 the environment, python/ on the path."""
+import copy
 import ctypes
 import gc
 import json
 import os
+import pickle
 import re
+import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
+import weakref
 
 import numpy as np
 
 import moec
 from moec import _abi, kernels, loading, record
-from moec._lib import call
+from moec._lib import _ERRORS, call
 from moec.memory import Tensor, View
 
 ROOT = os.environ["MOEC_ROOT"]
@@ -83,6 +89,12 @@ class Abi(unittest.TestCase):
         self.assertEqual(opts.n_ranks, 1)
         with self.assertRaises(TypeError):
             _abi.moec_plan_opts(n_rank=2)
+
+
+    def test_every_status_is_an_exception_of_its_own(self):
+        known = {v for n, v in vars(_abi).items() if n.startswith("MOEC_E_")}
+        self.assertEqual(known - set(_ERRORS), {_abi.MOEC_E_INTERNAL})
+        self.assertEqual(len(set(_ERRORS.values())), len(_ERRORS))
 
 
 class Checkpoints(unittest.TestCase):
@@ -282,6 +294,119 @@ class Loading(unittest.TestCase):
         plan = moec.Plan(self.model, n_ranks=2)
         with self.assertRaisesRegex(RuntimeError, "mine"):
             loading.load(plan, 0, ready=ready)
+
+
+    def test_ctrl_c_ends_a_load(self):
+        seen, left = [], []
+
+        def ready(layer):
+            seen.append(layer)
+            if len(seen) == 1:
+                time.sleep(0.3)  # it waits by now
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+            left.append(layer)
+
+        with loading.Job(moec.Plan(self.model), 0, ready=ready) as job:
+            job.start()
+            with self.assertRaises(KeyboardInterrupt):
+                job.wait()
+            self.assertEqual(seen, left)  # no thread is in the job any more
+        self.assertLess(len(seen), self.model.n_layers)
+
+    def test_needs_no_numpy(self):
+        program = (
+            "import sys; sys.modules['numpy'] = None\n"
+            "import moec, moec.loading as loading\n"
+            "plan = moec.Plan(moec.Model(sys.argv[1]))\n"
+            "got = loading.load(plan, 0, common=True)\n"
+            "sys.stdout.buffer.write(got['model.norm.weight'].buffer)\n")
+        got = subprocess.run(
+            [sys.executable, "-c", program, self.ckpt.directory], check=True,
+            stdout=subprocess.PIPE).stdout
+        self.assertEqual(got, bytes(self.ckpt.read("model.norm.weight")))
+
+
+class Lifetime(unittest.TestCase):
+    def setUp(self):
+        self.plan = moec.Plan(moec.Model(fixture("deepseek_v3")))
+
+    def test_what_is_dropped_goes_at_once(self):
+        gc.disable()
+        try:
+            job = loading.Job(self.plan, 0, ready=lambda layer: None,
+                              progress=lambda done, total: False)
+            job.start()
+            job.wait()
+            kept = job.slots(0, 0)
+            want = bytes(kept.buffer)
+            room = weakref.ref(job._arenas[0])
+            gone = weakref.ref(job)
+            del job
+            self.assertIsNone(gone())
+            self.assertEqual(bytes(kept.buffer), want)  # it outlives the job
+            view = kept.numpy(raw=True)
+            del kept
+            self.assertEqual(view.tobytes(), want)
+            self.assertIsNotNone(room())
+            del view
+            self.assertIsNone(room())
+        finally:
+            gc.enable()
+
+    def test_nothing_is_copied_with_the_address_in_it(self):
+        tensor = next(iter(loading.load(self.plan, 0).values()))
+        for thing in (self.plan, tensor, loading.Job(self.plan, 0)):
+            for f in (copy.copy, copy.deepcopy, pickle.dumps):
+                with self.assertRaisesRegex(TypeError, "cannot be copied"):
+                    f(thing)
+
+    def test_a_fork_has_no_threads(self):
+        shared = kernels.Kernels(n_threads=2)
+        router = kernels.Router(8, 2, kernels=shared)
+        x = np.zeros((4, 8), np.float32)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(20)
+                try:
+                    router.route(x)
+                except moec.ArgumentError as e:
+                    code = 0 if "fork" in str(e) else 2
+                shared.close()
+                loading.load(self.plan, 0)
+            finally:
+                os._exit(code)
+        self.assertEqual(os.waitpid(pid, 0)[1], 0)
+        router.route(x)
+
+
+class Checks(unittest.TestCase):
+    """verify and validate, of a conversion that the program makes."""
+
+    def test_an_exception_in_progress_ends_it(self):
+        def progress(done, total):
+            calls.append(done)
+            raise KeyError("mine")
+
+        source = moec.Checkpoint(fixture("qwen3_moe"))
+        with tempfile.TemporaryDirectory() as tmp:
+            out = os.path.join(tmp, "out")
+            subprocess.run([os.environ["MOEC_CONVERT"], "convert",
+                            source.directory, out, "--ep", "2", "--quiet"],
+                           check=True)
+            for run in (lambda p: moec.verify(out, progress=p),
+                        lambda p: moec.validate(out, source, n_tokens=4,
+                                                progress=p)):
+                calls = []
+                with self.assertRaisesRegex(KeyError, "mine"):
+                    run(progress)
+                self.assertEqual(len(calls), 1)
+                with self.assertRaises(moec.CancelledError):
+                    run(lambda done, total: True)
+                self.assertEqual([f for f in run(None)
+                                  if f.severity == "error"], [])
 
 
 class Kernels(unittest.TestCase):

@@ -15,5 +15,6 @@ rm -rf "$out/venv" "$out/dist"
 "$out/venv/bin/pip" install -q "$out"/dist/moec-*.whl
 ls -l "$out"/dist
 cd "$out"
-MOEC_ROOT=$root "$out/venv/bin/python" "$root/tests/python/test_binding.py"
+MOEC_ROOT=$root MOEC_CONVERT=$out/venv/bin/moe-convert \
+    "$out/venv/bin/python" "$root/tests/python/test_binding.py"
 "$out/venv/bin/moe-convert" --version
