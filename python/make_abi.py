@@ -215,10 +215,10 @@ def generate(root):
                 w.lines.append(f"{d.name[:-7]} = {w.value(d.init)}")
     out = ['# SPDX-License-Identifier: Apache-2.0',
            '"""Written by python/make_abi.py from the public headers: not by '
-           'hand."""', "import ctypes as c", "",
+           'hand."""', "import ctypes as c", "import typing as t", "",
            "from ._struct import Struct as _Struct", ""]
     out += w.lines
-    out += ["", "FUNCTIONS = {"]
+    out += ["", "FUNCTIONS: t.Dict[str, t.Tuple[t.Any, t.List[t.Any]]] = {"]
     for d in functions:
         f = d.type
         args = [] if not f.args else [

@@ -6,8 +6,13 @@ import ctypes.util
 import operator
 import os
 import threading
+from typing import (Any, Callable, Iterable, List, NoReturn, Optional, Type,
+                    TypeVar, Union)
 
 from . import _abi as abi
+
+_T = TypeVar("_T")
+_H = TypeVar("_H", bound="Handle")
 
 
 class MoecError(Exception):
@@ -15,8 +20,9 @@ class MoecError(Exception):
     the id of the broken rule ("MOE-H07") or None, `offset` the byte in the
     file or None."""
 
-    def __init__(self, text, status=abi.MOEC_E_INTERNAL, rule=None,
-                 offset=None):
+    def __init__(self, text: str, status: int = abi.MOEC_E_INTERNAL,
+                 rule: Optional[str] = None,
+                 offset: Optional[int] = None) -> None:
         super().__init__(text)
         self.status, self.rule, self.offset = status, rule, offset
 
@@ -81,12 +87,12 @@ _ERRORS = {
 }
 
 
-def _checked(ctype):
+def _checked(ctype: Any) -> Any:
     """The type of a whole number that is an argument. What it does not hold
     is refused: ctypes would cut it, and say nothing."""
     class Whole:
         @staticmethod
-        def from_param(value):
+        def from_param(value: Any) -> Any:
             if isinstance(value, bool):
                 raise TypeError("a truth value where a number stands")
             out = ctype(operator.index(value))
@@ -96,18 +102,18 @@ def _checked(ctype):
     return Whole
 
 
-_CHECKED = {t: _checked(t) for t in (ctypes.c_uint32, ctypes.c_uint64,
+_CHECKED: Any = {t: _checked(t) for t in (ctypes.c_uint32, ctypes.c_uint64,
                                      ctypes.c_int32, ctypes.c_int64)}
 
 
-def whole(values, ctype):
+def whole(values: Iterable[int], ctype: Any) -> Any:
     """A C array of whole numbers, checked likewise."""
     check = _CHECKED[ctype].from_param
     kept = [check(v).value for v in values]
     return (ctype * max(len(kept), 1))(*kept)
 
 
-def _open():
+def _open() -> ctypes.CDLL:
     """MOEC_LIBRARY, else the one inside the package, else the system's."""
     here = os.path.join(os.path.dirname(__file__), "libmoec.so")
     name = os.environ.get("MOEC_LIBRARY") or (
@@ -134,7 +140,7 @@ def _open():
 lib = _open()
 
 
-def failure(status, err):
+def failure(status: int, err: abi.moec_error) -> MoecError:
     """The exception for a status and the error that came with it."""
     text = err.text.decode("utf-8", "replace")
     rule = None
@@ -147,7 +153,7 @@ def failure(status, err):
     return e
 
 
-def call(function, *arguments):
+def call(function: str, *arguments: Any) -> None:
     """Call a function whose last parameter is the error; raise on failure."""
     err = abi.moec_error()
     status = getattr(lib, function)(*arguments, ctypes.byref(err))
@@ -155,10 +161,11 @@ def call(function, *arguments):
         raise failure(status, err)
 
 
-def guarded(f, raised, failed):
+def guarded(f: Callable[..., int], raised: List[BaseException],
+            failed: int) -> Callable[..., int]:
     """f for C to call: into C no exception goes. It is kept in `raised`, and
     C gets `failed`."""
-    def run(*arguments):
+    def run(*arguments: Any) -> int:
         try:
             return f(*arguments)
         except BaseException as e:
@@ -167,17 +174,17 @@ def guarded(f, raised, failed):
     return run
 
 
-def waiting(work, stop):
+def waiting(work: Callable[[], _T], stop: Callable[[], Any]) -> _T:
     """work(), a long call into C that raises nothing, with signals handled:
     Python does that in the main thread alone, and only outside of C. stop()
     makes work end."""
     if threading.current_thread() is not threading.main_thread():
         return work()
     begun, done = threading.Event(), threading.Event()
-    out = []
-    caught = []
+    out: List[_T] = []
+    caught: List[BaseException] = []
 
-    def run():
+    def run() -> None:
         begun.set()
         try:
             if not caught:
@@ -200,7 +207,7 @@ def waiting(work, stop):
     return out[0]
 
 
-def no_copy(self, *_):
+def no_copy(self: Any) -> NoReturn:
     """__reduce__ of what cannot be copied, and so not pickled."""
     raise TypeError(f"a moec {type(self).__name__} is memory of this process: "
                     "it cannot be copied or pickled; send the path, and open "
@@ -210,24 +217,26 @@ def no_copy(self, *_):
 class Handle:
     """An object of the library, destroyed with this one. What it borrows is
     kept alive by holding on to it."""
-    _destroy = None
+    _destroy: Optional[str] = None
     _has_threads = False  # which a fork does not carry over
     __reduce__ = no_copy
 
-    def __init__(self, pointer, *borrowed):
-        self._pointer, self._borrowed = pointer, borrowed
+    def __init__(self, pointer: Any, *borrowed: Any) -> None:
+        self._pointer: Any = pointer
+        self._borrowed = borrowed
         self._pid = os.getpid()
 
     @classmethod
-    def _create(cls, function, *arguments, borrowed=()):
+    def _create(cls: Type[_H], function: str, *arguments: Any) -> _H:
         pointer = ctypes.c_void_p()
         call(function, ctypes.byref(pointer), *arguments)
         self = cls.__new__(cls)
-        Handle.__init__(self, pointer, *borrowed)
+        Handle.__init__(self, pointer)
         return self
 
     @property
-    def pointer(self):
+    def pointer(self) -> Any:
+        """Of the C object; refused once it is closed."""
         if not self._pointer:
             raise ArgumentError(f"this {type(self).__name__} is closed",
                                 abi.MOEC_E_ARG)
@@ -237,7 +246,7 @@ class Handle:
                 "before a fork: its threads are not here", abi.MOEC_E_ARG)
         return self._pointer
 
-    def close(self):
+    def close(self) -> None:
         """Destroy it now; nothing that borrowed it may be used any more."""
         pointer, self._pointer = getattr(self, "_pointer", None), None
         if self._has_threads and pointer and self._pid != os.getpid():
@@ -245,22 +254,22 @@ class Handle:
         if pointer and self._destroy:
             getattr(lib, self._destroy)(pointer)
 
-    def __enter__(self):
+    def __enter__(self: _H) -> _H:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def __del__(self):
+    def __del__(self) -> None:
         try:
             self.close()
         except (AttributeError, TypeError):  # the interpreter is ending
             pass
 
 
-def text(value):
+def text(value: Optional[bytes]) -> Any:
     return None if value is None else value.decode("utf-8", "replace")
 
 
-def path_bytes(path):
+def path_bytes(path: Union[str, "os.PathLike[str]"]) -> bytes:
     return os.fsencode(os.fspath(path))

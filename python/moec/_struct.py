@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The base of every C struct: starts as its _INIT macro says."""
 import ctypes
+from typing import TYPE_CHECKING, Any, Dict
 
 
 class Struct(ctypes.Structure):
-    _initial_ = {}
+    _initial_: Dict[str, Any] = {}
 
-    def __init__(self, **values):
+    if TYPE_CHECKING:  # a checker does not read _fields_
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __init__(self, **values: Any) -> None:
         super().__init__()
         names = {f[0] for f in self._fields_}
         if "struct_bytes" in names:

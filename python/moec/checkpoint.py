@@ -3,8 +3,8 @@
 <moec/mapping.h> and <moec/validate.h>."""
 import ctypes
 import os
-from typing import (Any, Callable, Dict, List, NamedTuple, Optional, Sequence,
-                    Tuple, Union)
+from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
+                    Sequence, Tuple, Union)
 
 from . import _abi as abi
 from ._lib import (Handle, call, failure, guarded, lib, path_bytes, text,
@@ -16,6 +16,7 @@ Progress = Callable[[int, int], Any]  # done, total
 
 
 class TensorInfo(NamedTuple):
+    """A tensor of a checkpoint, as its header says."""
     name: str
     dtype: str
     shape: Tuple[int, ...]
@@ -25,16 +26,17 @@ class TensorInfo(NamedTuple):
 
 
 class Finding(NamedTuple):
+    """What a check says: severity "note", "warning" or "error"."""
     severity: str
     rule: Optional[str]
     text: str
 
 
-def _fields(struct, skip=("struct_bytes",)) -> Dict[str, Any]:
+def _fields(struct: Any) -> Dict[str, Any]:
     out = {}
     for name, *_ in struct._fields_:
         value = getattr(struct, name)
-        if name not in skip:
+        if name != "struct_bytes":
             out[name] = text(value) if isinstance(value, bytes) else value
     return out
 
@@ -44,7 +46,8 @@ class Checkpoint(Handle):
     Face snapshot, or org/name[@revision] below `hf_cache`."""
     _destroy = "moec_ckpt_close"
 
-    def __init__(self, path, hf_cache=None, n_threads: int = 0):
+    def __init__(self, path: Path, hf_cache: Optional[Path] = None,
+                 n_threads: int = 0) -> None:
         opts = abi.moec_ckpt_opts(
             n_threads=n_threads,
             hf_cache=None if hf_cache is None else path_bytes(hf_cache))
@@ -55,12 +58,14 @@ class Checkpoint(Handle):
 
     @property
     def directory(self) -> str:
+        """Where its files are."""
         return os.fsdecode(lib.moec_ckpt_dir(self.pointer))
 
     def __len__(self) -> int:
-        return lib.moec_ckpt_n_tensors(self.pointer)
+        return int(lib.moec_ckpt_n_tensors(self.pointer))
 
     def tensor(self, index: int) -> TensorInfo:
+        """By number, from 0 to len()."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         t = lib.moec_ckpt_tensor(self.pointer, index).contents
@@ -71,18 +76,19 @@ class Checkpoint(Handle):
                           t.bytes)
 
     def find(self, name: str) -> int:
+        """The number of a tensor; KeyError where there is none."""
         i = lib.moec_ckpt_find(self.pointer, name.encode())
         if i == ctypes.c_size_t(-1).value:
             raise KeyError(name)
-        return i
+        return int(i)
 
     def __getitem__(self, name: str) -> TensorInfo:
         return self.tensor(self.find(name))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[TensorInfo]:
         return (self.tensor(i) for i in range(len(self)))
 
-    def read(self, name: str, into=None):
+    def read(self, name: str, into: Any = None) -> Any:
         """Bytes of a tensor; `into` a writable buffer of its size."""
         i = self.find(name)
         n = self.tensor(i).nbytes
@@ -98,6 +104,7 @@ class Checkpoint(Handle):
 
     @property
     def notes(self) -> List[str]:
+        """What is odd and not wrong."""
         return [text(lib.moec_ckpt_note(self.pointer, i).contents.text)
                 for i in range(lib.moec_ckpt_n_notes(self.pointer))]
 
@@ -106,26 +113,28 @@ class Families(Handle):
     """The built-in model families, and descriptions added to them."""
     _destroy = "moec_families_destroy"
 
-    def __init__(self):
+    def __init__(self) -> None:
         pointer = ctypes.c_void_p()
         call("moec_families_create", ctypes.byref(pointer))
         super().__init__(pointer)
 
     def add(self, description: str, name: str = "family") -> None:
+        """A family in JSON, as `moe-convert --family` takes."""
         data = description.encode()
         call("moec_families_add", self.pointer, name.encode(), data,
              len(data))
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return (text(lib.moec_families_name(self.pointer, i))
                 for i in range(lib.moec_families_count(self.pointer)))
 
 
 class Model(Handle):
     """What the config and the headers of a checkpoint say of its experts."""
-    _destroy = "moec_model_destroy"
+    _destroy: Optional[str] = "moec_model_destroy"
 
-    def __init__(self, checkpoint, families: Optional[Families] = None):
+    def __init__(self, checkpoint: Union[Checkpoint, Path],
+                 families: Optional[Families] = None) -> None:
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint)
         families = families or Families()
@@ -137,6 +146,7 @@ class Model(Handle):
 
     @property
     def facts(self) -> Dict[str, Any]:
+        """moec_facts: sizes, family, what a layer computes."""
         f = lib.moec_model_facts(self.pointer).contents
         out = _fields(f)
         out["expert_dtype"] = NAMES.get(f.expert_dtype)
@@ -146,9 +156,10 @@ class Model(Handle):
     @property
     def n_layers(self) -> int:
         """MoE layers: main ones ascending, then MTP ones."""
-        return lib.moec_model_n_layers(self.pointer)
+        return int(lib.moec_model_n_layers(self.pointer))
 
     def layer(self, i: int) -> Dict[str, Any]:
+        """Which decoder or MTP layer the i-th MoE layer is."""
         if not 0 <= i < self.n_layers:
             raise IndexError(i)
         layer = lib.moec_model_layer(self.pointer, i).contents
@@ -167,9 +178,10 @@ class Model(Handle):
 
 class Placement(Handle):
     """Which logical expert stands in which physical slot, layer by layer."""
-    _destroy = "moec_placement_destroy"
+    _destroy: Optional[str] = "moec_placement_destroy"
 
-    def __init__(self, rows: Sequence[Sequence[int]], n_experts: int):
+    def __init__(self, rows: Sequence[Sequence[int]],
+                 n_experts: int) -> None:
         n_layers, n_physical = len(rows), len(rows[0]) if len(rows) else 0
         if any(len(r) != n_physical for r in rows):
             raise ValueError("rows of a placement are of one length")
@@ -180,26 +192,30 @@ class Placement(Handle):
         super().__init__(pointer)
 
     @classmethod
-    def trivial(cls, n_layers: int, n_experts: int, n_redundant: int = 0):
+    def trivial(cls, n_layers: int, n_experts: int,
+                n_redundant: int = 0) -> "Placement":
+        """Slot i has expert i mod E, in every layer."""
         return cls._create("moec_placement_trivial", n_layers, n_experts,
                            n_redundant)
 
     @classmethod
-    def parse(cls, model: Model, data, name: str = "placement"):
+    def parse(cls, model: Model, data: Union[str, bytes, bytearray],
+              name: str = "placement") -> "Placement":
         """Any of the formats that `moe-convert placement` knows."""
         data = data.encode() if isinstance(data, str) else bytes(data)
         return cls._create("moec_placement_parse", model.pointer,
                            name.encode(), data, len(data))
 
     @classmethod
-    def read(cls, model: Model, path):
+    def read(cls, model: Model, path: Path) -> "Placement":
+        """parse() of a file."""
         with open(path, "rb") as f:
             return cls.parse(model, f.read(), os.fspath(path))
 
     @classmethod
-    def eplb(cls, loads, n_ranks: int, n_redundant: int = 0,
+    def eplb(cls, loads: Any, n_ranks: int, n_redundant: int = 0,
              n_groups: int = 1, n_nodes: int = 1, accum: str = "f64",
-             ties: str = "introsort"):
+             ties: str = "introsort") -> "Placement":
         """DeepSeek's balancer over loads[layers][experts], bit for bit."""
         import numpy
         loads = numpy.ascontiguousarray(loads, numpy.float32)
@@ -216,18 +232,22 @@ class Placement(Handle):
 
     @property
     def n_experts(self) -> int:
-        return lib.moec_placement_n_experts(self.pointer)
+        """Logical experts."""
+        return int(lib.moec_placement_n_experts(self.pointer))
 
     @property
     def n_physical(self) -> int:
-        return lib.moec_placement_n_physical(self.pointer)
+        """Slots, over all ranks."""
+        return int(lib.moec_placement_n_physical(self.pointer))
 
     @property
     def is_trivial(self) -> bool:
+        """Is it what trivial() makes?"""
         return bool(lib.moec_placement_is_trivial(self.pointer))
 
     @property
     def rows(self) -> List[List[int]]:
+        """The expert of each slot, by MoE layer."""
         out = []
         for i in range(lib.moec_placement_n_layers(self.pointer)):
             row = ctypes.cast(lib.moec_placement_row(self.pointer, i),
@@ -245,14 +265,17 @@ _ORDER = {"gate-up": abi.MOEC_W13_GATE_UP, "up-gate": abi.MOEC_W13_UP_GATE}
 
 class _Planned:
     """What plans and conversions share: slot tensors by layer."""
+    _plan: Any  # moec_plan *
 
     @property
     def topology(self) -> Dict[str, int]:
+        """moec_topology: ranks, slots, slots of a rank."""
         return _fields(lib.moec_plan_topology(self._plan))
 
     @property
     def n_layers(self) -> int:
-        return lib.moec_plan_n_layers(self._plan)
+        """Planned layers."""
+        return int(lib.moec_plan_n_layers(self._plan))
 
     def slot_tensors(self, layer: int) -> List[Dict[str, Any]]:
         """Name, dtype, shape (rows first) and bytes of a row, of each stacked
@@ -296,7 +319,7 @@ class Plan(Handle, _Planned):
     def __init__(self, model: Model, n_ranks: int = 1, n_redundant: int = 0,
                  placement: Optional[Placement] = None, shared: str = "auto",
                  w13_order: str = "gate-up", mtp: bool = True,
-                 allow_empty: bool = False):
+                 allow_empty: bool = False) -> None:
         opts = abi.moec_plan_opts(
             n_ranks=n_ranks, n_redundant=n_redundant, shared=_SHARED[shared],
             w13_order=_ORDER[w13_order], no_mtp=not mtp,
@@ -309,11 +332,12 @@ class Plan(Handle, _Planned):
         self.model = model
 
     @property
-    def _plan(self):
+    def _plan(self) -> Any:
         return self.pointer
 
     @property
     def notes(self) -> List[str]:
+        """What a user may want to know of the plan."""
         return [text(lib.moec_plan_note(self.pointer, i).contents.text)
                 for i in range(lib.moec_plan_n_notes(self.pointer))]
 
@@ -322,7 +346,8 @@ class Conversion(Handle, _Planned):
     """A converted checkpoint, opened: what moe-convert wrote."""
     _destroy = "moec_conversion_close"
 
-    def __init__(self, directory, families: Optional[Families] = None):
+    def __init__(self, directory: Path,
+                 families: Optional[Families] = None) -> None:
         pointer = ctypes.c_void_p()
         call("moec_conversion_open", ctypes.byref(pointer),
              path_bytes(directory), families.pointer if families else None)
@@ -330,16 +355,17 @@ class Conversion(Handle, _Planned):
         self.directory = os.fspath(directory)
 
     @property
-    def _plan(self):
+    def _plan(self) -> Any:
         return lib.moec_layout_plan(lib.moec_conversion_layout(self.pointer))
 
     @property
     def facts(self) -> Dict[str, Any]:
+        """Those of the model that was converted."""
         f = lib.moec_model_facts(lib.moec_plan_model(self._plan)).contents
         return _fields(f)
 
 
-def is_converted(directory) -> bool:
+def is_converted(directory: Path) -> bool:
     """Has the directory a manifest of ours?"""
     try:
         with open(os.path.join(os.fspath(directory), "manifest.json"),
@@ -349,7 +375,7 @@ def is_converted(directory) -> bool:
         return False
 
 
-def _findings(report) -> List[Finding]:
+def _findings(report: Any) -> List[Finding]:
     out = []
     for i in range(lib.moec_report_n_findings(report)):
         f = lib.moec_report_finding(report, i).contents
@@ -363,9 +389,11 @@ def _watched(function: str, directory: Path, opts: Any,
              progress: Optional[Progress]) -> ctypes.c_void_p:
     """What a long function makes, which tells its progress and can be
     stopped: by the progress, by an exception in it, by a signal."""
-    out, raised, stop = ctypes.c_void_p(), [], []
+    out = ctypes.c_void_p()
+    raised: List[BaseException] = []
+    stop: List[bool] = []
 
-    def tell(_, done, total):
+    def tell(_: Any, done: int, total: int) -> int:
         return int(bool(stop or progress and progress(done, total)))
 
     opts.progress = abi.moec_progress_fn(guarded(tell, raised, 1))

@@ -4,7 +4,7 @@ gives an array without a copy)."""
 import contextlib
 import ctypes
 import threading
-from typing import NamedTuple, Optional
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy
 
@@ -30,13 +30,16 @@ _SHARED = {"none": abi.MOEC_SHARED_NONE, "plain": abi.MOEC_SHARED_PLAIN,
            "router": abi.MOEC_SHARED_ROUTER}
 
 
+Array = numpy.ndarray[Any, Any]
+
+
 class Kernels(Handle):
     """A back end and its threads. isa: "auto", "scalar", "avx2", "avx512".
     With more than one thread of its own it serves one call at a time: others
     wait."""
     _destroy = "moec_kernels_close"
 
-    def __init__(self, isa: str = "auto", n_threads: int = 1):
+    def __init__(self, isa: str = "auto", n_threads: int = 1) -> None:
         number = lib.moec_isa_parse(isa.encode())
         if number < 0:
             raise ValueError(f"no isa is named {isa}")
@@ -44,23 +47,27 @@ class Kernels(Handle):
         pointer = ctypes.c_void_p()
         call("moec_kernels_open", ctypes.byref(pointer), ctypes.byref(opts))
         super().__init__(pointer)
-        self.turn = contextlib.nullcontext()
+        self.turn: Any = contextlib.nullcontext()
         self._has_threads = lib.moec_kernels_n_threads(pointer) > 1
         if self._has_threads:
             self.turn = threading.Lock()
 
     @property
     def isa(self) -> str:
-        return text(lib.moec_isa_name(lib.moec_kernels_isa(self.pointer)))
+        """The one in use: "scalar", "avx2", "avx512"."""
+        return str(text(
+            lib.moec_isa_name(lib.moec_kernels_isa(self.pointer))))
 
 
 class Routed(NamedTuple):
-    ids: numpy.ndarray      # [T][K + S] logical ids, -1: none
-    weights: numpy.ndarray  # [T][K + S]
-    expert_choice: Optional[dict]
+    """What a router chose."""
+    ids: Array      # [T][K + S] logical ids, -1: none
+    weights: Array  # [T][K + S]
+    expert_choice: Optional[Dict[str, Any]]
 
 
-def _array(value, dtype, shape, what):
+def _array(value: Any, dtype: str, shape: Tuple[int, ...],
+           what: str) -> Tuple[Optional[View], Any]:
     """A dense array of that dtype and shape, and its address; or nothing."""
     if value is None:
         return None, None
@@ -83,7 +90,7 @@ class Router(Handle):
                  n_shared: int = 0, shared_kind: str = "none",
                  expert_choice: str = "off", fill: str = "fill-missing",
                  capacity_factor: float = 0.0,
-                 kernels: Optional[Kernels] = None, **more):
+                 kernels: Optional[Kernels] = None, **more: Any) -> None:
         ec = abi.moec_ec_config(mode=_EC[expert_choice], fill=_FILL[fill],
                                 capacity_ppm=round(capacity_factor * 1e6))
         config = abi.moec_route_config(
@@ -99,7 +106,7 @@ class Router(Handle):
         super().__init__(pointer, kernels)
         self.config, self._state = config, abi.moec_ec_state()
         # AUTO's state is of one call at a time, whatever the threads.
-        self._turn = threading.Lock() if ec.mode == abi.MOEC_EC_AUTO \
+        self._turn: Any = threading.Lock() if ec.mode == abi.MOEC_EC_AUTO \
             else contextlib.nullcontext()
         self._kernels = kernels
 
@@ -112,8 +119,9 @@ class Router(Handle):
         finally:
             _free(out)
 
-    def route(self, logits, bias=None, shared_gate=None, tokens=None,
-              hash_table=None, forced_ids=None, expert_scale=None,
+    def route(self, logits: Any, bias: Any = None, shared_gate: Any = None,
+              tokens: Any = None, hash_table: Any = None,
+              forced_ids: Any = None, expert_scale: Any = None,
               n_valid: Optional[int] = None) -> Routed:
         """Choose experts and weights for logits [T][E + Z + shared logits] of
         F32, BF16 or F16."""
@@ -158,19 +166,20 @@ class Router(Handle):
                  ctypes.byref(out), address, size)
         ec = None
         if cfg.ec.mode != abi.MOEC_EC_OFF:
-            ec = {f: getattr(stats, f) for f, _ in stats._fields_}
+            ec = {f: getattr(stats, f) for f, *_ in stats._fields_}
         del room, kept
         return Routed(ids, weights, ec)
 
 
-def _workspace(n):
+def _workspace(n: int) -> Tuple[Any, int, int]:
     """n bytes at a multiple of 64, and what keeps them."""
     room = numpy.empty(n + 64, numpy.uint8)
     return room, room.ctypes.data + -room.ctypes.data % 64, n
 
 
-def waterfill(ids, n_physical: int, n_ranks: int, n_shared_slots: int = 1,
-              rank: int = 0, by_rank: bool = False):
+def waterfill(ids: Any, n_physical: int, n_ranks: int,
+              n_shared_slots: int = 1, rank: int = 0,
+              by_rank: bool = False) -> Tuple[Array, Array, int]:
     """Rank that computes the shared columns of each token, from this batch's
     own loads; ids [T][K] are physical. Returns (ranks, loads, target)."""
     view = View(ids)
@@ -191,14 +200,14 @@ def waterfill(ids, n_physical: int, n_ranks: int, n_shared_slots: int = 1,
     return best, load, target.value
 
 
-def load_stats(counts) -> dict:
+def load_stats(counts: Any) -> Dict[str, Any]:
     """max, min, sum, mean, deviation and max over mean of counts."""
     given = numpy.asarray(counts)
     counts = numpy.ascontiguousarray(given, numpy.uint32)
     if (counts != given).any():
         raise ValueError("counts are whole numbers from 0 to 2^32 - 1")
     stats = lib.moec_load_stats_of(counts.ctypes.data, counts.size)
-    return {f: getattr(stats, f) for f, _ in stats._fields_}
+    return {f: getattr(stats, f) for f, *_ in stats._fields_}
 
 
 _free = ctypes.CDLL(None).free

@@ -16,12 +16,12 @@ _VERIFY = {None: abi.MOEC_LOAD_VERIFY_DEFAULT,
            "xxh3": abi.MOEC_LOAD_VERIFY_XXH3,
            "sha256": abi.MOEC_LOAD_VERIFY_SHA256}
 # The types of the callbacks are those of the fields that take them.
-_FIELDS = dict(abi.moec_job_opts._fields_)
+_FIELDS = {name: kind for name, kind, *_ in abi.moec_job_opts._fields_}
 _MEMORY, _READY = _FIELDS["memory"], _FIELDS["ready"]
 _PROGRESS = _FIELDS["progress"]
 
 
-def _room(want, arenas):
+def _room(want: Any, arenas: List[Any]) -> int:
     """The address of memory for a job, kept by `arenas`."""
     try:
         room = mmap.mmap(-1, want.bytes + want.alignment,
@@ -34,11 +34,11 @@ def _room(want, arenas):
         pass  # advice
     arenas.append((ctypes.c_ubyte * len(room)).from_buffer(room))
     address = ctypes.addressof(arenas[-1])
-    return address + -address % want.alignment
+    return address + int(-address % want.alignment)
 
 
 class _Borrowed(_Planned):
-    def __init__(self, plan):
+    def __init__(self, plan: Any) -> None:
         self._plan = plan
 
 
@@ -59,13 +59,15 @@ class Job(Handle):
                  memory_bytes: int = 0, common_last: bool = False,
                  ready: Optional[Callable[[Optional[int]], Any]] = None,
                  progress: Optional[Callable[[int, int], Any]] = None,
-                 **more):
+                 **more: Any) -> None:
         # The callbacks hold on to these, not to the job: a job that is
         # dropped goes at once, and its memory with the last tensor.
-        arenas, raised = [], []
-        self._arenas, self._raised, self._keep = arenas, raised, {}
+        arenas: List[Any] = []
+        raised: List[BaseException] = []
+        self._arenas, self._raised = arenas, raised
+        self._keep: Dict[Any, View] = {}
 
-        def on_memory(_, want, out, err):
+        def on_memory(_: Any, want: Any, out: Any, err: Any) -> int:
             want = ctypes.cast(want, ctypes.POINTER(
                 abi.moec_memory_request)).contents
             ctypes.cast(out, ctypes.POINTER(ctypes.c_void_p))[0] = \
@@ -82,7 +84,7 @@ class Job(Handle):
             memory=_MEMORY(guarded(on_memory, raised, abi.MOEC_E_NOMEM)),
             **more)
         if ready:
-            def on_ready(_, layer, ticket, err):
+            def on_ready(_: Any, layer: int, ticket: Any, err: Any) -> int:
                 ready(None if layer == NO_LAYER else layer)
                 return abi.MOEC_OK
             opts.ready = _READY(
@@ -91,7 +93,8 @@ class Job(Handle):
             opts.progress = _PROGRESS(guarded(
                 lambda _, done, total: int(bool(progress(done, total))),
                 raised, 1))
-        self._opts = opts  # its callbacks live as long as the job
+        # Its callbacks live as long as the job.
+        self._opts: Optional[abi.moec_job_opts] = opts
         pointer = ctypes.c_void_p()
         conversion = isinstance(source, Conversion)
         call("moec_job_create", ctypes.byref(pointer),
@@ -118,11 +121,12 @@ class Job(Handle):
                 "is_w2": bool(s.is_w2), "all_slots": bool(s.all_slots)}
 
     def slot_shape(self, layer: int, t: int) -> Dict[str, int]:
+        """moec_slot_shape: what this rank's part of slot tensor t is."""
         s = abi.moec_slot_shape()
         call("moec_job_slot_shape", self.pointer, layer, t, ctypes.byref(s))
-        return {n: getattr(s, n) for n, _ in s._fields_}
+        return {n: getattr(s, n) for n, *_ in s._fields_}
 
-    def place_slots(self, layer: int, t: int, tensor) -> None:
+    def place_slots(self, layer: int, t: int, tensor: Any) -> None:
         """Load slot tensor t into `tensor` (torch, numpy, a buffer): rows
         without gaps inside, any distance between them; all of them, or the
         routed experts' alone. None: leave it out."""
@@ -148,7 +152,7 @@ class Job(Handle):
         call("moec_job_place_slots", self.pointer, layer, t,
              ctypes.byref(dst))
 
-    def place_tensor(self, name: str, tensor=None) -> None:
+    def place_tensor(self, name: str, tensor: Any = None) -> None:
         """Load a source tensor too, a common or a shared expert's: into
         `tensor`, or into the arena."""
         i = lib.moec_ckpt_find(self._ckpt, name.encode())
@@ -185,9 +189,11 @@ class Job(Handle):
             raise failure(status, err)
 
     def cancel(self) -> None:
+        """wait() then raises CancelledError. From any thread."""
         lib.moec_job_cancel(self.pointer)
 
     def stats(self) -> Dict[str, Any]:
+        """moec_job_stats: bytes, seconds, layers ready. From any thread."""
         s = abi.moec_job_stats()
         lib.moec_job_poll(self.pointer, ctypes.byref(s))
         return {n: getattr(s, n) for n, *_ in s._fields_
@@ -216,7 +222,7 @@ class Job(Handle):
 
 
 def load(source: Union[Plan, Conversion], rank: int, common: bool = False,
-         **options) -> Dict[str, Tensor]:
+         **options: Any) -> Dict[str, Tensor]:
     """Load one rank: its stacked tensors by name, and with `common` every
     source tensor that the plan puts in no slot and does not leave out: shared
     experts too where they have no slots. Options are Job's."""
@@ -231,7 +237,7 @@ def load(source: Union[Plan, Conversion], rank: int, common: bool = False,
                     job.place_tensor(wanted[-1])
         job.start()
         job.wait()
-        out = {name: job.tensor(name) for name in wanted}
+        out: Dict[str, Any] = {name: job.tensor(name) for name in wanted}
         layers = options.get("layers")
         for layer in range(job.plan.n_layers) if layers is None else layers:
             for t, s in enumerate(job.plan.slot_tensors(layer)):

@@ -2,9 +2,13 @@
 """Memory that others own, and memory of ours that others use, without a copy:
 the buffer protocol, numpy's interface, torch tensors, DLPack."""
 import ctypes
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Optional, Tuple
 
 from . import _abi as abi
 from ._lib import no_copy
+
+if TYPE_CHECKING:
+    import numpy
 
 # safetensors' names: (moec_dtype, DLPack code, bits, numpy's type or None)
 DTYPES = {
@@ -56,12 +60,14 @@ class _DLManagedTensor(ctypes.Structure):
                 ("deleter", _DELETER)]
 
 
-_alive = {}  # by address: what a DLPack consumer still uses
+_alive: Dict[int, Any] = {}  # by address: what a DLPack consumer still uses
 
 
-@_DELETER
-def _delete(address):
+def _drop(address: int) -> None:
     _alive.pop(address, None)
+
+
+_delete = _DELETER(_drop)
 
 
 # The capsule's own end, where nobody took what is inside. Typed by address:
@@ -77,10 +83,12 @@ _get_pointer.restype = ctypes.c_void_p
 _get_pointer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
 
 
-@ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-def _end_capsule(capsule):
+def _dropped(capsule: int) -> None:
     if _is_valid(capsule, b"dltensor"):
-        _alive.pop(_get_pointer(capsule, b"dltensor"), None)
+        _drop(_get_pointer(capsule, b"dltensor"))
+
+
+_end_capsule = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_dropped)
 
 
 class Tensor:
@@ -89,24 +97,27 @@ class Tensor:
     `dtype` is safetensors' name; numpy sees dtypes it lacks (bf16, fp8) by
     `numpy(raw=True)` as unsigned integers."""
 
-    def __init__(self, owner, address, shape, dtype):
+    def __init__(self, owner: Any, address: int, shape: Iterable[int],
+                 dtype: str) -> None:
         self._owner = owner
-        self.data_ptr, self.shape, self.dtype = address, tuple(shape), dtype
+        self.data_ptr, self.dtype = address, dtype
+        self.shape: Tuple[int, ...] = tuple(shape)
 
     __reduce__ = no_copy  # the copy's address would be of memory that goes
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
+        """Of all elements."""
         n = DTYPES[self.dtype][2] // 8
         for d in self.shape:
             n *= d
         return n
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<moec.Tensor {self.dtype} {list(self.shape)}>"
 
     @property
-    def __array_interface__(self):
+    def __array_interface__(self) -> Dict[str, Any]:
         typestr = DTYPES[self.dtype][3]
         if typestr is None:
             raise AttributeError(
@@ -114,7 +125,7 @@ class Tensor:
         return {"version": 3, "shape": self.shape, "typestr": typestr,
                 "data": (self.data_ptr, False)}
 
-    def numpy(self, raw=False):
+    def numpy(self, raw: bool = False) -> "numpy.ndarray[Any, Any]":
         """A numpy view; with `raw`, unsigned integers where numpy lacks the
         type."""
         import numpy
@@ -125,18 +136,20 @@ class Tensor:
             Tensor(self, self.data_ptr, self.shape, unsigned))
 
     @property
-    def buffer(self):
+    def buffer(self) -> "ctypes.Array[ctypes.c_ubyte]":
         """Its bytes, for whatever speaks the buffer protocol: memoryview,
         bytes, torch.frombuffer, a file's write."""
         room = (ctypes.c_ubyte * self.nbytes).from_address(self.data_ptr)
-        room.owner = self
+        setattr(room, "owner", self)
         return room
 
-    def __dlpack_device__(self):
+    def __dlpack_device__(self) -> Tuple[int, int]:
         return (1, 0)  # kDLCPU
 
-    def __dlpack__(self, stream=None, max_version=None, dl_device=None,
-                   copy=None):
+    def __dlpack__(self, stream: Any = None,
+                   max_version: Optional[Tuple[int, int]] = None,
+                   dl_device: Optional[Tuple[int, int]] = None,
+                   copy: Optional[bool] = None) -> Any:
         if dl_device not in (None, (1, 0)) or copy:
             raise BufferError("this memory is the host's, and not copied")
         _, code, bits, _ = DTYPES[self.dtype]
@@ -155,8 +168,12 @@ class View:
     bytes, bits of an element, and safetensors' name of its type where it says
     one."""
 
-    def __init__(self, obj, writable=False):
+    def __init__(self, obj: Any, writable: bool = False) -> None:
         self.owner = obj
+        self.address: Any
+        self.dtype: Optional[str]
+        self.shape: Tuple[int, ...]
+        self.strides: Tuple[int, ...]
         if isinstance(obj, Tensor):
             self.address, self.shape = obj.data_ptr, obj.shape
             self.dtype, self.bits = obj.dtype, DTYPES[obj.dtype][2]
@@ -186,8 +203,8 @@ class View:
             if not m.c_contiguous:
                 raise ValueError("the buffer has gaps")
             self.owner = m
-            self.shape, self.bits = m.shape, 8 * m.itemsize
-            self.strides, self.dtype = m.strides, None
+            self.shape, self.bits = m.shape or (), 8 * m.itemsize
+            self.strides, self.dtype = m.strides or (), None
             if m.readonly:
                 self.owner = bytes(m)
                 self.address = ctypes.cast(ctypes.c_char_p(self.owner),
@@ -195,29 +212,30 @@ class View:
             else:
                 self.address = ctypes.addressof(ctypes.c_char.from_buffer(m))
 
-    def _dense(self):
+    def _dense(self) -> Tuple[int, ...]:
         strides, step = [], self.bits // 8
         for d in reversed(self.shape):
             strides.append(step)
             step *= d
         return tuple(reversed(strides))
 
-    def holds(self, dtype):
+    def holds(self, dtype: str) -> bool:
         """Can its elements be of that type? Bytes of a buffer, and unsigned
         integers of numpy's in the place of a type that it lacks, can."""
         return DTYPES[dtype][2] == self.bits and (
             self.dtype in (dtype, None) or
             DTYPES[dtype][3] is None and self.dtype in ("U8", "U16"))
 
-    def _has_gaps(self, first):
+    def _has_gaps(self, first: int) -> bool:
         return any(d != 1 and s != e for d, s, e in
                    list(zip(self.shape, self.strides, self._dense()))[first:])
 
     @property
-    def is_dense(self):
+    def is_dense(self) -> bool:
+        """Are there no gaps, in the order of C?"""
         return not self._has_gaps(0)
 
-    def row_stride(self):
+    def row_stride(self) -> Optional[int]:
         """Elements from row to row, whatever a row is; None where rows have
         gaps inside, or overlap."""
         if not self.shape or self._has_gaps(1):

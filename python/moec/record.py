@@ -2,17 +2,21 @@
 """Recorded routes: <moec/record.h>. A recorder that threads append to, and the
 recordings that come out."""
 import ctypes
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy
 
 from . import _abi as abi
 from ._lib import Handle, call, lib, path_bytes, text
-from .checkpoint import Model
+from .checkpoint import Model, Path
 from .memory import View
 
 
+Array = numpy.ndarray[Any, Any]
+
+
 class Request(NamedTuple):
+    """One request of a recording."""
     id: str
     sample: int
     tokens: slice  # among the recording's
@@ -23,7 +27,7 @@ class Routes(Handle):
     """A recording; immutable."""
     _destroy = "moec_routes_destroy"
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         pointer = ctypes.c_void_p()
         call("moec_routes_open", ctypes.byref(pointer), path_bytes(path))
         super().__init__(pointer)
@@ -35,21 +39,25 @@ class Routes(Handle):
             *(r.pointer for r in recordings))
         return cls._create("moec_routes_merge", several, len(recordings))
 
-    def save(self, path, replace: bool = False) -> None:
+    def save(self, path: Path, replace: bool = False) -> None:
+        """Into a file; over another one with `replace` alone."""
         call("moec_routes_save", self.pointer, path_bytes(path), int(replace))
 
     @property
-    def shape(self):
+    def shape(self) -> Tuple[int, int, int]:
         """(tokens, MoE layers, columns)."""
         s = lib.moec_routes_shape_get(self.pointer).contents
         return (lib.moec_routes_n_tokens(self.pointer), s.n_layers, s.top_k)
 
     @property
     def n_experts(self) -> int:
-        return lib.moec_routes_shape_get(self.pointer).contents.n_experts
+        """Logical experts."""
+        return int(
+            lib.moec_routes_shape_get(self.pointer).contents.n_experts)
 
     @property
     def requests(self) -> List[Request]:
+        """In the order of their tokens."""
         out = []
         for i in range(lib.moec_routes_n_requests(self.pointer)):
             r = lib.moec_routes_get_request(self.pointer, i)
@@ -60,14 +68,15 @@ class Routes(Handle):
         return out
 
     @property
-    def positions(self) -> numpy.ndarray:
+    def positions(self) -> Array:
+        """Of each token in its request."""
         n = self.shape[0]
         data = ctypes.cast(lib.moec_routes_positions(self.pointer),
                            ctypes.POINTER(ctypes.c_uint32))
         return numpy.ctypeslib.as_array(data, (n,)).copy() if n else \
             numpy.empty(0, numpy.uint32)
 
-    def ids(self, layer: int) -> numpy.ndarray:
+    def ids(self, layer: int) -> Array:
         """Logical ids [tokens][columns] of one MoE layer, -1: none."""
         n, layers, k = self.shape
         if not 0 <= layer < layers:
@@ -76,7 +85,7 @@ class Routes(Handle):
         lib.moec_routes_ids(self.pointer, 0, n, layer, out.ctypes.data)
         return out
 
-    def counts(self) -> numpy.ndarray:
+    def counts(self) -> Array:
         """How often each expert was chosen: [layers][experts]. What
         Placement.eplb takes."""
         out = numpy.empty((self.shape[1], self.n_experts), numpy.uint64)
@@ -90,7 +99,7 @@ class Recorder(Handle):
 
     def __init__(self, model: Optional[Model] = None, n_experts: int = 0,
                  top_k: int = 0, layers: Sequence[int] = (),
-                 n_decoder: int = 0, max_bytes: int = 0):
+                 n_decoder: int = 0, max_bytes: int = 0) -> None:
         """Of a model, or of sizes and the numbers of its MoE layers."""
         hexes = ctypes.create_string_buffer(65)
         shape = abi.moec_routes_shape()
@@ -123,7 +132,8 @@ class Recorder(Handle):
              ctypes.byref(out))
         return out.value
 
-    def append(self, layer: int, requests, positions, ids) -> None:
+    def append(self, layer: int, requests: Any, positions: Any,
+               ids: Any) -> None:
         """Row t of ids [rows][columns, shared ones may follow] belongs to
         request requests[t] (0: padding) at positions[t]."""
         view = View(ids)
@@ -146,15 +156,18 @@ class Recorder(Handle):
         call("moec_recorder_gap", self.pointer, request, first, end)
 
     def retract(self, request: int, start: int) -> None:
+        """Forget its rows from position `start` on."""
         call("moec_recorder_retract", self.pointer, request, start)
 
     def take(self, request: int) -> Routes:
+        """One request, whole; it leaves the recorder."""
         return self._routes("moec_recorder_take", request)
 
     def stop(self) -> Routes:
+        """All that is left, whole."""
         return self._routes("moec_recorder_stop")
 
-    def _routes(self, function, *arguments):
+    def _routes(self, function: str, *arguments: Any) -> Routes:
         pointer = ctypes.c_void_p()
         call(function, self.pointer, *arguments, ctypes.byref(pointer))
         out = Routes.__new__(Routes)

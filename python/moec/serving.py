@@ -6,7 +6,7 @@ import ctypes
 import os
 import time
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple,
-                    Optional, Tuple)
+                    Optional, Tuple, Union)
 
 import torch
 
@@ -52,15 +52,14 @@ class World(NamedTuple):
 class Source:
     """A checkpoint of either form, opened, and what the engine may ask."""
 
-    def __init__(self, directory: str):
+    def __init__(self, directory: str) -> None:
         self.directory = directory
         self.conversion = Conversion(directory) \
             if is_converted(directory) else None
         if self.conversion is None:
-            self.model = Model(Checkpoint(directory))
-            facts = self.model.facts
-            self.layers = [self.model.layer(i)
-                           for i in range(self.model.n_layers)]
+            self.model: Optional[Model] = (m := Model(Checkpoint(directory)))
+            facts = m.facts
+            self.layers = [m.layer(i) for i in range(m.n_layers)]
         else:
             self.model = None
             facts = self.conversion.facts
@@ -73,11 +72,13 @@ class Source:
     def rows(self, path: str) -> List[List[int]]:
         """A placement's rows, one for each MoE layer."""
         model = self.model
-        if model is None:
+        if self.conversion is not None:
             model = _BorrowedModel(lib.moec_plan_model(self.conversion._plan))
+        assert model is not None  # of either form
         return Placement.read(model, path).rows
 
-    def planned(self, world: World, rows: Optional[List[List[int]]]):
+    def planned(self, world: World, rows: Optional[List[List[int]]],
+                ) -> Union[Plan, Conversion]:
         """A plan for that world, or the conversion if it is one for it."""
         if world.ep_size < 1 or world.n_physical % world.ep_size:
             raise MappingError(
@@ -85,13 +86,14 @@ class Source:
                 "ranks: the engine would give ranks unequal shares; choose "
                 "redundant experts that make it even", abi.MOEC_E_MAPPING,
                 "MOE-P06")
-        if self.conversion is None:
+        if self.model is not None:
             placement = Placement(rows, self.n_experts) if rows else None
             return Plan(
                 self.model, n_ranks=world.ep_size,
                 n_redundant=world.n_physical - self.n_experts,
                 placement=placement,
                 shared="per-rank" if world.shared_slots else "off")
+        assert self.conversion is not None  # the other form
         t = self.conversion.topology
         made = (t["n_ranks"], t["n_physical"])
         if made != (world.ep_size, world.n_physical):
@@ -114,6 +116,7 @@ class Source:
 
     def placement_rows(self) -> List[List[int]]:
         """What the conversion was made with."""
+        assert self.conversion is not None  # asked of one alone
         p = lib.moec_plan_placement(self.conversion._plan)
         return _BorrowedPlacement(p).rows
 
@@ -121,14 +124,14 @@ class Source:
 class _BorrowedModel(Model):
     _destroy = None
 
-    def __init__(self, pointer):
+    def __init__(self, pointer: Any) -> None:
         self._pointer = pointer
 
 
 class _BorrowedPlacement(Placement):
     _destroy = None
 
-    def __init__(self, pointer):
+    def __init__(self, pointer: Any) -> None:
         self._pointer = pointer
 
 
@@ -171,8 +174,10 @@ class _Fill:
     """One job over some layers: which tensors are filled in place, and which
     through staging once their layer is ready."""
 
-    def __init__(self, source, world, extra, layers, targets):
-        self.later: Dict[int, List[Tuple[torch.Tensor, torch.Tensor,
+    def __init__(self, source: Union[Plan, Conversion], world: World,
+                 extra: Dict[str, Any], layers: List[int],
+                 targets: Dict[int, Experts]) -> None:
+        self.later: Dict[Optional[int], List[Tuple[torch.Tensor, torch.Tensor,
                                          bool]]] = {}
         self.filled: List[str] = []
         self.n_local = world.n_physical // world.ep_size
@@ -236,7 +241,7 @@ class _Fill:
                     p.copy_(staging)
 
 
-def _groups(source, world, targets) -> Iterator[List[int]]:
+def _groups(targets: Dict[int, Experts]) -> Iterator[List[int]]:
     """Layers, as many at a time as staging memory allows."""
     group: List[int] = []
     room = 0
@@ -281,7 +286,7 @@ def fill(source: Source, experts: Iterable[Experts], world: World,
     out: Dict[str, Any] = {"filled": [], "bytes_needed": 0, "bytes_read": 0,
                            "bytes_verified": 0, "seconds_experts": 0.0}
     answer = None
-    for first, layers in enumerate(_groups(source, world, targets)):
+    for first, layers in enumerate(_groups(targets)):
         part = _Fill(planned, world, extra, layers, targets)
         with part.job as job:
             names = _place_rest(job, world) if first == 0 else []

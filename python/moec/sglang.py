@@ -9,16 +9,18 @@ engine's own: --init-expert-location. Keys: verify (none, xxh3, sha256),
 threads, ring_bytes, report. Without this package the key is refused by
 SGLang's own loader: it never loads the ordinary way in silence."""
 import functools
+from typing import Any, Dict
 
 
-def register():
+def register() -> None:
     """Called once in every process of SGLang's: nothing heavy here."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     HookRegistry.register("sglang.srt.model_loader.loader.get_model_loader",
                           _get_model_loader, HookType.AROUND)
 
 
-def _get_model_loader(stock, load_config, model_config=None):
+def _get_model_loader(stock: Any, load_config: Any,
+                      model_config: Any = None) -> Any:
     extra = getattr(load_config, "model_loader_extra_config", None)
     if not isinstance(extra, dict) or "moec" not in extra:
         return stock(load_config, model_config)
@@ -26,15 +28,15 @@ def _get_model_loader(stock, load_config, model_config=None):
 
 
 @functools.lru_cache(maxsize=None)
-def _loader_class():
+def _loader_class() -> Any:
     import copy
 
     from sglang.srt.model_loader.loader import DefaultModelLoader
 
-    class MoecModelLoader(DefaultModelLoader):
+    class MoecModelLoader(DefaultModelLoader):  # type: ignore
         """Fills a model through libmoec, or refuses with a sentence."""
 
-        def __init__(self, load_config):
+        def __init__(self, load_config: Any) -> None:
             from . import _abi as abi
             from . import serving
             from ._lib import ArgumentError
@@ -49,15 +51,16 @@ def _loader_class():
             super().__init__(stock)
             self._directory = None
 
-        def download_model(self, model_config):
+        def download_model(self, model_config: Any) -> None:
             from . import serving
             serving.Source(model_config.model_path)
 
-        def _get_all_weights(self, model_config, model):
+        def _get_all_weights(self, model_config: Any, model: Any) -> Any:
             self._directory = model_config.model_path
             return iter(())  # ours come another way
 
-        def load_weights_and_postprocess(self, model, weights, target_device):
+        def load_weights_and_postprocess(self, model: Any, weights: Any,
+                                         target_device: Any) -> None:
             load(model, self._directory, self.extra, functools.partial(
                 self.load_weights_only, target_device=target_device))
             self.postprocess_weights(model, target_device)
@@ -65,7 +68,8 @@ def _loader_class():
     return MoecModelLoader
 
 
-def load(model, directory, extra, load_weights=None):
+def load(model: Any, directory: Any, extra: Any,
+         load_weights: Any = None) -> Dict[str, Any]:
     """Fill `model`; load_weights(model, iterator) takes what is no expert."""
     from sglang.srt.eplb.expert_location import \
         get_global_expert_location_metadata
@@ -92,24 +96,24 @@ def load(model, directory, extra, load_weights=None):
     return facts
 
 
-def expert_layers(model):
+def expert_layers(model: Any) -> Dict[str, Any]:
     """FusedMoE modules by name."""
     return {name: m for name, m in model.named_modules()
             if hasattr(m, "_num_global_routed") and hasattr(m, "w13_weight")}
 
 
-def _parameters(module):
+def _parameters(module: Any) -> Dict[str, Any]:
     return {n: p.data for n, p in module.named_parameters(recurse=False)
             if n.startswith(("w13_", "w2_"))}
 
 
-def _is_interleaved(module):
+def _is_interleaved(module: Any) -> bool:
     config = getattr(module, "moe_runner_config", None)
     return bool(getattr(config, "gate_up_interleaved", False)) and \
         getattr(config, "gemm1_alpha", None) is not None
 
 
-def _world(module):
+def _world(module: Any) -> Any:
     from . import serving
     return serving.World(
         ep_rank=module.moe_ep_rank, ep_size=module.moe_ep_size,
@@ -118,7 +122,7 @@ def _world(module):
         shared_slots=module.num_fused_shared_experts)
 
 
-def _rows(source, world, metadata):
+def _rows(source: Any, world: Any, metadata: Any) -> Any:
     """The engine's placement by MoE layer; None where it is the trivial one."""
     trivial = [i % source.n_experts for i in range(world.n_physical)]
     if metadata is None:

@@ -8,44 +8,46 @@ DIR is a Hugging Face checkpoint or a conversion. Expert parameters are filled
 in place before vLLM processes them; all else goes through the model's own
 load_weights. Keys: placement (a file; needs EPLB), verify (none, xxh3,
 sha256), threads, ring_bytes, report (a file that gets a line of JSON)."""
+from typing import Any, Dict
 
 
-def register():
+def register() -> None:
     """Called once in every process of vLLM's: nothing heavy here."""
     from vllm.model_executor.model_loader import register_model_loader
     register_model_loader("moec")(_loader_class())
 
 
-def _loader_class():
+def _loader_class() -> Any:
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
-    class MoecModelLoader(BaseModelLoader):
+    class MoecModelLoader(BaseModelLoader):  # type: ignore
         """Fills a model through libmoec, or refuses with a sentence."""
 
-        def __init__(self, load_config):
+        def __init__(self, load_config: Any) -> None:
             super().__init__(load_config)
             from . import serving
             self.extra = serving.options(
                 load_config.model_loader_extra_config)
             self.eplb = None  # not known before load_model
 
-        def download_model(self, model_config):
+        def download_model(self, model_config: Any) -> None:
             from . import serving
             serving.Source(model_config.model)  # is it there, is it ours?
 
-        def load_model(self, vllm_config, model_config, prefix=""):
+        def load_model(self, vllm_config: Any, model_config: Any,
+                       prefix: Any = "") -> Any:
             self.eplb = vllm_config.parallel_config.enable_eplb
             return super().load_model(vllm_config=vllm_config,
                                       model_config=model_config,
                                       prefix=prefix)
 
-        def load_weights(self, model, model_config):
+        def load_weights(self, model: Any, model_config: Any) -> None:
             load(model, model_config, self.extra, self.eplb)
 
     return MoecModelLoader
 
 
-def load(model, model_config, extra, eplb):
+def load(model: Any, model_config: Any, extra: Any, eplb: Any) -> None:
     """Fill `model`; `eplb`: vLLM's load balancer is on."""
     from . import _abi as abi
     from . import serving
@@ -82,32 +84,32 @@ def load(model, model_config, extra, eplb):
         "common": len(facts["rest"] or ())})
 
 
-def expert_layers(model):
+def expert_layers(model: Any) -> Dict[str, Any]:
     """RoutedExperts modules by name, in the model's order."""
     return {name: m for name, m in model.named_modules()
             if hasattr(m, "expert_map_manager") and
             any(hasattr(m, w) for w in ("w13_weight", "w13_weight_packed"))}
 
 
-def _number(name):
+def _number(name: Any) -> int:
     """Of "model.layers.3.mlp.experts.routed_experts": 3."""
     parts = name.split(".")
     return int(parts[parts.index("layers") + 1])
 
 
-def _parameters(module):
+def _parameters(module: Any) -> Dict[str, Any]:
     return {n: p.data for n, p in module.named_parameters(recurse=False)
             if n.startswith(("w13_", "w2_"))}
 
 
-def _is_interleaved(module):
+def _is_interleaved(module: Any) -> bool:
     """gpt-oss keeps gate and up of w13 in turn: its activation says so."""
     activation = getattr(module, "activation", None) or getattr(
         getattr(module, "moe_config", None), "activation", None)
     return getattr(activation, "value", activation) == "swigluoai"
 
 
-def _world(module):
+def _world(module: Any) -> Any:
     from . import serving
     m = module.expert_map_manager
     parallel = module.moe_config.moe_parallel_config
@@ -117,7 +119,7 @@ def _world(module):
         shared_slots=m.num_fused_shared_experts)
 
 
-def publish(rows):
+def publish(rows: Any) -> None:
     """Tell vLLM's EPLB state, which is built after loading, where the experts
     are. The state takes the rows once; a second model is left alone."""
     import torch
@@ -125,7 +127,8 @@ def publish(rows):
 
     stock = EplbState.add_model
 
-    def add_model(self, model, model_config, *a, **kw):
+    def add_model(self: Any, model: Any, model_config: Any, *a: Any,
+                  **kw: Any) -> None:
         stock(self, model, model_config, *a, **kw)
         state = self.model_states[model_config.compute_hash()]
         have = state.physical_to_logical_map

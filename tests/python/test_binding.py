@@ -4,6 +4,7 @@ the environment, python/ on the path."""
 import copy
 import ctypes
 import gc
+import inspect
 import json
 import os
 import pickle
@@ -95,6 +96,27 @@ class Abi(unittest.TestCase):
         known = {v for n, v in vars(_abi).items() if n.startswith("MOEC_E_")}
         self.assertEqual(known - set(_ERRORS), {_abi.MOEC_E_INTERNAL})
         self.assertEqual(len(set(_ERRORS.values())), len(_ERRORS))
+
+    def test_what_is_public_says_what_it_does_and_takes(self):
+        for module in (moec.checkpoint, moec.memory, kernels, loading, record):
+            for name, c in inspect.getmembers(module):
+                if name.startswith("_") or \
+                        getattr(c, "__module__", None) != module.__name__:
+                    continue
+                inside = [(name, c)]
+                if inspect.isclass(c):
+                    inside += [(f"{name}.{n}", m) for n, m in vars(c).items()
+                               if not n.startswith("_")]
+                for n, m in inside:
+                    m = m.fget if isinstance(m, property) else \
+                        getattr(m, "__func__", m)
+                    if inspect.isfunction(m) or inspect.isclass(m):
+                        self.assertTrue(m.__doc__, n)
+                    if inspect.isfunction(m):
+                        hints = set(m.__annotations__)
+                        self.assertEqual(
+                            {"return", *inspect.signature(m).parameters} -
+                            hints - {"self", "cls"}, set(), n)
 
 
 class Checkpoints(unittest.TestCase):
