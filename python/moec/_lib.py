@@ -203,6 +203,7 @@ def waiting(work: Callable[[], _T], stop: Callable[[], Any]) -> _T:
                 done.wait()
             except KeyboardInterrupt:
                 pass  # it is ending already
+        caught.clear()  # e's traceback leads to it
         raise
     return out[0]
 

@@ -404,7 +404,7 @@ def _watched(function: str, directory: Path, opts: Any,
             ctypes.byref(err)),
         lambda: stop.append(True))
     if raised:
-        raise raised[0]
+        raise raised.pop(0)
     if status != abi.MOEC_OK:
         raise failure(status, err)
     return out

@@ -183,8 +183,8 @@ class Job(Handle):
         err, pointer = abi.moec_error(), self.pointer
         status = waiting(lambda: lib.moec_job_wait(pointer, ctypes.byref(err)),
                          self.cancel)
-        if self._raised:
-            raise self._raised[0]
+        if self._raised:  # popped: its traceback leads to the list
+            raise self._raised.pop(0)
         if status != abi.MOEC_OK:
             raise failure(status, err)
 

@@ -376,6 +376,24 @@ class Lifetime(unittest.TestCase):
         finally:
             gc.enable()
 
+    def test_a_load_that_raised_leaves_nothing_open(self):
+        def ready(layer):
+            raise RuntimeError("mine")
+
+        gc.disable()
+        try:
+            before = os.listdir("/proc/self/fd")
+            plan = moec.Plan(moec.Model(fixture("qwen3_moe")))
+            try:  # assertRaises would clear the frames
+                loading.load(plan, 0, ready=ready)
+                self.fail("it loaded")
+            except RuntimeError:
+                pass
+            del plan
+            self.assertEqual(os.listdir("/proc/self/fd"), before)
+        finally:
+            gc.enable()
+
     def test_nothing_is_copied_with_the_address_in_it(self):
         tensor = next(iter(loading.load(self.plan, 0).values()))
         for thing in (self.plan, tensor, loading.Job(self.plan, 0)):
