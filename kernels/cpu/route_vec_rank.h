@@ -145,6 +145,46 @@ static void screen_rows(struct block *b)
 
 /* ---------------------------------------------------------- candidates */
 
+/* Columns of the row that reach `bound`. */
+static uint32_t count_from(const struct block *b, uint32_t i, vf bound)
+{
+    uint32_t kept = b->grouped ? b->kept[i] : 1, n = 0;
+
+    for (; kept; kept &= kept - 1) {
+        const float *p = b->value[i] + (uint32_t)__builtin_ctz(kept) * b->width;
+
+        for (uint32_t c = 0; c < b->n_chunks; c++)
+            n += vm_count(vf_ge(
+                load_values(p + 16 * c, c + 1 == b->n_chunks ? b->tail : 16),
+                bound));
+    }
+    return n;
+}
+
+/* Bisect the order of floats for a bound of a row that has too many
+ * candidates, which is common where K is a large part of E. False where ties
+ * leave none that K columns reach and not more than CAND_MAX. */
+static bool raise_bound(struct block *b, uint32_t i)
+{
+    uint32_t low = moec_f32_key(b->bound[i]), high = moec_f32_key(FLT_MAX);
+
+    while (high - low > 1) {
+        uint32_t mid = low + (high - low) / 2;
+        float bound = moec_f32_unkey(mid);
+        uint32_t n = count_from(b, i, vf_set(bound));
+
+        if (n < b->r->config.top_k) {
+            high = mid;
+        } else {
+            low = mid;
+            b->bound[i] = bound;
+            if (n <= CAND_MAX)
+                return true;
+        }
+    }
+    return false;
+}
+
 /* The exact K best of a row that has too many candidates: long ties. */
 static uint32_t best_of_many(struct block *b, uint32_t i)
 {
@@ -245,20 +285,26 @@ static void refine(struct block *b, uint32_t i)
     }
 }
 
+static inline void row_candidates(struct block *b, uint32_t i, bool values)
+{
+    if (b->grouped)
+        find_candidates_grouped(b, i);
+    else
+        find_candidates(b, i, values);
+}
+
 static void all_candidates(struct block *b)
 {
     for (uint32_t i = 0; i < b->n; i++) {
-        if (b->grouped)
-            find_candidates_grouped(b, i);
-        else if (b->screened)
-            find_candidates(b, i, false);
-        else
-            find_candidates(b, i, true);
+        row_candidates(b, i, !b->screened);
         if (b->n_cand[i] > CAND_MAX) {
             if (b->screened)
                 biased_row(b, i, MOEC_SCORE_SIGMOID, b->in->logits_dtype,
                            false);
-            b->n_cand[i] = best_of_many(b, i);
+            if (raise_bound(b, i))
+                row_candidates(b, i, true);
+            else
+                b->n_cand[i] = best_of_many(b, i);
         } else if (b->screened) {
             refine(b, i);
         }

@@ -35,6 +35,7 @@ static const struct variant variants[] = {
     {"softplus-256", 256, 6, 1, 1, MOEC_SCORE_SQRT_SOFTPLUS, true},
     {"softmax-bias-64", 64, 6, 1, 1, MOEC_SCORE_SOFTMAX, true},
     {"softmax-512-22", 512, 22, 1, 1, MOEC_SCORE_SOFTMAX, false},
+    {"softmax-320-64", 320, 64, 1, 1, MOEC_SCORE_SOFTMAX, false},
     {"softmax-4096-64", 4096, 64, 1, 1, MOEC_SCORE_SOFTMAX, false},
 };
 static const uint32_t row_counts[] = {1, 16, 128, 1024, 8192};
