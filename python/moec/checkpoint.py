@@ -7,8 +7,8 @@ from typing import (Any, Callable, Dict, Iterator, List, NamedTuple, Optional,
                     Sequence, Tuple, Union)
 
 from . import _abi as abi
-from ._lib import (Handle, call, failure, guarded, lib, path_bytes, text,
-                   waiting, whole)
+from ._lib import (FileError, Handle, call, failure, guarded, lib, path_bytes,
+                   text, waiting, whole)
 from .memory import NAMES, View
 
 Path = Union[str, "os.PathLike[str]"]
@@ -209,8 +209,15 @@ class Placement(Handle):
     @classmethod
     def read(cls, model: Model, path: Path) -> "Placement":
         """parse() of a file."""
-        with open(path, "rb") as f:
-            return cls.parse(model, f.read(), os.fspath(path))
+        try:
+            with open(path, "rb") as f:
+                data = f.read()
+        except OSError as e:
+            said = FileError(f"placement {os.fspath(path)}: {e.strerror}",
+                             abi.MOEC_E_IO)
+            said.errno = e.errno
+            raise said from e
+        return cls.parse(model, data, os.fspath(path))
 
     @classmethod
     def eplb(cls, loads: Any, n_ranks: int, n_redundant: int = 0,
@@ -366,7 +373,9 @@ class Conversion(Handle, _Planned):
 
 
 def is_converted(directory: Path) -> bool:
-    """Has the directory a manifest of ours?"""
+    """Is the directory a conversion, be it a damaged one?"""
+    if os.path.exists(os.path.join(os.fspath(directory), "slots.bin")):
+        return True
     try:
         with open(os.path.join(os.fspath(directory), "manifest.json"),
                   "rb") as f:

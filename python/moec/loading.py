@@ -11,7 +11,7 @@ from .checkpoint import Conversion, Plan, _Planned
 from .memory import NAMES, Tensor, View
 
 NO_LAYER = 0xffffffff
-_VERIFY = {None: abi.MOEC_LOAD_VERIFY_DEFAULT,
+VERIFY = {None: abi.MOEC_LOAD_VERIFY_DEFAULT,
            "none": abi.MOEC_LOAD_VERIFY_NONE,
            "xxh3": abi.MOEC_LOAD_VERIFY_XXH3,
            "sha256": abi.MOEC_LOAD_VERIFY_SHA256}
@@ -76,7 +76,7 @@ class Job(Handle):
 
         chosen = None if layers is None else whole(layers, ctypes.c_uint32)
         opts = abi.moec_job_opts(
-            verify=_VERIFY[verify], tp_rank=tp_rank, tp_size=tp_size,
+            verify=VERIFY[verify], tp_rank=tp_rank, tp_size=tp_size,
             n_threads=n_threads, ring_bytes=ring_bytes,
             memory_bytes=memory_bytes, common_last=common_last,
             layers=ctypes.cast(chosen, ctypes.c_void_p) if chosen else None,

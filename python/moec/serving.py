@@ -14,7 +14,7 @@ from . import _abi as abi
 from ._lib import ArgumentError, MappingError, lib
 from .checkpoint import (Checkpoint, Conversion, Model, Placement, Plan,
                          is_converted)
-from .loading import Job
+from .loading import VERIFY, Job
 
 KEYS = {"placement", "verify", "threads", "ring_bytes", "report"}
 # Memory for tensors that cannot be filled in place, at a time.
@@ -137,12 +137,26 @@ class _BorrowedPlacement(Placement):
 
 def options(extra: Optional[Dict[str, Any]]) -> Dict[str, Any]:
     """The engine's dictionary of ours, refused where it has other keys."""
+    if not isinstance(extra or {}, dict):
+        raise ArgumentError("moec: model_loader_extra_config is no object of "
+                            f"JSON, but {extra!r}", abi.MOEC_E_ARG)
     extra = dict(extra or {})
     unknown = sorted(set(extra) - KEYS)
     if unknown:
         raise ArgumentError(
             f"moec: model_loader_extra_config has {', '.join(unknown)}; it "
             f"knows {', '.join(sorted(KEYS))}", abi.MOEC_E_ARG)
+    for key, value in extra.items():
+        if key == "verify":
+            good, what = value in VERIFY, "none, xxh3 or sha256"
+        elif key in ("threads", "ring_bytes"):
+            good, what = type(value) is int and value >= 0, "a whole number"
+        else:
+            good, what = isinstance(value, str), "the path of a file"
+        if not good:
+            raise ArgumentError(
+                f"moec: {key} in model_loader_extra_config is {value!r}; it "
+                f"must be {what}", abi.MOEC_E_ARG)
     return extra
 
 

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -133,6 +134,25 @@ def one_rank(args):
     return ok
 
 
+def damaged(work, directory, name, how=None):
+    """A copy without that file, with it cut, or with a bit flipped there."""
+    out = os.path.join(work, "damaged-" + name)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(directory, out)
+    path = os.path.join(out, name)
+    if how is None:
+        os.remove(path)
+    elif how == "cut":
+        os.truncate(path, os.path.getsize(path) - 1000)
+    else:
+        with open(path, "r+b") as f:
+            f.seek(how, os.SEEK_END)
+            byte = f.read(1)[0]
+            f.seek(how, os.SEEK_END)
+            f.write(bytes([byte ^ 1]))
+    return out
+
+
 def refusals(args):
     """What must end the engine's start with our sentence."""
     ok = True
@@ -142,6 +162,8 @@ def refusals(args):
         json.dump([[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]] * 3, f)
     two = convert(args.program, model, os.path.join(args.work, "two"),
                   "--ep", "2")
+    one = convert(args.program, model, os.path.join(args.work, "one"),
+                  "--ep", "1")
     for what, job, words in (
             ("unknown key", {"model": model, "extra": {"verfy": "none"}},
              "verfy"),
@@ -150,7 +172,20 @@ def refusals(args):
              "--enable-eplb"),
             ("a conversion for two ranks", {"model": two},
              "converted for 2 ranks"),
-            ("no experts", {"model": args.work}, "")):
+            ("a placement that is not there",
+             {"model": model, "extra": {"placement": rows + ".gone"}},
+             "gone: No such file"),
+            ("a digest nobody knows",
+             {"model": model, "extra": {"verify": "md5"}}, "sha256"),
+            ("a conversion without its manifest",
+             {"model": damaged(args.work, two, "manifest.json")}, "MOE-M01"),
+            ("a flipped bit in a conversion", {"model": damaged(
+                args.work, one,
+                "experts-rank-00000-of-00001-part-00001.safetensors", -100)},
+             "must have"),
+            ("a shard that is cut", {"model": damaged(
+                args.work, model, "model-00002-of-00003.safetensors", "cut")},
+             "MOE-")):
         answer = forked({"format": "moec", **job})
         good = words in answer.get("error", "")
         ok &= good and "error" in answer

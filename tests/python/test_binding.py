@@ -165,6 +165,8 @@ class Checkpoints(unittest.TestCase):
             self.assertEqual(routed, [i % e for i in range(e + 2)])
             names = [t["name"] for t in plan.slot_tensors(layer)]
             self.assertTrue(any("w13" in n for n in names))
+        with self.assertRaisesRegex(moec.FileError, "gone: No such file"):
+            moec.Placement.read(model, os.path.join(ROOT, "gone"))
         with self.assertRaises(moec.MappingError) as bad:
             moec.Plan(model, n_ranks=5)
         self.assertEqual(bad.exception.rule, "MOE-P06")
@@ -424,6 +426,22 @@ class Lifetime(unittest.TestCase):
 
 class Checks(unittest.TestCase):
     """verify and validate, of a conversion that the program makes."""
+
+    def test_a_damaged_conversion_is_one_still(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            out = os.path.join(tmp, "out")
+            subprocess.run([os.environ["MOEC_CONVERT"], "convert",
+                            fixture("qwen3_moe"), out, "--ep", "1",
+                            "--quiet"], check=True)
+            manifest = os.path.join(out, "manifest.json")
+            for damage in (lambda: open(manifest, "w").close(),
+                           lambda: os.remove(manifest)):
+                self.assertTrue(moec.is_converted(out))
+                damage()
+                self.assertTrue(moec.is_converted(out))
+                with self.assertRaisesRegex(moec.FormatError, "MOE-M01"):
+                    moec.Conversion(out)
+        self.assertFalse(moec.is_converted(fixture("qwen3_moe")))
 
     def test_an_exception_in_progress_ends_it(self):
         def progress(done, total):
