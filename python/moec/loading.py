@@ -6,7 +6,8 @@ import mmap
 from typing import Any, Callable, Dict, List, Optional, Union
 
 from . import _abi as abi
-from ._lib import Handle, call, failure, guarded, lib, waiting, whole
+from ._lib import (Handle, OutOfMemoryError, call, failure, guarded, lib,
+                   waiting, whole)
 from .checkpoint import Conversion, Plan, _Planned
 from .memory import NAMES, Tensor, View
 
@@ -27,7 +28,9 @@ def _room(want: Any, arenas: List[Any]) -> int:
         room = mmap.mmap(-1, want.bytes + want.alignment,
                          mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as e:
-        raise MemoryError from e
+        raise OutOfMemoryError(
+            f"no memory for {want.bytes} bytes of tensors: {e.strerror}",
+            abi.MOEC_E_NOMEM) from e
     try:
         room.madvise(mmap.MADV_HUGEPAGE)  # or it is touched 4 KiB at a time
     except OSError:
@@ -175,7 +178,12 @@ class Job(Handle):
     # ---------------------------------------------------------------- run
     def start(self) -> None:
         """Begin to read. Nothing can be placed any more."""
-        call("moec_job_start", self.pointer)
+        err, pointer = abi.moec_error(), self.pointer
+        # Its callbacks must not be where a signal is handled.
+        status = waiting(
+            lambda: lib.moec_job_start(pointer, ctypes.byref(err)),
+            self.cancel)
+        self._check(status, err)
 
     def wait(self) -> None:
         """The result of the whole. Other threads of Python run meanwhile, and
@@ -183,6 +191,9 @@ class Job(Handle):
         err, pointer = abi.moec_error(), self.pointer
         status = waiting(lambda: lib.moec_job_wait(pointer, ctypes.byref(err)),
                          self.cancel)
+        self._check(status, err)
+
+    def _check(self, status: int, err: abi.moec_error) -> None:
         if self._raised:  # popped: its traceback leads to the list
             raise self._raised.pop(0)
         if status != abi.MOEC_OK:

@@ -3,6 +3,7 @@
 the environment, python/ on the path."""
 import copy
 import ctypes
+import errno
 import gc
 import inspect
 import json
@@ -18,6 +19,7 @@ import threading
 import time
 import unittest
 import weakref
+from unittest import mock
 
 import numpy as np
 
@@ -337,6 +339,16 @@ class Loading(unittest.TestCase):
                 job.wait()
             self.assertEqual(seen, left)  # no thread is in the job any more
         self.assertLess(len(seen), self.model.n_layers)
+
+    def test_no_memory_says_for_how_many_bytes(self):
+        def none(*arguments):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        with loading.Job(moec.Plan(self.model), 0) as job:
+            with mock.patch.object(loading.mmap, "mmap", none), \
+                    self.assertRaisesRegex(moec.OutOfMemoryError,
+                                           r"[0-9]+ bytes of tensors"):
+                job.start()
 
     def test_needs_no_numpy(self):
         program = (
