@@ -6,7 +6,7 @@
 
 calls        each call of the file system and the kernel fails once (EIO,
              ENOSPC, EINTR, ...), transfers half, or is where the process dies
-allocations  the n-th allocation gives NULL
+allocations  the n-th allocation gives NULL, of every command (commands.py)
 compound     dies at one call; what goes on with it fails at another
 strace       the same failures made by the kernel's tracer, libc's own calls
              included
@@ -19,15 +19,19 @@ a table of counts. Needs MOEC_SHIM (tests/faults/shim.c) and MOEC_CONVERT."""
 import argparse
 import collections
 import concurrent.futures
+import json
 import os
 import random
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 
+import commands
 import scenes
 from scenes import Failure
 
@@ -96,10 +100,10 @@ def judge(scene, cwd, done, what, silent):
     said = done.stderr.decode(errors="replace").strip()
     if what in ("kill", "torn") and done.returncode == -9:
         return "died"
-    if done.returncode == 0:
+    if done.returncode == scene.code:
         if not scene.result:
             if scene.same and scenes.answer(done) != scene.said:
-                raise Failure("exit 0 and another answer")
+                raise Failure("exit %d and another answer" % done.returncode)
         elif not scene.rest:
             scenes.finished(scene, cwd)
         return "whole"
@@ -211,40 +215,140 @@ def sweep_compound(scene, scratch, opts, rng):
 
 # ------------------------------------------------------------- allocations
 
-def figures(scene, scratch, shim):
-    """Exit code and what was still allocated at the end."""
-    cwd = scenes.fresh(scene, scratch, label())
-    name = os.path.join(scratch, "report-" + label())
-    done = scenes.run(scene.argv, cwd, dict(shim, MOEC_FAULT_REPORT=name))
-    if not os.path.exists(name):
-        raise Failure("did not come to its end: exit %d, %s" % (
-            done.returncode, done.stderr.decode(errors="replace")))
-    with open(name) as f:
-        _, allocs, live, where = f.read().split()
-    os.unlink(name)
-    return cwd, done, int(allocs), int(live), where
+class Server:
+    """A scene's command, which the shim forks behind exec and linking. One
+    directory for all its runs."""
+
+    def __init__(self, scene, scratch, how):
+        self.scene, self.how = scene, how
+        self.cwd = scenes.fresh(scene, scratch, label())
+        self.before = scenes.state(self.cwd)
+        self.process = subprocess.Popen(
+            scenes.spelled(scene.argv, self.cwd), stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, bufsize=0, cwd=self.cwd, env=dict(
+                scenes.environment(scene.env), LD_PRELOAD=scenes.SHIM,
+                MOEC_FAULT_SERVER=how, MOEC_FAULT_NOSYNC="1",
+                # once, and not in each child
+                LD_BIND_NOW="1"))
+        first = self.process.stdout.readline()
+        # Allocations until then; -1 where it ended without a digest.
+        self.first = int(first) if first.strip().isdigit() else -1
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()
+
+    def run(self, n):
+        """With the n-th allocation failing: what subprocess.run returns, and
+        allocations, live ones, and the library that did not get its own."""
+        pipe = self.process.stdout.fileno()
+        self.process.stdin.write(b"%d %s\n" % (n, self.cwd.encode()))
+        said = b""
+        while said.count(b"\n") < 2:
+            if not select.select([pipe], [], [], 60)[0]:
+                os.kill(int(said.split()[0]), signal.SIGKILL)
+                raise Failure("hangs")
+            more = os.read(pipe, 64)
+            if not more:
+                raise Failure("the server of the shim has ended")
+            said += more
+        out, err, report = (self.read(end) for end in ("out", "err", "report"))
+        done = subprocess.CompletedProcess(
+            self.scene.argv, os.waitstatus_to_exitcode(int(said.split()[1])),
+            out, err)
+        if not report:
+            raise Failure("did not come to its end: exit %d, %s" % (
+                done.returncode, err.decode(errors="replace")))
+        _, n, live, where = report.decode().split()
+        return done, int(n), int(live), where
+
+    def read(self, end):
+        with open("%s.%s" % (self.cwd, end), "rb") as f:
+            return f.read()
+
+    def again(self):
+        """An undisturbed run."""
+        done = self.run(0)[0]
+        if done.returncode != self.scene.code:
+            raise Failure("the same command again: exit %d, %s" % (
+                done.returncode, done.stderr.decode(errors="replace")))
+        return done
+
+    def begin(self):
+        """The directory as the scene finds it."""
+        if scenes.state(self.cwd) != self.before:
+            scenes.fresh(self.scene, os.path.dirname(self.cwd), label())
+            self.before = scenes.state(self.cwd)
+
+
+def server_of(scene, scratch, how):
+    """This thread's own."""
+    server = getattr(local, "server", None)
+    if server is None or server.scene is not scene or server.how != how:
+        if server is not None:
+            server.close()
+        local.server = server = Server(scene, scratch, how)
+    return server
+
+
+def no_memory(done):
+    """Exit 4 says that memory was short, and leaves no half document."""
+    said = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+    # A thread that has no memory for its stack is EAGAIN to pthread_create.
+    if not re.search("memory|cannot start a thread", said):
+        raise Failure("another reason: %s" % said)
+    if done.stdout.strip().startswith(b"{"):
+        try:
+            json.loads(done.stdout)
+        except ValueError:
+            raise Failure("half a document: %r" % done.stdout[-60:]) from None
 
 
 def one_alloc(scene, scratch, point):
-    i = point[0]
-    cwd, done, _, live, where = figures(scene, scratch, {"MOEC_FAULT_ALLOC": str(i)})
+    n, how, _ = point
+    server = server_of(scene, scratch, how)
+    server.begin()
+    cwd = server.cwd
+    done, _, live, where = server.run(n)
     how = judge(scene, cwd, done, "NULL", False)
+    if how == "said":
+        no_memory(done)
     # libcrypto loses some of its own when it fails half-way, and keeps more
     # than a thousand once it has begun: where only this run began it, that is
     # what is seen.
     if 0 < live - scene.live < LIBCRYPTO_KEEPS and "crypto" not in where:
         raise Failure("%d allocations are left, %d of an undisturbed run" % (
             live, scene.live))
-    if how != "whole" or scene.rest:
-        scenes.go_on(scene, cwd)
+    scene.holds(cwd, how == "whole")
+    if how != "whole" and scene.replaces:
+        keeps_old(scene, cwd, scene.begin)
+    # Where nothing is left behind, the next run is the undisturbed one.
+    if how == "whole" and not (scene.rest and scene.result):
+        pass
+    elif scene.remote or scene.rest or scenes.state(cwd) != server.before:
+        scenes.go_on(scene, cwd, server.again)
     return how
 
 
+# Swept from their very begin, with what libcrypto allocates to begin itself;
+# all others from where it has: the same calls, made by the same lines.
+COLD = ("placement", "inspect", "convert")
+
+
 def sweep_allocs(scene, scratch, opts, rng):
-    _, _, n, scene.live, _ = figures(scene, scratch, {})
-    points = [(i, "malloc", "NULL") for i in range(1, n + 1)]
-    if not opts.all:
-        points = [points[0]] + rng.sample(points, min(opts.points, n))
+    how = "cold" if scene.name in COLD else "warm"
+    server = server_of(scene, scratch, how)
+    if server.first < 0: # ends without a digest
+        how = "cold"
+        server = server_of(scene, scratch, how)
+    server.begin()
+    done, n, scene.live, _ = server.run(0)
+    if judge(scene, server.cwd, done, "nothing", True) == "whole":
+        scene.holds(server.cwd, True)
+    points = [(i, how, "NULL") for i in range(server.first + 1, n + 1)]
+    if not opts.all and points:
+        points = [points[0]] + rng.sample(points, min(opts.points, len(points)))
     return points, one_alloc
 
 
@@ -340,6 +444,12 @@ def sweep(name, all_scenes, scratch, opts, failures):
         print("%-12s %-10s %7d %9d %7d %7d %9d %7d" % (
             "", scene.name, len(points), n["not felt"], n["exit 4"],
             n["died"], n["was done"], n["FAILED"]), flush=True)
+        shown = {}
+        for _, why in ends: # one of each kind
+            if why:
+                shown.setdefault(re.sub(r"\d+", "N", why), why)
+        for why in list(shown.values())[:20]:
+            print("FAIL:", why, flush=True)
     return total
 
 
@@ -363,15 +473,14 @@ def main():
             for name in opts.sweeps:
                 where = os.path.join(scratch, name)
                 os.mkdir(where)
-                total += sweep(name, scenes.build(where, names), where, opts,
-                               failures)
+                more = commands if name == "allocations" else None
+                some = scenes.build(where, names, more)
+                if more and not names:
+                    more.must_have_all(some)
+                total += sweep(name, some, where, opts, failures)
         except Failure as e:
             failures.append(str(e))
-    shown = {}
-    for why in failures: # one of each kind
-        shown.setdefault(re.sub(r"\d+", "N", why), why)
-    for why in list(shown.values())[:60]:
-        print("FAIL:", why)
+            print("FAIL:", e)
     print("%d points, %d failed" % (total, len(failures)))
     return 1 if failures else 0
 
