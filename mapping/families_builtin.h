@@ -12,9 +12,10 @@
 #include <stddef.h>
 
 struct moec_builtin_family {
-    const char *name; /* base name without .json: "deepseek_v3" */
-    const char *text; /* JSON, NUL-terminated */
-    size_t bytes;     /* of `text`, the NUL not counted */
+    const char *name;   /* base name without .json: "deepseek_v3" */
+    const char *tested; /* its "tested" */
+    const char *text;   /* JSON, NUL-terminated */
+    size_t bytes;       /* of `text`, the NUL not counted */
 };
 
 /* In the order of the list, which is alphabetic. */

@@ -85,15 +85,9 @@ const char *moec_families_name(const moec_families *families, size_t i)
 
 const char *moec_families_tested(const moec_families *families, size_t i)
 {
-    moec_error err = MOEC_ERROR_INIT;
-    moec_family *f;
     if (i < families->n_added)
         return families->added[i]->tested;
-    if (parse_builtin(i - families->n_added, &f, &err) != MOEC_OK)
-        return "none";
-    const char *tested = f->tested; /* of static storage */
-    moec_family_destroy(f);
-    return tested;
+    return moec_builtin_families[i - families->n_added].tested;
 }
 
 /* The conditions that go with a model_type, or NULL. */
