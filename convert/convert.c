@@ -97,11 +97,11 @@ moec_status moec_prepare(moec_prepared *p, const moec_layout *layout,
     memset(p, 0, sizeof(*p));
     p->layout = layout;
     p->opts = opts;
-    p->n_files = n;
     p->files = moec_calloc(n + 1, sizeof(*p->files));
     p->headers = moec_calloc(n + 1, sizeof(*p->headers));
     if (p->files == NULL || p->headers == NULL)
         return moec_fail_nomem(err, "data files");
+    p->n_files = n;
     for (size_t i = 0; i < n; i++) {
         const moec_out_file *f = moec_layout_file(layout, i);
         p->files[i] = (moec_out_job_file){f->name, f->bytes};
