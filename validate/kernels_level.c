@@ -461,6 +461,9 @@ static moec_status run_layers(moec_level3 *v, moec_validation *out,
         MOEC_TRY(run_layer(v, out, i, err));
     check_reference(v, out);
     moec_validation_say_limits(v, out);
+    if (out->starved)
+        return moec_l3_agree(v, moec_fail_nomem(err, "what was not proved"),
+                             err);
     return moec_l3_agree(v, moec_l3_progress(v, v->total, err), err);
 }
 

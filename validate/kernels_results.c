@@ -24,7 +24,9 @@ void moec_validation_add_limit(moec_validation *out, const char *fmt, ...)
     if (out->n_limits == MOEC_LIMITS_MAX)
         return;
     copy = moec_arena_strdup(&out->arena, text, strlen(text));
-    if (copy != NULL)
+    if (copy == NULL)
+        out->starved = true;
+    else
         out->limits[out->n_limits++] = copy;
 }
 

@@ -298,6 +298,7 @@ struct moec_validation {
     char **why_not; /* [n_layers] */
     size_t n_limits;
     char *limits[MOEC_LIMITS_MAX];
+    bool starved;               /* a limit is missing */
     uint32_t n_ranks;           /* of `traffic`; 0: one process */
     moec_rank_traffic *traffic; /* [n_layers][n_ranks] */
     moec_arena arena;           /* texts */
