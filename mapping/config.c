@@ -297,7 +297,9 @@ static bool only_if_holds(const moec_family *family, const moec_only_if *o,
         holds = at.v->value != NULL;
         if (!holds || want->value == NULL)
             continue;
-        json_t *v = json_loads(want->value, JSON_DECODE_ANY, NULL);
+        bool starved;
+        json_t *v = moec_json_load(want->value, strlen(want->value),
+                                   JSON_DECODE_ANY, NULL, &starved);
         c->oom |= v == NULL; /* jansson wrote it: it can be read */
         holds = v != NULL && json_equal(v, at.v->value);
         json_decref(v);
@@ -500,7 +502,9 @@ static moec_status read_facts(moec_config *c, moec_arena *arena,
 static moec_rule rule_of_syntax(const char *text, size_t n)
 {
     json_error_t e;
-    json_t *tree = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+    bool starved;
+    json_t *tree =
+        moec_json_load(text, n, JSON_REJECT_DUPLICATES, &e, &starved);
     if (tree != NULL) {
         json_decref(tree);
         return MOEC_RULE_C02;

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "converted.h"
 #include "web_parts.h"
 
@@ -267,14 +268,15 @@ static moec_status head_converted(moec_web *r, const moec_buf *text,
 static moec_status head_shards(moec_web *r, const moec_buf *index,
                                moec_error *err)
 {
-    json_t *root = json_loadb(index->data, index->len, 0, NULL);
+    bool starved;
+    json_t *root = moec_json_load(index->data, index->len, 0, NULL, &starved);
     json_t *map = json_object_get(root, "weight_map");
     json_t *seen = json_object();
     const char *tensor;
     json_t *file;
     moec_status st = MOEC_OK;
 
-    if (!seen)
+    if (!seen || starved)
         st = moec_fail_nomem(err, "the index");
     json_object_foreach (map, tensor, file) {
         const char *name = json_string_value(file);

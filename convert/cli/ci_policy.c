@@ -13,6 +13,7 @@
 
 #include "option_files.h"
 #include "print.h"
+#include "read_json.h"
 
 static const char policy_schema[] = "moec.policy/1";
 static const char report_schema[] = "moec.check/1";
@@ -29,16 +30,13 @@ static moec_status refuse(const reader *r, const char *fmt, ...)
 
 static moec_status refuse(const reader *r, const char *fmt, ...)
 {
-    char *text = NULL;
+    char text[sizeof(r->err->text)];
     va_list ap;
     va_start(ap, fmt);
-    int n = vasprintf(&text, fmt, ap);
+    (void)vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    moec_status st = moec_cli_error(r->err, MOEC_E_FORMAT, r->rule, "%s: %s",
-                                    r->path, n >= 0 ? text : "cannot be used");
-    if (n >= 0)
-        free(text);
-    return st;
+    return moec_cli_error(r->err, MOEC_E_FORMAT, r->rule, "%s: %s", r->path,
+                          text);
 }
 
 static moec_status no_memory(const reader *r)
@@ -49,17 +47,17 @@ static moec_status no_memory(const reader *r)
 
 static moec_status load(const reader *r, json_t **out)
 {
-    json_error_t e;
     char *text = NULL;
+    json_t *doc = NULL;
     size_t n = 0;
     moec_status st = moec_cli_read_file(r->path, r->rule, MOEC_JSON_BYTES_MAX,
                                         &text, &n, r->err);
     if (st != MOEC_OK)
         return st;
-    json_t *doc = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+    st = moec_read_json(text, n, r->path, r->rule, &doc, r->err);
     free(text);
-    if (doc == NULL)
-        return refuse(r, "line %d, column %d: %s", e.line, e.column, e.text);
+    if (st != MOEC_OK)
+        return st;
     if (!json_is_object(doc)) {
         json_decref(doc);
         return refuse(r, "is no JSON object");

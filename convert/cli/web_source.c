@@ -17,6 +17,7 @@
 
 #include "option_files.h"
 #include "print.h"
+#include "read_json.h"
 
 #ifdef MOEC_HAS_STORE
 
@@ -133,8 +134,10 @@ static moec_status read_digests(uploading *u)
     free(path);
     if (st != MOEC_OK)
         return st;
-    root = json_loadb(text, n, 0, NULL);
+    st = moec_read_loose_json(text, n, "manifest.json", &root, u->err);
     free(text);
+    if (st != MOEC_OK)
+        return st;
     u->digests = json_object();
     json_array_foreach (json_object_get(root, "files"), i, file) {
         const char *name = json_string_value(json_object_get(file, "name"));

@@ -16,14 +16,16 @@
 #undef moec_json_fail
 
 /* jansson drops a byte of a long string where it finds no memory to grow by,
- * and goes on: a digest of 63 digits, and no error. So its allocator is one
- * that remembers, on this thread, that it failed; all else stays as it was, and
- * whoever has set another one keeps it. */
-static _Thread_local bool starved;
+ * and goes on: a digest of 63 digits, and no error; where the byte was the
+ * closing quote it copies on behind the end of a buffer. So its allocator is
+ * one that remembers, on this thread, that it failed, and gives nothing more
+ * to that parse; all else stays as it was, and whoever has set another one
+ * keeps it. */
+static _Thread_local bool parsing, starved;
 
 static void *watched_alloc(size_t n)
 {
-    void *p = moec_alloc(n);
+    void *p = parsing && starved ? NULL : moec_alloc(n);
 
     starved |= p == NULL;
     return p;
@@ -37,6 +39,25 @@ static void watch(void)
     json_get_alloc_funcs(&alloc, &release);
     if (alloc == malloc && release == free)
         json_set_alloc_funcs(watched_alloc, free);
+}
+
+json_t *moec_json_load(const char *text, size_t n, size_t flags,
+                       json_error_t *e, bool *starved_out)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    json_t *value;
+
+    pthread_once(&once, watch);
+    starved = false;
+    parsing = true;
+    value = json_loadb(text, n, flags, e);
+    parsing = false;
+    *starved_out = starved;
+    if (starved) {
+        json_decref(value);
+        return NULL;
+    }
+    return value;
 }
 
 /* Why a text was refused, and what to say where. */
@@ -82,9 +103,9 @@ moec_status moec_json_parse(const char *text, size_t n, const char *name,
                             moec_rule rule, moec_rule duplicate_rule,
                             json_t **out, moec_error *err)
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     json_error_t e;
     json_t *value;
+    bool no_memory;
 
     if (n > MOEC_JSON_BYTES_MAX)
         return moec_fail(err, MOEC_E_FORMAT, MOEC_RULE_I04,
@@ -95,13 +116,9 @@ moec_status moec_json_parse(const char *text, size_t n, const char *name,
     if (n >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0)
         return moec_fail_at(err, MOEC_E_FORMAT, rule, 0,
                             "%s: begins with a byte order mark", name);
-    pthread_once(&once, watch);
-    starved = false;
-    value = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
-    if (starved) {
-        json_decref(value);
+    value = moec_json_load(text, n, JSON_REJECT_DUPLICATES, &e, &no_memory);
+    if (no_memory)
         return moec_fail_nomem(err, name);
-    }
     if (!value)
         return parse_failed(&(refusal){.e = &e,
                                        .text = text,

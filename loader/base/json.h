@@ -17,6 +17,12 @@
 
 #include "base/base.h"
 
+/* json_loadb, which corrupts the heap where it finds no memory and goes on:
+ * here none of its allocations succeeds behind one that failed. NULL, and
+ * *starved, without memory. */
+json_t *moec_json_load(const char *text, size_t n, size_t flags,
+                       json_error_t *e, bool *starved);
+
 /* Parse n bytes of text: at most MOEC_JSON_BYTES_MAX, RFC 8259, UTF-8 without
  * a byte order mark, no duplicate keys, no \u0000, an object or an array at
  * the top. Errors carry `rule`, duplicate keys `duplicate_rule`, texts too
