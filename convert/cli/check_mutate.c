@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_file.h"
+
 #include "check_run.h"
 
 /* What --mutate asks for, and what came of it. */
@@ -291,13 +293,16 @@ static int verdict(const mutations *m)
     return MOEC_EXIT_FOUND;
 }
 
-/* Write the report in the other forms; `code` is the command's. */
-static int write_report(moec_check *x, int code)
+/* Write the document, and the report in the other forms; `code` is the
+ * command's. */
+static int write_report(moec_check *x, const char *text, size_t bytes, int code)
 {
     moec_error err = MOEC_ERROR_INIT;
     moec_status st = moec_ci_settle(&x->report, &err);
     if (st != MOEC_OK)
         return moec_cli_fail(x->cli, st, &err);
+    if (x->cli->args.json)
+        (void)fwrite(text, 1, bytes, stdout);
     x->report.no_verdict = true;
     x->report.code = code;
     return moec_ci_write(&x->report);
@@ -315,9 +320,9 @@ int moec_check_mutate(moec_check *x)
     moec_status st = moec_check_open_layout(x, &layout, &err);
     if (st != MOEC_OK)
         return moec_ci_fail(x->cli, st, &err);
-    FILE *document = open_memstream(&text, &bytes);
+    FILE *document = moec_cli_memory_file(&text, &bytes);
     if (document == NULL)
-        return moec_cli_fail(x->cli, MOEC_E_NOMEM, NULL);
+        return moec_cli_no_memory(x->cli, "the document");
     moec_cli_json_begin_in(&j, document, x->cli, false);
     moec_cli_json_str(&j, "path", x->path);
     moec_cli_json_array(&j, "mutations");
@@ -329,8 +334,10 @@ int moec_check_mutate(moec_check *x)
             code = mutate(&m, x, &j, layout, (moec_mutation)i);
     }
     moec_cli_json_finish(&j);
-    if (fclose(document) == 0 && x->cli->args.json)
-        (void)fwrite(text, 1, bytes, stdout);
+    code = code != MOEC_EXIT_OK ? code : verdict(&m);
+    if (fclose(document) != 0)
+        return moec_cli_no_memory(x->cli, "the document");
+    code = write_report(x, text, bytes, code);
     free(text);
-    return write_report(x, code != MOEC_EXIT_OK ? code : verdict(&m));
+    return code;
 }

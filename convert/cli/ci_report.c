@@ -12,6 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "memory_file.h"
+
 void moec_ci_init(moec_ci_report *r, const moec_cli *cli, const char *path)
 {
     memset(r, 0, sizeof(*r));
@@ -226,7 +228,8 @@ void moec_ci_add(moec_ci_report *r, const moec_finding *like,
     va_start(ap, fmt);
     int n = vasprintf(&message, fmt, ap);
     va_end(ap);
-    f.message = moec_ci_text(r, "%s", n >= 0 ? message : fmt);
+    r->oom |= n < 0;
+    f.message = moec_ci_text(r, "%s", n >= 0 ? message : "");
     if (n >= 0)
         free(message);
     f.file = copy(r, like, MOEC_HAS_FILE, like->file);
@@ -318,7 +321,7 @@ static moec_status fingerprint(const moec_ci_report *r, moec_ci_found *x,
     char *text = NULL;
     size_t n = 0;
     uint8_t digest[32];
-    FILE *s = open_memstream(&text, &n);
+    FILE *s = moec_cli_memory_file(&text, &n);
     if (s == NULL)
         return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
                               "no memory for a fingerprint");
@@ -423,15 +426,20 @@ char *moec_ci_path(const moec_ci_report *r, const moec_ci_found *x)
     char *path = NULL;
     const char *slash =
         r->path[strlen(r->path) - (*r->path != '\0')] == '/' ? "" : "/";
-    if (asprintf(&path, "%s%s%s", r->path, slash, x->file) < 0)
+    if (asprintf(&path, "%s%s%s", r->path, slash, x->file) < 0) {
+        moec_cli_cut();
         return NULL;
+    }
     /* What a finding names itself and is not there is missing below. */
     bool named = (x->f.has & MOEC_HAS_FILE) != 0 && x->file[0] != '/';
     if (strcmp(x->file, r->path) != 0 &&
         (access(path, F_OK) == 0 || (named && access(x->file, F_OK) != 0)))
         return path;
     free(path);
-    return strdup(x->file);
+    path = strdup(x->file);
+    if (path == NULL)
+        moec_cli_cut();
+    return path;
 }
 
 static void put_number(FILE *s, const char **lead, const char *word, uint64_t v)
@@ -445,7 +453,7 @@ static char *escaped(char *raw)
 {
     char *text = NULL;
     size_t n = 0;
-    FILE *s = open_memstream(&text, &n);
+    FILE *s = moec_cli_memory_file(&text, &n);
     if (s == NULL) {
         free(raw);
         return NULL;
@@ -466,7 +474,7 @@ char *moec_ci_message(const moec_ci_report *r, const moec_ci_found *x)
     const char *lead = ": ";
     char *text = NULL, layer[24];
     size_t n = 0;
-    FILE *s = open_memstream(&text, &n);
+    FILE *s = moec_cli_memory_file(&text, &n);
     if (s == NULL)
         return NULL;
     if ((f->has & MOEC_HAS_TENSOR) != 0 &&
@@ -514,8 +522,10 @@ const moec_ci_found **moec_ci_worst_first(const moec_ci_report *r)
 {
     /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     const moec_ci_found **list = calloc(r->n_found + 1, sizeof(*list));
-    if (list == NULL)
+    if (list == NULL) {
+        moec_cli_cut();
         return NULL;
+    }
     for (size_t i = 0; i < r->n_found; i++)
         list[i] = &r->found[i];
     /* NOLINTNEXTLINE(bugprone-sizeof-expression): sorts pointers */

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "memory_file.h"
 #include "results.h"
 #include "session.h"
 
@@ -103,7 +104,7 @@ static void text_verdict(counter *c, const moec_ci_report *r)
 bool moec_ci_make_text(moec_ci_report *r)
 {
     counter c = {.text = &r->text, .bytes = &r->text_bytes};
-    c.f = open_memstream(&r->text, &r->text_bytes);
+    c.f = moec_cli_memory_file(&r->text, &r->text_bytes);
     if (c.f == NULL)
         return false;
     for (size_t i = 0; i < r->n_runs; i++)
@@ -218,7 +219,9 @@ static int replace_file(const moec_ci_report *r, const char *path,
     }
     write_form(f, r, format, log);
     bool bad = ferror(f) != 0 || fchmod(fd, 0644) != 0;
-    if (fclose(f) != 0 || bad || rename(tmp, path) != 0) {
+    if (moec_cli_is_cut())
+        errno = ENOMEM;
+    if (fclose(f) != 0 || bad || moec_cli_is_cut() || rename(tmp, path) != 0) {
         code = complain(path, errno != 0 ? errno : EIO);
         (void)unlink(tmp);
     }
@@ -229,14 +232,24 @@ static int replace_file(const moec_ci_report *r, const char *path,
 static int append_file(const moec_ci_report *r, const char *path,
                        uint32_t format)
 {
+    char *text = NULL;
+    size_t bytes = 0;
+    int code = 0;
+    FILE *whole = moec_cli_memory_file(&text, &bytes);
+    if (whole != NULL)
+        write_form(whole, r, format, NULL);
+    if (whole == NULL || fclose(whole) != 0 || moec_cli_is_cut()) {
+        free(text);
+        return complain(path, ENOMEM);
+    }
     FILE *f = fopen(path, "ae");
-    if (f == NULL)
-        return complain(path, errno);
-    write_form(f, r, format, NULL);
-    bool bad = ferror(f) != 0;
-    if (fclose(f) != 0 || bad)
-        return complain(path, errno != 0 ? errno : EIO);
-    return 0;
+    bool bad = f == NULL || fwrite(text, 1, bytes, f) != bytes;
+    if (bad || fflush(f) != 0)
+        code = complain(path, errno != 0 ? errno : EIO);
+    if (f != NULL && fclose(f) != 0 && code == 0)
+        code = complain(path, errno);
+    free(text);
+    return code;
 }
 
 /* Devices and pipes are written to, not replaced: /dev/stderr. */

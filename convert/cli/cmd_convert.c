@@ -139,12 +139,11 @@ static int refuse_warnings(const moec_cli *cli, const moec_cli_session *s)
 static int write_ranks(const moec_cli *cli, const moec_cli_session *s,
                        const char *out)
 {
-    char why[MOEC_OPT_WHY_BYTES];
     moec_cli_ranks ranks;
-    int code;
-    if (!moec_cli_ranks_read(&ranks, cli, moec_plan_topology(s->plan).n_ranks,
-                             why))
-        return moec_cli_usage(cli, "%s", why);
+    int code =
+        moec_cli_ranks_read(&ranks, cli, moec_plan_topology(s->plan).n_ranks);
+    if (code != MOEC_EXIT_OK)
+        return code;
     if (cli->args.dry_run)
         code = dry_run(cli, s, &ranks, out);
     else if (ranks.n == 0)

@@ -46,7 +46,6 @@ static int plan(moec_cli *cli)
     moec_cli_session s = {0};
     moec_report *report = NULL;
     moec_cli_ranks ranks = {0};
-    char why[MOEC_OPT_WHY_BYTES];
     int code;
     const char *wrong = moec_cli_check_topology(cli, true);
     if (wrong != NULL)
@@ -56,10 +55,10 @@ static int plan(moec_cli *cli)
         st = moec_layout_prove(&report, s.layout, &err);
     if (st != MOEC_OK)
         code = moec_cli_fail(cli, st, &err);
-    else if (!moec_cli_ranks_read(&ranks, cli,
-                                  moec_plan_topology(s.plan).n_ranks, why))
-        code = moec_cli_usage(cli, "%s", why);
     else
+        code = moec_cli_ranks_read(&ranks, cli,
+                                   moec_plan_topology(s.plan).n_ranks);
+    if (code == MOEC_EXIT_OK)
         code = tell(cli, &s, &ranks, report);
     moec_cli_ranks_free(&ranks);
     moec_report_destroy(report);

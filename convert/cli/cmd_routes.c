@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "memory_file.h"
 #include "option_files.h"
 #include "print.h"
 #include "session.h"
@@ -452,7 +453,7 @@ static moec_status put_response(FILE *f, const moec_routes *r, uint64_t i,
 static moec_status export_sglang(const moec_cli *cli, const moec_routes *r,
                                  char **out, size_t *n_out, moec_error *err)
 {
-    FILE *f = open_memstream(out, n_out);
+    FILE *f = moec_cli_memory_file(out, n_out);
     moec_status st = MOEC_OK;
     uint64_t n = 0;
     if (f == NULL)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "memory_file.h"
 #include "print.h"
 #include "vectors_builtin.h"
 
@@ -239,7 +240,7 @@ static int selftest(moec_cli *cli)
         return moec_cli_usage(cli, "--plugin is for --device cuda");
     moec_status st = open_backends(&r, &err);
     if (st == MOEC_OK && cli->args.json) {
-        r.rows = open_memstream(&r.text, &r.bytes);
+        r.rows = moec_cli_memory_file(&r.text, &r.bytes);
         r.j = (moec_cli_json){.f = r.rows, .depth = ROWS_DEPTH};
         if (r.rows == NULL)
             st = moec_cli_error(&err, MOEC_E_NOMEM, MOEC_RULE_NONE,

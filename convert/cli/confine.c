@@ -9,6 +9,7 @@
  */
 #include "confine.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -74,9 +75,11 @@ static unsigned may_of(const moec_cli *cli)
 typedef struct paths {
     moec_sandbox_path *at;
     size_t n, cap;
+    /* A path that were left out would be "Permission denied" later. */
+    bool oom;
 } paths;
 
-/* Takes `path`, which may be NULL. Without memory it stays closed. */
+/* Takes `path`; NULL: there was no memory for it. */
 static void add(paths *p, char *path, moec_sandbox_access access)
 {
     if (path != NULL && p->n == p->cap) {
@@ -88,6 +91,7 @@ static void add(paths *p, char *path, moec_sandbox_access access)
         }
     }
     if (path == NULL || p->n == p->cap) {
+        p->oom = true;
         free(path);
         return;
     }
@@ -105,14 +109,22 @@ static char *parent_of(const char *path)
     return n == 0 ? strdup(".") : strndup(path, n);
 }
 
+static char *real_of(paths *p, const char *path)
+{
+    char *real = realpath(path, NULL);
+    p->oom |= real == NULL && errno == ENOMEM;
+    return real;
+}
+
 /* hub/models--x--y/snapshots/REV has links into models--x--y/blobs. */
 static void add_hub(paths *p, const char *dir)
 {
-    char *real = realpath(dir, NULL);
+    char *real = real_of(p, dir);
     char *above = real != NULL ? parent_of(real) : NULL;
     size_t n = above != NULL ? strlen(above) : 0;
     if (n > 11 && strcmp(above + n - 11, "/snapshots/") == 0)
         add(p, parent_of(above), MOEC_SANDBOX_READ);
+    p->oom |= real != NULL && above == NULL;
     free(above);
     free(real);
 }
@@ -121,7 +133,9 @@ static void add_input(paths *p, const char *path)
 {
     struct stat sb;
     if (stat(path, &sb) != 0) { /* org/name, or nothing at all */
-        add(p, moec_cli_hf_cache(), MOEC_SANDBOX_READ);
+        char *cache = NULL;
+        if (!moec_cli_hf_cache(&cache) || cache != NULL)
+            add(p, cache, MOEC_SANDBOX_READ);
         return;
     }
     if (S_ISDIR(sb.st_mode)) {
@@ -130,7 +144,7 @@ static void add_input(paths *p, const char *path)
         return;
     }
     /* config.json stands beside a bare file. */
-    char *above = parent_of(path), *real = realpath(path, NULL);
+    char *above = parent_of(path), *real = real_of(p, path);
     if (above != NULL)
         add_hub(p, above);
     if (real != NULL)
@@ -252,14 +266,14 @@ static bool switched_off(const moec_cli_args *a)
     return a->no_sandbox || (word != NULL && word[0] != '\0');
 }
 
-void moec_cli_confine(const moec_cli *cli)
+bool moec_cli_confine(const moec_cli *cli)
 {
     unsigned may = may_of(cli);
     moec_sandbox_result r;
     uint8_t digest[32];
     paths p = {0};
     if (switched_off(&cli->args) || has_plugin(&cli->args))
-        return;
+        return true;
     add_inputs(&p, cli, may);
     add_outputs(&p, cli, may);
     /* libcrypto reads its configuration the first time that it is asked. */
@@ -271,4 +285,5 @@ void moec_cli_confine(const moec_cli *cli)
     for (size_t i = 0; i < p.n; i++)
         free((void *)(uintptr_t)p.at[i].path);
     free(p.at);
+    return !p.oom;
 }

@@ -7,13 +7,13 @@
  *   them. confine.c has a table of what each command writes.
  * Lifetime: until the process ends.
  * Threads: one thread at a time, before any other is started.
- * Errors: none: sandbox.h.
+ * Errors: no memory; of the kernel none: sandbox.h.
  */
 
 #include "cli.h"
 
 /* Enter the sandbox, unless --no-sandbox or MOEC_NO_SANDBOX was said or a
- * plug-in is asked for. */
-void moec_cli_confine(const moec_cli *cli);
+ * plug-in is asked for. False: no memory for its paths. */
+bool moec_cli_confine(const moec_cli *cli);
 
 #endif

@@ -165,14 +165,6 @@ static int unknown_command(const moec_cli_command *const *rows,
     return MOEC_EXIT_USAGE;
 }
 
-static int out_of_memory(const moec_cli *cli)
-{
-    moec_error err = MOEC_ERROR_INIT;
-    moec_status st = moec_cli_error(&err, MOEC_E_NOMEM, MOEC_RULE_NONE,
-                                    "no memory for the arguments");
-    return moec_cli_fail(cli, st, &err);
-}
-
 /* A path that is a URL where the command takes none, or NULL. */
 static const char *stray_url(const moec_cli *cli)
 {
@@ -193,7 +185,7 @@ static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
     int code;
     if (!moec_cli_parse(&cli.args, cmd->groups, argc, argv, why) &&
         cli.args.paths == NULL)
-        code = out_of_memory(&cli);
+        code = moec_cli_no_memory(&cli, "the arguments");
     else if (why[0] != '\0')
         code = moec_cli_usage(&cli, "%s", why);
     else if (cli.args.help)
@@ -206,8 +198,9 @@ static int run(const moec_cli_command *cmd, int argc, char **argv, int skipped)
                               (int)strcspn(cmd->usage, "\n"), cmd->usage);
     else if ((url = stray_url(&cli)) != NULL)
         code = moec_cli_usage(&cli, "%s: this command takes no URL there", url);
+    else if (!moec_cli_confine(&cli))
+        code = moec_cli_no_memory(&cli, "the paths of the sandbox");
     else {
-        moec_cli_confine(&cli);
         code = cmd->fn(&cli);
         moec_cli_web_close();
     }

@@ -150,6 +150,9 @@ moec_status moec_cli_write_file(const char *path, const void *data, size_t n,
 {
     char *temporary = NULL;
     struct stat sb;
+    if (moec_cli_is_cut())
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for all of %s", path);
     if (!force && lstat(path, &sb) == 0)
         return moec_cli_error(err, MOEC_E_ARG, MOEC_RULE_NONE,
                               "%s exists; --force replaces it", path);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_file.h"
 #include "print.h"
 
 /* MOEC_PLACEMENT_HTML: convert/cli/placement.html of the source tree. */
@@ -35,7 +36,7 @@ static void put_string(FILE *f, const char *s)
         (void)fputs("null", f);
         return;
     }
-    FILE *m = open_memstream(&text, &bytes);
+    FILE *m = moec_cli_memory_file(&text, &bytes);
     if (m == NULL)
         return;
     moec_cli_put_json_string(m, s);
@@ -120,7 +121,7 @@ moec_status moec_cli_placement_page(const moec_cli_page *page, char **out,
 {
     static const char mark[] = "@DATA@";
     const char *at = strstr(moec_placement_html, mark);
-    FILE *f = at != NULL ? open_memstream(out, bytes_out) : NULL;
+    FILE *f = at != NULL ? moec_cli_memory_file(out, bytes_out) : NULL;
     if (f == NULL)
         return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
                               "no memory for the page");

@@ -78,18 +78,37 @@ bool moec_cli_put_odd(FILE *f, const char **s)
     return true;
 }
 
+static bool cut;
+
+void moec_cli_cut(void)
+{
+    cut = true;
+}
+
+bool moec_cli_is_cut(void)
+{
+    return cut;
+}
+
 void moec_cli_line(FILE *f, const char *fmt, ...)
 {
-    char *text = NULL;
+    char room[512], *longer = NULL;
     va_list ap;
     va_start(ap, fmt);
-    int n = vasprintf(&text, fmt, ap);
+    int n = vsnprintf(room, sizeof(room), fmt, ap);
     va_end(ap);
-    /* Without memory the bare format says at least what kind of line it is. */
-    put_escaped(f, n >= 0 ? text : fmt);
+    if (n < 0 || (size_t)n >= sizeof(room)) {
+        va_start(ap, fmt);
+        n = vasprintf(&longer, fmt, ap);
+        va_end(ap);
+        if (n < 0) {
+            longer = NULL;
+            cut |= f != stderr;
+        }
+    }
+    put_escaped(f, longer != NULL ? longer : room);
     (void)fputc('\n', f);
-    if (n >= 0)
-        free(text);
+    free(longer);
 }
 
 char *moec_cli_size(char buf[24], uint64_t bytes)
@@ -283,8 +302,16 @@ void moec_cli_json_hex(moec_cli_json *j, const char *key,
     moec_cli_json_str(j, key, text);
 }
 
+static bool has_document;
+
+bool moec_cli_json_begun(void)
+{
+    return has_document;
+}
+
 void moec_cli_json_begin(moec_cli_json *j, const moec_cli *cli, bool ok)
 {
+    has_document = true;
     moec_cli_json_begin_in(j, stdout, cli, ok);
 }
 
@@ -314,6 +341,10 @@ void moec_cli_json_finish(moec_cli_json *j)
 int moec_cli_flush(int code)
 {
     int bad = ferror(stdout);
+    if (cut && code != MOEC_EXIT_SYSTEM) {
+        moec_cli_line(stderr, "moe-convert: no memory for all of the output");
+        code = MOEC_EXIT_SYSTEM;
+    }
     errno = 0;
     if (fflush(stdout) != 0 || bad != 0) {
         moec_cli_line(stderr, "moe-convert: stdout: %s",

@@ -33,6 +33,11 @@ bool moec_cli_put_odd(FILE *f, const char **s);
 /* Print one line and its newline. Control characters (C0, DEL, C1) and bytes
  * that are no UTF-8 come out as \xNN: names come from files, and a file must
  * not steer the terminal. */
+/* Something that was to be said is lost for want of memory: moec_cli_flush says
+ * so, and the process ends with 4. */
+void moec_cli_cut(void);
+bool moec_cli_is_cut(void);
+
 void moec_cli_line(FILE *f, const char *fmt, ...) MOEC_PRINTF(2, 3);
 
 /* "7.5 GiB" into buf[24]; returns buf. */
@@ -63,6 +68,8 @@ void moec_cli_json_begin(moec_cli_json *j, const moec_cli *cli, bool ok);
 /* The same into another file. */
 void moec_cli_json_begin_in(moec_cli_json *j, FILE *f, const moec_cli *cli,
                             bool ok);
+/* Is there one on stdout? What fails behind it has exit code and stderr. */
+bool moec_cli_json_begun(void);
 /* End it and the line. */
 void moec_cli_json_finish(moec_cli_json *j);
 /* Open a container. `key` is NULL inside arrays. A _row stands on one line,
@@ -102,9 +109,11 @@ static inline moec_status moec_cli_refused(moec_status status)
 int moec_cli_exit_of(moec_status status, const moec_error *err);
 
 /* Report a failed command: a line and a hint on stderr, with --json the
- * document on stdout. Returns the exit code. */
+ * document on stdout, unless there is one. Returns the exit code. */
 int moec_cli_fail(const moec_cli *cli, moec_status status,
                   const moec_error *err);
+/* The same with "no memory for WHAT". */
+int moec_cli_no_memory(const moec_cli *cli, const char *what);
 
 /* Report wrong usage: a line and a hint on stderr, with --json the document.
  * Returns MOEC_EXIT_USAGE. */

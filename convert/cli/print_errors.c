@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_file.h"
 #include "progress.h"
 
 #undef moec_cli_error
@@ -124,13 +125,21 @@ int moec_cli_fail(const moec_cli *cli, moec_status status,
                       rule->mend, rule->id);
     if (rule != NULL && cli->args.verbose > 0)
         moec_cli_line(stderr, "why: %s", rule->why);
-    if (cli->args.json) {
+    if (cli->args.json && !moec_cli_json_begun()) {
         moec_cli_json j;
         moec_cli_json_begin(&j, cli, false);
         json_error(&j, status, code, err, text);
         moec_cli_json_finish(&j);
     }
     return code;
+}
+
+int moec_cli_no_memory(const moec_cli *cli, const char *what)
+{
+    moec_error err = MOEC_ERROR_INIT;
+    moec_status st = moec_cli_error(&err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                                    "no memory for %s", what);
+    return moec_cli_fail(cli, st, &err);
 }
 
 int moec_cli_usage(const moec_cli *cli, const char *fmt, ...)
@@ -215,7 +224,7 @@ void moec_cli_print_finding_as(FILE *f, const moec_finding *x, const char *word)
 {
     char *text = NULL;
     size_t bytes = 0;
-    FILE *line = open_memstream(&text, &bytes);
+    FILE *line = moec_cli_memory_file(&text, &bytes);
     if (line == NULL) {
         print_ruled(f, word, x->rule, x->message);
         return;

@@ -13,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_file.h"
+#include "print.h"
+
 static const moec_cli_opt opts[] = {
     {"ranks", 0, MOEC_KIND_TEXT, offsetof(moec_cli_args, ranks), "LIST",
      "only these ranks (0-3,8), as one of several processes; auto: this "
@@ -135,20 +138,21 @@ static bool read_environment(moec_cli_ranks *r, char *why)
 
 /* ------------------------------------------------------------ the option */
 
-bool moec_cli_ranks_read(moec_cli_ranks *r, const moec_cli *cli,
-                         uint32_t n_ranks, char why[MOEC_OPT_WHY_BYTES])
+int moec_cli_ranks_read(moec_cli_ranks *r, const moec_cli *cli,
+                        uint32_t n_ranks)
 {
     const char *text = cli->args.ranks;
+    char why[MOEC_OPT_WHY_BYTES];
     memset(r, 0, sizeof(*r));
     r->n = r->n_ranks = n_ranks;
     if (text == NULL)
-        return true;
+        return MOEC_EXIT_OK;
     if (cli->args.shard_by == MOEC_CHOICE_BY_EXPERT)
-        return complain(why, "--ranks means nothing with --shard-by expert: "
-                             "the store has no ranks");
+        return moec_cli_usage(cli, "--ranks means nothing with --shard-by "
+                                   "expert: the store has no ranks");
     r->mine = calloc((size_t)n_ranks + 1, 1);
     if (r->mine == NULL)
-        return complain(why, "no memory for the ranks");
+        return moec_cli_no_memory(cli, "the ranks");
     bool ok = strcmp(text, "auto") == 0 ? read_environment(r, why)
                                         : read_list(r, text, why);
     r->n = 0;
@@ -156,7 +160,7 @@ bool moec_cli_ranks_read(moec_cli_ranks *r, const moec_cli *cli,
         r->n += r->mine[i];
     if (!ok || r->n == n_ranks)
         moec_cli_ranks_free(r);
-    return ok;
+    return ok ? MOEC_EXIT_OK : moec_cli_usage(cli, "%s", why);
 }
 
 void moec_cli_ranks_free(moec_cli_ranks *r)
@@ -169,7 +173,7 @@ char *moec_cli_ranks_text(const moec_cli_ranks *r)
 {
     char *text = NULL;
     size_t bytes = 0;
-    FILE *f = open_memstream(&text, &bytes);
+    FILE *f = moec_cli_memory_file(&text, &bytes);
     bool any = false;
     if (f == NULL)
         return NULL;

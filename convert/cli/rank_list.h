@@ -20,9 +20,9 @@ typedef struct moec_cli_ranks {
 } moec_cli_ranks;
 
 /* Read --ranks for `n_ranks` ranks. Without the option, and where the list
- * names all of them, mine is NULL. False with the sentence in `why`. */
-bool moec_cli_ranks_read(moec_cli_ranks *r, const moec_cli *cli,
-                         uint32_t n_ranks, char why[MOEC_OPT_WHY_BYTES]);
+ * names all of them, mine is NULL. Another exit code than 0: it has said why. */
+int moec_cli_ranks_read(moec_cli_ranks *r, const moec_cli *cli,
+                        uint32_t n_ranks);
 void moec_cli_ranks_free(moec_cli_ranks *r);
 
 /* "0-3,8", to be freed; NULL without memory. */

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_file.h"
+
 enum { MOST = 10 };
 
 /* Data of a command: one line, and no older command ("##[") within it. In a
@@ -34,7 +36,7 @@ static void put_escaped(FILE *f, const char *s, bool property)
 {
     char *text = NULL;
     size_t n = 0;
-    FILE *line = open_memstream(&text, &n);
+    FILE *line = moec_cli_memory_file(&text, &n);
     if (line == NULL)
         return;
     moec_cli_line(line, "%s", s);

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_file.h"
+
 static const char schema[] = "https://json.schemastore.org/sarif-2.1.0.json";
 
 /* A member {"text": ...}. */
@@ -54,7 +56,7 @@ static void uri(moec_cli_json *j, const char *key, const char *path)
 {
     char *text = NULL;
     size_t n = 0;
-    FILE *s = open_memstream(&text, &n);
+    FILE *s = moec_cli_memory_file(&text, &n);
     if (s == NULL) {
         moec_cli_json_str(j, key, "");
         return;

@@ -24,7 +24,7 @@
 /* ------------------------------------------------------------ opening */
 
 /* The order is that of huggingface_hub. */
-char *moec_cli_hf_cache(void)
+bool moec_cli_hf_cache(char **out)
 {
     static const struct {
         const char *variable, *below;
@@ -34,14 +34,11 @@ char *moec_cli_hf_cache(void)
                   {"HOME", "/.cache/huggingface/hub"}};
     for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
         const char *value = getenv(places[i].variable);
-        char *path = NULL;
-        if (value == NULL || value[0] == '\0')
-            continue;
-        if (asprintf(&path, "%s%s", value, places[i].below) < 0)
-            return NULL;
-        return path;
+        if (value != NULL && value[0] != '\0')
+            return asprintf(out, "%s%s", value, places[i].below) >= 0;
     }
-    return NULL;
+    *out = NULL;
+    return true;
 }
 
 moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
@@ -54,7 +51,10 @@ moec_status moec_cli_open_source(moec_ckpt **out, const moec_cli *cli,
     if (st != MOEC_OK || store != NULL)
         return st == MOEC_OK ? moec_ckpt_open_source(out, store, &opts, err)
                              : st;
-    char *cache = moec_cli_hf_cache();
+    char *cache = NULL;
+    if (!moec_cli_hf_cache(&cache))
+        return moec_cli_error(err, MOEC_E_NOMEM, MOEC_RULE_NONE,
+                              "no memory for the cache's path");
     opts.hf_cache = cache;
     st = moec_ckpt_open(out, src, &opts, err);
     free(cache);

@@ -30,7 +30,7 @@ typedef struct moec_cli_session {
 } moec_cli_session;
 
 /* Root of the local Hugging Face cache, to be freed; NULL: there is none. */
-char *moec_cli_hf_cache(void);
+bool moec_cli_hf_cache(char **out);
 
 /* Read the families and open the checkpoint `src`. Of a conversion it is the
  * source that it was made from, headers alone, and the model comes with it. */

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "balance.h"
+#include "memory_file.h"
 #include "option_files.h"
 #include "print.h"
 
@@ -215,7 +216,7 @@ moec_status moec_cli_stats_counts(const moec_cli_stats_input *x, bool all,
             n_rows += x->keys[i].space == MOEC_SPACE_MTP;
     }
     counts = calloc((size_t)x->n_layers * x->n_experts, sizeof(counts[0]));
-    f = counts != NULL ? open_memstream(out, n_out) : NULL;
+    f = counts != NULL ? moec_cli_memory_file(out, n_out) : NULL;
     if (f == NULL) {
         free(counts);
         return no_memory(err);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory_file.h"
 #include "print.h"
 #include "web_source.h"
 
@@ -68,7 +69,7 @@ char *moec_cli_command_line(const moec_cli *cli)
 {
     char *text = NULL;
     size_t bytes = 0;
-    FILE *f = open_memstream(&text, &bytes);
+    FILE *f = moec_cli_memory_file(&text, &bytes);
     if (f == NULL)
         return NULL;
     (void)fputs("moe-convert", f);
