@@ -45,7 +45,7 @@ changed=$("$tool" place conv --placement b.json --dry-run --json 2>/dev/null |
 now() { date +%s.%N; }
 took() { awk -v n="$1" -v a="$2" -v b="$(now)" \
     'BEGIN { printf "%-14s %8.2f s\n", n, b - a }'; }
-for i in $(seq "$reps"); do
+for _ in $(seq "$reps"); do
     rm -rf copy new bytes && sync
     t=$(now)
     cp -r --reflink=never conv copy && sync -f copy

@@ -135,7 +135,6 @@ def fp8(w, rows, cols):
 
 def check(folder, out, order):
     src = tensors(folder, "*.safetensors")
-    slots = tensors(out, "experts-rank-*.safetensors")
     with open(os.path.join(out, "manifest.json")) as f:
         m = json.load(f)
     local, shared, inter = (m["topology"]["local_slots"], m["topology"]["shared_slots"],

@@ -213,6 +213,7 @@ fi
     echo "no program at $program: build it, or set MOEC_CONVERT"
     exit 1
 }
+# shellcheck disable=SC2046 # a list of words
 [ $# -gt 0 ] || set -- $(ls "$root/fixtures/checkpoints")
 began=$(date +%s)
 printf '%s\n' "$@" | xargs -n 1 -P 2 sh "$here/fixtures_matrix.sh" --one

@@ -126,6 +126,7 @@ run_case() { # CASE
     return $bad
 }
 
+# shellcheck disable=SC2046 # a list of words
 [ $# -gt 0 ] || set -- $(cd "$here" && ls ./*/*.sh | sed 's,^\./,,; s,\.sh$,,')
 passed=0 failed=0 skipped=0
 for name; do

@@ -79,6 +79,7 @@ backs=scalar
 for back in avx2 avx512; do
     "$program" selftest --cpu $back >selftest 2>&1 && backs="$backs $back"
 done
+# shellcheck disable=SC2046 # a list of words
 [ $# -gt 0 ] || set -- $(ls "$root/fixtures/checkpoints")
 for name; do
     src=$root/fixtures/checkpoints/$name

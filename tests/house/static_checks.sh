@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # What other programs say of the sources, none of which is run by the suite:
 #
-#   sh tests/house/static_checks.sh BUILD [cppcheck|analyzer|tidy]...
+#   sh tests/house/static_checks.sh BUILD [scripts|cppcheck|analyzer|tidy]...
 #
+#   scripts    pyflakes and shellcheck, or else whether Python and sh parse
 #   cppcheck   with tests/house/cppcheck.txt, which says why what is left out
 #   analyzer   gcc -fanalyzer, less the lines of tests/house/analyzer.txt
 #   tidy       clang-tidy 14 with .clang-tidy; minutes
@@ -12,10 +13,10 @@
 # skipped aloud. 1 where anything is found.
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd)
-build=${1:?usage: static_checks.sh BUILD [cppcheck|analyzer|tidy]...}
+build=${1:?usage: static_checks.sh BUILD [scripts|cppcheck|analyzer|tidy]...}
 build=$(cd "$build" && pwd) || exit 1
 shift
-[ $# -gt 0 ] || set -- cppcheck analyzer tidy
+[ $# -gt 0 ] || set -- scripts cppcheck analyzer tidy
 cd "$root" || exit 1
 jobs=$(nproc 2>/dev/null || echo 2)
 out=$(mktemp)
@@ -30,6 +31,47 @@ settle() { # NAME: nothing in $out is nothing found
     else
         echo "$1: nothing found"
     fi
+}
+
+scripts_of() { # SUFFIX: the peers' harness came as it is
+    find . \( -path ./build -o -path ./.git -o -path ./tests/bench/peers \) \
+        -prune -o -name "*.$1" -type f -print | LC_ALL=C sort
+}
+
+# An import that pyflakes finds unused says "noqa" where it is wanted so.
+run_python() {
+    if python3 -c 'import pyflakes' 2>/dev/null; then
+        set -- python3 -m pyflakes
+    elif command -v pyflakes3 >/dev/null; then
+        set -- pyflakes3
+    else
+        echo "pyflakes is not installed: Python is only parsed"
+        set -- python3 -c 'import ast, sys
+for path in sys.argv[1:]:
+    ast.parse(open(path).read(), path)'
+    fi
+    scripts_of py | xargs "$@" 2>&1 | while read -r said; do
+        file=${said%%:*} line=${said#*:}
+        sed -n "${line%%:*}p" "$file" 2>/dev/null | grep -q 'noqa' ||
+            echo "$said"
+    done >"$out"
+    settle python
+}
+
+run_shell() {
+    if command -v shellcheck >/dev/null; then
+        set -- shellcheck -s sh -S warning -f gcc
+    else
+        echo "shellcheck is not installed: sh only parses"
+        set -- sh -c 'for path; do sh -n "$path"; done' sh
+    fi
+    scripts_of sh | xargs "$@" >"$out" 2>&1
+    settle shell
+}
+
+run_scripts() {
+    run_python
+    run_shell
 }
 
 run_cppcheck() {
@@ -96,7 +138,7 @@ run_tidy() {
 
 for tool; do
     case $tool in
-    cppcheck | analyzer | tidy) "run_$tool" ;;
+    scripts | cppcheck | analyzer | tidy) "run_$tool" ;;
     *)
         echo "no check '$tool'"
         exit 2
