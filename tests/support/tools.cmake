@@ -31,13 +31,21 @@ add_custom_target(static-checks
   DEPENDS moec_mapping
   VERBATIM USES_TERMINAL)
 
+# Counts of an earlier run would count again.
 find_program(MOEC_GCOVR NAMES gcovr)
-if(MOEC_COVERAGE AND MOEC_GCOVR)
+find_program(MOEC_PYTHON3 NAMES python3)
+if(MOEC_COVERAGE AND MOEC_GCOVR AND MOEC_PYTHON3)
+  include(ProcessorCount)
+  ProcessorCount(cpus)
   add_custom_target(coverage
-    COMMAND "${CMAKE_CTEST_COMMAND}" --output-on-failure
+    COMMAND find . -name "*.gcda" -delete
+    COMMAND "${CMAKE_CTEST_COMMAND}" --output-on-failure --parallel ${cpus}
     COMMAND "${MOEC_GCOVR}" --root "${PROJECT_SOURCE_DIR}"
             --exclude "build/" --exclude "tests/"
             --print-summary --html-details coverage.html
+    COMMAND "${MOEC_PYTHON3}"
+            "${PROJECT_SOURCE_DIR}/tests/support/branch_coverage.py"
+            "${PROJECT_BINARY_DIR}" --least 95
     WORKING_DIRECTORY "${PROJECT_BINARY_DIR}"
     VERBATIM USES_TERMINAL)
 endif()
