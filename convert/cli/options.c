@@ -255,6 +255,7 @@ static void complain(char *why, const char *fmt, ...)
 {
     va_list ap;
     va_start(ap, fmt);
+    /* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): LLVM 41311 */
     (void)vsnprintf(why, MOEC_OPT_WHY_BYTES, fmt, ap);
     va_end(ap);
 }

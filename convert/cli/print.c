@@ -15,26 +15,26 @@
 
 /* --------------------------------------------------------------- text */
 
-size_t moec_cli_utf8(const char *text)
+size_t moec_cli_utf8(const char *s)
 {
-    const unsigned char *s = (const unsigned char *)text;
+    const unsigned char *byte = (const unsigned char *)s;
     unsigned char lo = 0x80, hi = 0xbf;
     size_t n;
-    if (s[0] < 0x80)
-        return s[0] != 0;
-    if (s[0] < 0xc2 || s[0] > 0xf4)
+    if (byte[0] < 0x80)
+        return byte[0] != 0;
+    if (byte[0] < 0xc2 || byte[0] > 0xf4)
         return 0;
-    n = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
-    if (s[0] == 0xe0)
+    n = byte[0] < 0xe0 ? 2 : byte[0] < 0xf0 ? 3 : 4;
+    if (byte[0] == 0xe0)
         lo = 0xa0;
-    else if (s[0] == 0xed)
+    else if (byte[0] == 0xed)
         hi = 0x9f;
-    else if (s[0] == 0xf0)
+    else if (byte[0] == 0xf0)
         lo = 0x90;
-    else if (s[0] == 0xf4)
+    else if (byte[0] == 0xf4)
         hi = 0x8f;
     for (size_t i = 1; i < n; i++) {
-        if (s[i] < lo || s[i] > hi)
+        if (byte[i] < lo || byte[i] > hi)
             return 0;
         lo = 0x80;
         hi = 0xbf;
@@ -163,22 +163,22 @@ void moec_cli_layer_ranges(char *buf, size_t n, const moec_model *model,
 
 /* --------------------------------------------------------------- JSON */
 
-void moec_cli_put_json_string(FILE *f, const char *s)
+void moec_cli_put_json_string(FILE *f, const char *text)
 {
     (void)fputc('"', f);
-    while (*s != '\0') {
-        size_t n = moec_cli_utf8(s);
+    while (*text != '\0') {
+        size_t n = moec_cli_utf8(text);
         if (n == 0) {
             (void)fputs("\\ufffd", f);
-            s++;
-        } else if (*s == '"' || *s == '\\') {
-            (void)fprintf(f, "\\%c", *s++);
-        } else if (moec_cli_is_control(s)) {
-            (void)fprintf(f, "\\u%04x", (unsigned)(unsigned char)s[n - 1]);
-            s += n;
+            text++;
+        } else if (*text == '"' || *text == '\\') {
+            (void)fprintf(f, "\\%c", *text++);
+        } else if (moec_cli_is_control(text)) {
+            (void)fprintf(f, "\\u%04x", (unsigned)(unsigned char)text[n - 1]);
+            text += n;
         } else {
-            (void)fwrite(s, 1, n, f);
-            s += n;
+            (void)fwrite(text, 1, n, f);
+            text += n;
         }
     }
     (void)fputc('"', f);

@@ -33,6 +33,7 @@ moec_status moec_cli_error(moec_error *err, moec_status status, moec_rule rule,
     if (at >= sizeof(err->text))
         return status;
     va_start(ap, fmt);
+    /* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): LLVM 41311 */
     (void)vsnprintf(err->text + at, sizeof(err->text) - at, fmt, ap);
     va_end(ap);
     return status;
@@ -147,6 +148,7 @@ int moec_cli_usage(const moec_cli *cli, const char *fmt, ...)
     char text[MOEC_OPT_WHY_BYTES];
     va_list ap;
     va_start(ap, fmt);
+    /* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): LLVM 41311 */
     (void)vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     moec_cli_line(stderr, "moe-convert %s: %s", cli->cmd->name, text);
