@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tests of a build directory under valgrind's memcheck, and a table:
 
-    python3 tests/memcheck.py BUILD [--jobs N] [--list] [REGEX]...
+    python3 tests/memcheck.py BUILD [--jobs N] [--all] [--list] [REGEX]...
 
 Each program of BUILD that a test runs, by itself or through a script, runs in
 valgrind: reads of what nobody wrote, which no sanitizer of gcc sees, and bytes
 definitely lost are findings, in a process that dies too. Logs stay in
 BUILD/memcheck/TEST. 1 where anything is found or a test fails; 77 without
-valgrind. Without REGEX: all, hours of two cores.
+valgrind. Without REGEX: all tests, but of scripts that do one thing with many
+checkpoints the SAMPLE below; with --all, hours of two cores, everything.
 
 What valgrind 3.19 does not have is ENOSYS there: openat2, Landlock, seccomp.
 io_uring is refused, because it does not see what completions write. AVX-512
@@ -38,6 +39,17 @@ LEFT_OUT = [
     (r"gpu\.|unit\.device", "the emulated device switches stacks"),
     (r"unit\.bombs", "headers of a hundred megabytes take hours"),
 ]
+# What those scripts are given: each stored format, fused and apart, with and
+# without shared experts; deaths of resume.
+SAMPLE = {
+    "cli.fixtures_matrix": ["deepseek_v3_fp8", "gpt_oss", "mixtral"],
+    "cli.family_trees": ["deepseek_v4", "gpt_oss-bf16", "kimi_k2-int4",
+                         "minimax_m3-mxfp8", "nemotron_h-nvfp4"],
+    "cli.validate_fixtures": ["deepseek_v3_fp8", "gpt_oss", "llama4"],
+    "cli.validate_families": ["deepseek_v4", "kimi_k2-int4", "grok"],
+    "cli.store": ["deepseek_v3_fp8", "gpt_oss"],
+    "cli.resume": ["5"],
+}
 # Whose processes die with threads at work: what those held is no leak.
 DIES = r"unit\.(place|ranks|resume)|cli\.resume"
 OPTIONS = ["--show-leak-kinds=definite", "--errors-for-leak-kinds=definite",
@@ -169,6 +181,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--limit", type=int, default=3600,
                         help="seconds a test")
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--list", action="store_true")
     args = parser.parse_intermixed_args()
     if shutil.which("valgrind") is None:
@@ -176,8 +189,10 @@ def main():
         return 77
     build = os.path.realpath(args.build)
     os.environ.setdefault("VALGRIND_OPTS", "--track-origins=yes")
-    chosen = [t for t in tests_of(build) if not args.regex or any(
-        re.search(x, t[0]) for x in args.regex)]
+    sample = {} if args.all else SAMPLE
+    chosen = [(name, command + sample.get(name, []), properties)
+              for name, command, properties in tests_of(build)
+              if not args.regex or any(re.search(x, name) for x in args.regex)]
     left_out = [t[0] for t in chosen if why_left_out(t[0])]
     chosen = [t for t in chosen if t[0] not in left_out]
     if args.list:
