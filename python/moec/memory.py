@@ -8,7 +8,7 @@ from . import _abi as abi
 from ._lib import no_copy
 
 if TYPE_CHECKING:
-    import numpy
+    import numpy as np
 
 # safetensors' names: (moec_dtype, DLPack code, bits, numpy's type or None)
 DTYPES = {
@@ -125,7 +125,7 @@ class Tensor:
         return {"version": 3, "shape": self.shape, "typestr": typestr,
                 "data": (self.data_ptr, False)}
 
-    def numpy(self, raw: bool = False) -> "numpy.ndarray[Any, Any]":
+    def numpy(self, raw: bool = False) -> "np.ndarray[Any, Any]":
         """A numpy view; with `raw`, unsigned integers where numpy lacks the
         type."""
         import numpy
