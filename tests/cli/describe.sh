@@ -58,6 +58,12 @@ for shell in bash zsh fish; do
     [ -z "$missing" ] || complain "$shell: missing: $missing"
 done
 
+# What the rules tell people to type is there.
+moe-convert explain --list --json >"$tmp/rules"
+grep -o -e '--[a-z][a-z0-9-]*' "$tmp/rules" | sort -u >"$tmp/there"
+missing=$(comm -13 "$tmp/options" "$tmp/there")
+[ -z "$missing" ] || complain "rules name options that no command has: $missing"
+
 # same WHAT GOT WANTED...: the words, in any order, at least.
 has() {
     what=$1 got=$2
